@@ -1,0 +1,45 @@
+# Two commands for everyone: `make demo` and `make test`. Each sets up what it needs.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Two busy threads spin against each other on small machines; waiting passively does not.
+export OMP_WAIT_POLICY := passive
+# Kedro's usage statistics stay off, inside the project and outside.
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test lint format viz clean
+
+help:  ## Shows this list.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed  ## Creates the environment in .venv.
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup  ## Runs the whole pipeline on the embedded sample; ends with a report.
+	$(BIN)/kedro run
+
+test: setup lint  ## Lints, checks types and layers, runs every test.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: setup  ## Formats the code and mends what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+viz: setup  ## Builds the pipeline's picture as a static site in build/.
+	$(BIN)/kedro viz build --include-previews
+
+clean:  ## Removes run outputs; keeps the embedded sample and the environment.
+	find data -mindepth 1 -maxdepth 1 ! -name sample -exec rm -rf {} +

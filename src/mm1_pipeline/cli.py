@@ -1,0 +1,161 @@
+"""Commands of the project: `kedro run` with errors to act on, and `kedro mm1`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import env_option
+
+if TYPE_CHECKING:
+    from mm1_pipeline.staleness.session import StalenessSession
+
+
+class UserErrorCommand(click.Command):
+    """A command that shows what a user can mend as one message instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command.
+
+        Raises:
+            click.ClickException: when parameters, sources or arguments cannot be used.
+        """
+        with warnings.catch_warnings():
+            # `--pipeline` and `--pipelines` both work here; OmegaConf's own resolvers warn.
+            warnings.filterwarnings("ignore", message=".*--pipeline.*")
+            warnings.filterwarnings("ignore", message=".*register_new_resolver.*")
+            try:
+                return super().invoke(ctx)
+            except _user_errors() as error:
+                raise click.ClickException(str(error)) from error
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from mm1_pipeline.config.validation import ParameterError
+    from mm1_pipeline.staleness.errors import StalenessError
+
+    return ParameterError, StalenessError
+
+
+@click.group(name="mm1_pipeline")
+def cli() -> None:
+    """Commands of mm1-pipeline."""
+
+
+cli.add_command(
+    UserErrorCommand(
+        name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help
+    )
+)
+
+
+@cli.group()
+def mm1() -> None:
+    """What is fresh, what is stale, and why."""
+
+
+pipeline_option = click.option(
+    "--pipeline", default=None, help="A registered pipeline; the default one if not given."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
+conf_source_option = click.option("--conf-source", default=None, help="Another conf folder.")
+
+
+@mm1.command(cls=UserErrorCommand)
+@pipeline_option
+@json_option
+@env_option
+@conf_source_option
+@click.pass_context
+def status(
+    ctx: click.Context, pipeline: str | None, as_json: bool, env: str, conf_source: str | None
+) -> None:
+    """Shows a row a node: fresh, stale or missing, and why. Exit code 3 if any is not fresh."""
+    from mm1_pipeline.staleness import maintenance, render
+
+    rows = maintenance.status(_open_session(env, conf_source).planner(pipeline))
+    _show(rows, render.render_status, as_json)
+    ctx.exit(maintenance.exit_code(rows))
+
+
+@mm1.command(cls=UserErrorCommand)
+@click.argument("node")
+@pipeline_option
+@json_option
+@env_option
+@conf_source_option
+def explain(
+    node: str, pipeline: str | None, as_json: bool, env: str, conf_source: str | None
+) -> None:
+    """Shows what decides a node's outputs, and how that differs from the last run."""
+    from mm1_pipeline.staleness import maintenance, render
+
+    planner = _open_session(env, conf_source).planner(pipeline, node)
+    _show(maintenance.explain(planner, node), render.render_explanation, as_json)
+
+
+@mm1.command(cls=UserErrorCommand)
+@click.argument("node")
+@pipeline_option
+@env_option
+@conf_source_option
+def accept(node: str, pipeline: str | None, env: str, conf_source: str | None) -> None:
+    """Declares a node's outputs fresh without running it: the change altered no result."""
+    from mm1_pipeline.staleness import maintenance, render
+
+    planner = _open_session(env, conf_source).planner(pipeline, node)
+    _show([maintenance.accept(planner, node)], render.render_status, as_json=False)
+
+
+@mm1.command(cls=UserErrorCommand)
+@click.option("--keep-runs", default=2, show_default=True, help="Runs to remember for each node.")
+@click.option("--dry-run", is_flag=True, help="Only tells what would go.")
+@env_option
+@conf_source_option
+def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
+    """Removes versions and progress that no remembered run refers to."""
+    from mm1_pipeline.staleness import maintenance, render
+
+    session = _open_session(env, conf_source)
+    removed = maintenance.collect_garbage(
+        session.data_root(), session.known_nodes(), keep_runs, dry_run
+    )
+    _show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
+
+
+@mm1.command(cls=UserErrorCommand)
+@click.option("--deep", is_flag=True, help="Hashes every file instead of comparing sizes.")
+@json_option
+@env_option
+@conf_source_option
+@click.pass_context
+def verify(
+    ctx: click.Context, deep: bool, as_json: bool, env: str, conf_source: str | None
+) -> None:
+    """Compares every artifact with its manifest. Exit code 1 if any differs."""
+    from mm1_pipeline.staleness import maintenance, render
+
+    problems = maintenance.verify(_open_session(env, conf_source).data_root(), deep)
+    _show(problems, render.render_problems, as_json)
+    ctx.exit(maintenance.EXIT_DAMAGED if problems else maintenance.EXIT_FRESH)
+
+
+def _open_session(env: str, conf_source: str | None) -> StalenessSession:
+    from kedro.framework.project import settings
+
+    return settings.SESSION_CLASS.create(Path.cwd(), env=env, conf_source=conf_source)
+
+
+def _show(value: Any, render: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from mm1_pipeline.staleness import maintenance
+
+    if as_json:
+        click.echo(json.dumps(maintenance.as_json(value), indent=2))
+    else:
+        Console().print(render(value))

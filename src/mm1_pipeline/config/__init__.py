@@ -1,0 +1,1 @@
+"""Typed parameters of every stage: frozen, checked, free of torch and Kedro."""

@@ -1,0 +1,48 @@
+"""The one decorator behind every parameter class."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+OPERATIONAL = "operational"
+"""Metadata key of a field that cannot change results, so it does not count for staleness."""
+
+INPUT_PATH = "input_path"
+"""Metadata key of a field that names a file or folder whose content counts for staleness."""
+
+
+def operational(*, default: Any) -> Any:
+    """Declares a field that changes speed, cost or logging, but no result.
+
+    Staleness ignores such fields: a new number of workers reruns nothing.
+    """
+    return dataclasses.field(default=default, metadata={OPERATIONAL: True})
+
+
+def input_path(*, default: Any = dataclasses.MISSING) -> Any:
+    """Declares a field that names a file or folder which is read.
+
+    Staleness counts what lies there, not where it lies: moving data reruns nothing,
+    changing it does.
+    """
+    return dataclasses.field(default=default, metadata={INPUT_PATH: True})
+
+
+@dataclass_transform(
+    frozen_default=True,
+    kw_only_default=True,
+    field_specifiers=(dataclasses.field, operational, input_path),
+)
+def parameters(cls: type[T]) -> type[T]:
+    """Turns a class into a frozen parameter group that refuses unknown fields.
+
+    Nested groups are built from nested YAML, and an error names the dotted path of the
+    field, so a misspelt parameter stops a run before any node starts.
+    """
+    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,241 @@
+"""Parameters of `ingest`: raw sources to clean records."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import Literal
+
+from mm1_pipeline.config._base import input_path, operational, parameters
+
+
+class RecordKind(StrEnum):
+    """What one record is."""
+
+    CAPTION = "caption"
+    """An image and what is said of it."""
+    INTERLEAVED = "interleaved"
+    """Text and images in reading order."""
+    TEXT = "text"
+    """Text alone."""
+    CONVERSATION = "conversation"
+    """Turns of a human and an assistant, possibly about images."""
+
+
+class SourceFormat(StrEnum):
+    """How a raw source lies on disk."""
+
+    IMG2DATASET = "img2dataset"
+    """Tar shards with `<key>.jpg/.txt/.json` and a parquet of metadata beside each."""
+    IMAGE_PARQUET = "image_parquet"
+    """Parquet rows with encoded image bytes and a caption column."""
+    INTERLEAVED_PARQUET = "interleaved_parquet"
+    """OBELICS layout: parallel `texts` and `images` lists, one of the two null at each place."""
+    COCO_CAPTIONS = "coco_captions"
+    """COCO caption annotations (JSON) beside a folder of images."""
+    VQA_V2 = "vqa_v2"
+    """VQAv2 questions and annotations (two JSON files) beside a folder of images."""
+    LLAVA = "llava"
+    """LLaVA / ShareGPT conversations (JSON) beside their images."""
+    WARC_HTML = "warc_html"
+    """Web archives of HTML pages and the images they show."""
+    JSONL = "jsonl"
+    """One JSON object a line, plain or `.zst` or `.gz`."""
+
+
+class SourceSplit(StrEnum):
+    """What a source is for; evaluation data never enters a training stream."""
+
+    TRAIN = "train"
+    EVALUATION = "evaluation"
+
+
+_DECODER_MAX_PIXELS = 178_956_970
+"""Pixels above which Pillow raises DecompressionBombError: twice its MAX_IMAGE_PIXELS."""
+
+
+@parameters
+class ImageRules:
+    """Which images are kept.
+
+    A rule left at None takes the value of the record's kind. Interleaved documents come from
+    web pages, which are full of furniture, and get MM1's values (`WEB_IMAGE_RULES`). Images of
+    captions and conversations were chosen by somebody: only the rules set here apply to them,
+    and a refused image takes its record along. Whatever the kind, an image that does not
+    decode or exceeds `max_pixels` or `max_bytes` is refused; evaluation sources know no other
+    rule.
+    """
+
+    min_side: int | None = None
+    """Shorter side in pixels below which an image is dropped (icons, spacers)."""
+    max_side: int | None = None
+    """Longer side in pixels above which an image is dropped."""
+    max_aspect_ratio: float | None = None
+    """Longer side over shorter side above which an image is dropped."""
+    max_pixels: int = 100_000_000
+    """Decoded size above which an image is refused unread: a decompression bomb. Our choice."""
+    max_bytes: int = 50_000_000
+    """Encoded size above which an image is refused unread. Our choice."""
+    url_stop_words: tuple[str, ...] | None = None
+    """An image whose URL contains one of these is furniture, not content."""
+    max_occurrences: int | None = None
+    """An image whose URL or content occurs more often in the source is furniture."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= _DECODER_MAX_PIXELS:
+            raise ValueError(
+                f"max_pixels: found {self.max_pixels}, expected 1 to {_DECODER_MAX_PIXELS}, above "
+                "which the decoder refuses an image by itself."
+            )
+        if self.max_aspect_ratio is not None and not self.max_aspect_ratio >= 1:
+            raise ValueError(
+                f"max_aspect_ratio: found {self.max_aspect_ratio}, expected at least 1 (a square)."
+            )
+
+
+WEB_IMAGE_RULES = ImageRules(
+    min_side=100,
+    max_side=10_000,
+    max_aspect_ratio=2.0,
+    url_stop_words=("logo", "button", "icon", "plugin", "widget"),
+    max_occurrences=10,
+)
+"""What interleaved documents are held to where a rule is None.
+
+Source: MM1, Appendix on interleaved documents (unconfirmed values).
+"""
+
+
+@parameters
+class DocumentRules:
+    """Which records are kept for their text, and which documents for their number of images.
+
+    Source: MM1, Appendix on interleaved documents (unconfirmed values). Evaluation sources are
+    not held to these.
+    """
+
+    min_images: int = 1
+    """Images below which an interleaved document is dropped."""
+    max_images: int = 30
+    """Images above which an interleaved document is dropped."""
+    min_characters: int = 1
+    """Characters of text below which a record of any kind is dropped. Our choice."""
+    max_characters: int = 1_000_000
+    """Characters of text above which a record of any kind is dropped. Our choice."""
+
+
+FORMAT_KINDS = {
+    SourceFormat.IMG2DATASET: RecordKind.CAPTION,
+    SourceFormat.IMAGE_PARQUET: RecordKind.CAPTION,
+    SourceFormat.COCO_CAPTIONS: RecordKind.CAPTION,
+    SourceFormat.INTERLEAVED_PARQUET: RecordKind.INTERLEAVED,
+    SourceFormat.WARC_HTML: RecordKind.INTERLEAVED,
+    SourceFormat.JSONL: RecordKind.TEXT,
+    SourceFormat.VQA_V2: RecordKind.CONVERSATION,
+    SourceFormat.LLAVA: RecordKind.CONVERSATION,
+}
+"""The kind of record that each format holds."""
+
+
+@parameters
+class SourceConfig:
+    """One raw source."""
+
+    kind: RecordKind
+    format: SourceFormat
+    path: str = input_path()
+    """Folder or file; any URL that fsspec opens."""
+    files: str = "*"
+    """Pattern of the file names to read inside a folder (`*val2014*`); images are not meant."""
+    split: SourceSplit = SourceSplit.TRAIN
+    text_column: str = "caption"
+    """Column or JSON field that holds the text (img2dataset, image_parquet, jsonl)."""
+    image_column: str = "image"
+    """Column that holds the encoded image (image_parquet)."""
+    image_path: str | None = input_path(default=None)
+    """Folder that the image names of coco_captions, vqa_v2 and llava refer to; None takes the
+    folder of the annotations, and `images` inside it."""
+    images: ImageRules = ImageRules()
+    documents: DocumentRules = DocumentRules()
+    max_records: int | None = None
+    """Reads at most this many records; None reads all."""
+
+    def __post_init__(self) -> None:
+        expected = FORMAT_KINDS[self.format]
+        if self.kind != expected:
+            raise ValueError(
+                f"kind: found {self.kind.value}, expected {expected.value}, the kind of record "
+                f"that format {self.format.value} holds."
+            )
+        if self.max_records is not None and self.max_records < 1:
+            raise ValueError(f"max_records: found {self.max_records}, expected 1 or more, or null.")
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """The image rules with every None settled: a rule that is still None does not apply."""
+        if self.split == SourceSplit.EVALUATION:
+            return ImageRules(max_pixels=self.images.max_pixels, max_bytes=self.images.max_bytes)
+        if self.kind != RecordKind.INTERLEAVED:
+            return self.images
+        chosen = {
+            field.name: value
+            for field in dataclasses.fields(ImageRules)
+            if (value := getattr(self.images, field.name)) is not None
+        }
+        return dataclasses.replace(WEB_IMAGE_RULES, **chosen)
+
+
+@parameters
+class DeduplicationConfig:
+    """Which duplicates are dropped. Near-duplicates join here later."""
+
+    exact: bool = True
+    """Drops a training record whose text and image contents repeat an earlier one's, per source."""
+
+
+@parameters
+class ReaderLimits:
+    """What a hostile or broken archive may cost. Our choice."""
+
+    max_member_bytes: int = 200_000_000
+    """Size above which one archive member or web response is refused."""
+    max_members: int = 2_000_000
+    """Members above which the rest of an archive is refused."""
+    max_line_bytes: int = 50_000_000
+    """Length above which one line, or one element of an array, of JSON is refused."""
+    max_page_bytes: int = 10_000_000
+    """Length above which an HTML page is refused."""
+    max_record_bytes: int = 500_000_000
+    """Encoded images of one record together above which the record is refused: what one record
+    may cost in memory."""
+
+
+@parameters
+class IngestConfig:
+    """Parameters of the stage `ingest`."""
+
+    sources: dict[str, SourceConfig]
+    deduplication: DeduplicationConfig = DeduplicationConfig()
+    limits: ReaderLimits = ReaderLimits()
+    engine: Literal["native"] = operational(default="native")
+    """Where tables are processed: Daft's native runner."""
+    records_per_file: int = 10_000
+    """Rows in one output Parquet file."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources: found none; name at least one raw source.")
+        for name in self.sources:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"sources: found the name {name!r}; a source's name becomes a folder and a "
+                    "column, so use letters, digits and underscores."
+                )
+
+    def training_sources(self, kind: RecordKind) -> list[str]:
+        """Names of the training sources of one kind, in the order of the file."""
+        return [
+            name
+            for name, source in self.sources.items()
+            if source.kind == kind and source.split == SourceSplit.TRAIN
+        ]

@@ -1,0 +1,178 @@
+"""Shape of an MM1 model: encoder, connector, decoder."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+from mm1_pipeline.config._base import operational, parameters
+
+
+class Activation(StrEnum):
+    """Non-linearity of the encoder's feed-forward layers."""
+
+    GELU = "gelu"
+    QUICK_GELU = "quick_gelu"
+    """x * sigmoid(1.702 x), OpenAI CLIP's."""
+
+
+class ConnectorKind(StrEnum):
+    """How patch embeddings become image tokens (MM1, Connector ablation)."""
+
+    AVERAGE_POOLING = "average_pooling"
+    """n x n average, then a linear map."""
+    ATTENTION_POOLING = "attention_pooling"
+    """Learnable queries that attend to the patches."""
+    C_ABSTRACTOR = "c_abstractor"
+    """ResNet blocks, adaptive average pooling, ResNet blocks (Honeybee)."""
+
+
+@parameters
+class VisionConfig:
+    """A pre-norm Vision Transformer without a class token in its output."""
+
+    image_size: int
+    patch_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    d_ff: int
+    activation: Activation = Activation.GELU
+    norm_eps: float = 1e-5
+    class_token: bool = False
+    """Keeps CLIP's class token inside the encoder (needed for imported CLIP weights)."""
+    final_norm: bool = True
+    """Normalises the patch embeddings that go to the connector."""
+    feature_layer: int = -1
+    """Layer whose output goes to the connector: -1 the last, -2 the one before (as LLaVA takes
+    it from CLIP). Layers after it are not built."""
+
+    @property
+    def num_built_layers(self) -> int:
+        """Layers that compute something for the connector."""
+        return self.num_layers + 1 + self.feature_layer
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size: found {self.image_size}, not a multiple of the patch size "
+                f"{self.patch_size}; nearest: {self.grid * self.patch_size} or "
+                f"{(self.grid + 1) * self.patch_size}."
+            )
+        if not -self.num_layers <= self.feature_layer <= -1:
+            raise ValueError(
+                f"feature_layer: found {self.feature_layer}, expected -{self.num_layers} "
+                "(the first layer) to -1 (the last)."
+            )
+        _check_heads(self.d_model, self.num_heads)
+
+
+@parameters
+class ConnectorConfig:
+    """The map from patch embeddings to image tokens."""
+
+    kind: ConnectorKind = ConnectorKind.C_ABSTRACTOR
+    num_tokens: int = 144
+    """Image tokens for one image; a square number."""
+    d_hidden: int | None = None
+    """Width of the C-Abstractor's blocks; None takes the encoder's."""
+    num_blocks: int = 3
+    """C-Abstractor: ResNet blocks before and after the pooling. Honeybee's value."""
+    num_heads: int = 8
+    """Attention pooling: heads of the cross-attention."""
+
+    @property
+    def token_grid(self) -> int:
+        """Image tokens along one side."""
+        return math.isqrt(self.num_tokens)
+
+    def __post_init__(self) -> None:
+        if self.token_grid**2 != self.num_tokens:
+            raise ValueError(
+                f"num_tokens: found {self.num_tokens}, expected a square number; "
+                f"nearest: {self.token_grid**2} or {(self.token_grid + 1) ** 2}."
+            )
+
+
+@parameters
+class DecoderConfig:
+    """A pre-norm causal Transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    d_ff: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """The N of the learning-rate law: everything but token embeddings and output head.
+
+        Source: MM1, Pre-training; that N leaves the embeddings out is unconfirmed.
+        """
+        attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        feed_forward = 3 * self.d_model * self.d_ff
+        norms = 2 * self.d_model
+        return self.num_layers * (attention + feed_forward + norms) + self.d_model
+
+    def __post_init__(self) -> None:
+        _check_heads(self.d_model, self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: found {self.num_kv_heads}, which does not divide "
+                f"num_heads ({self.num_heads})."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"num_heads: found {self.num_heads}, which gives heads of "
+                f"{self.head_dim} dimensions; rotary embeddings need an even number."
+            )
+
+
+@parameters
+class MM1Config:
+    """An MM1 model."""
+
+    vision: VisionConfig
+    connector: ConnectorConfig
+    decoder: DecoderConfig
+    gradient_checkpointing: bool = operational(default=False)
+    """Recomputes activations in the backward pass: less memory, more time, same result."""
+
+    def __post_init__(self) -> None:
+        pools = self.connector.kind != ConnectorKind.ATTENTION_POOLING
+        if pools and self.connector.num_tokens > self.vision.num_patches:
+            raise ValueError(
+                f"connector.num_tokens: found {self.connector.num_tokens}, but the encoder gives "
+                f"{self.vision.num_patches} patches and pooling cannot make more; use smaller "
+                "patches, larger images or fewer tokens."
+            )
+        if not pools and self.decoder.d_model % self.connector.num_heads:
+            raise ValueError(
+                f"connector.num_heads: found {self.connector.num_heads}, which does not divide "
+                f"decoder.d_model ({self.decoder.d_model})."
+            )
+
+
+def _check_heads(d_model: int, num_heads: int) -> None:
+    if d_model % num_heads:
+        raise ValueError(
+            f"num_heads: found {num_heads}, which does not divide d_model ({d_model})."
+        )

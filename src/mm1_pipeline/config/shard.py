@@ -1,0 +1,102 @@
+"""Parameters of `shard`: records to fixed-length packed sequences on disk."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from mm1_pipeline.config._base import input_path, operational, parameters
+
+
+class Resize(StrEnum):
+    """How an image becomes a square."""
+
+    PAD = "pad"
+    """Keeps the aspect ratio and fills the rest with the mean colour."""
+    CROP = "crop"
+    """Scales the shorter side and cuts the centre, as CLIP does."""
+    SQUASH = "squash"
+    """Scales both sides, ignoring the aspect ratio."""
+
+
+@parameters
+class ImageTransform:
+    """How an encoded image becomes pixel values; the same in training and evaluation."""
+
+    size: int
+    """Side of the square in pixels."""
+    resize: Resize = Resize.PAD
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """CLIP's channel means, in 0..1."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """CLIP's channel standard deviations, in 0..1."""
+    encoding: Literal["png", "jpeg", "webp"] = "jpeg"
+    """How the resized image is stored in the shards."""
+    quality: int = 95
+    """Quality of a lossy encoding, 1..100."""
+
+
+@parameters
+class TokenizerConfig:
+    """Parameters of the byte-level BPE tokenizer: a group of its own, so that packing leaves it."""
+
+    vocab_size: int
+    """Upper bound on the vocabulary, special tokens included."""
+    file: str | None = input_path(default=None)
+    """A `tokenizer.json` to use instead of training one."""
+    max_characters: int = 200_000_000
+    """Training text above which the rest is left out (every source gets an equal share)."""
+    min_frequency: int = 2
+
+
+@parameters
+class PackingConfig:
+    """How records become sequences of one fixed length.
+
+    Source: MM1, Pre-training ("at most 16 images a sequence", attention never crosses
+    documents). Best-fit packing is our choice.
+    """
+
+    sequence_length: int = 4096
+    """Positions in a sequence, image tokens included."""
+    max_images: int = 16
+    """Images in a sequence."""
+    image_tokens: int = 144
+    """Positions one image takes: the connector's `num_tokens`."""
+    overflow: Literal["split", "truncate"] = "split"
+    """What happens to the part of a document that does not fit: the next piece, or dropped."""
+    window: int = 2048
+    """Pieces that best fit chooses from; more of them fill better and take more memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "max_images", "image_tokens", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")
+
+
+@parameters
+class ShardConfig:
+    """Parameters of the stage `shard`."""
+
+    packing: PackingConfig
+    image: ImageTransform
+    validation_fraction: float = 0.02
+    """Share of each source's records held out, chosen by a hash of the record's key."""
+    compression: str = "zstd:3"
+    shard_bytes: int = 64 * 1024 * 1024
+    """Size at which a shard file is closed, before compression."""
+    seed: int = 0
+    num_workers: int = operational(default=1)
+    """Processes that decode and resize images."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction: found {self.validation_fraction}, expected 0 <= x < 1."
+            )
+        if self.packing.image_tokens + 2 > self.packing.sequence_length:
+            raise ValueError(
+                f"packing.sequence_length: found {self.packing.sequence_length}, but one image "
+                f"takes {self.packing.image_tokens} positions; make sequences longer or give the "
+                "connector fewer tokens."
+            )

@@ -1,0 +1,145 @@
+"""Parameters of every training stage, and MM1's learning-rate law."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from mm1_pipeline.config._base import operational, parameters
+
+
+def _check_at_least_one(group: object, *names: str) -> None:
+    for name in names:
+        if getattr(group, name) < 1:
+            raise ValueError(f"{name}: found {getattr(group, name)}, expected at least 1.")
+
+
+@parameters
+class LearningRateLaw:
+    """Peak learning rate from the decoder's size: eta = exp(slope ln N + intercept).
+
+    Source: MM1, Pre-training. The lab's `lr_law` fits these two numbers anew.
+    """
+
+    slope: float = -0.4214
+    intercept: float = -0.5535
+
+    def peak_learning_rate(self, non_embedding_parameters: int) -> float:
+        """Peak learning rate for a decoder of N non-embedding parameters."""
+        return math.exp(self.slope * math.log(non_embedding_parameters) + self.intercept)
+
+
+@parameters
+class OptimizerConfig:
+    """AdamW with decoupled weight decay.
+
+    Source: MM1, Pre-training (weight decay 0.1 eta, clipping 1.0). The betas and epsilon
+    are not in the paper: our choice.
+    """
+
+    learning_rate: float | None = None
+    """Peak learning rate; None takes it from the law."""
+    law: LearningRateLaw = LearningRateLaw()
+    weight_decay: float = 0.1
+    """In units of the learning rate: a step shrinks a weight by eta_t * weight_decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+
+
+@parameters
+class ScheduleConfig:
+    """Linear warm-up, then a cosine down to a share of the peak.
+
+    Source: MM1, Pre-training (2,000 warm-up steps, 200k steps, 10 % of the peak).
+    """
+
+    num_steps: int = 200_000
+    warmup_steps: int = 2_000
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: found {self.num_steps}, expected at least 1.")
+        if not 0 <= self.warmup_steps <= self.num_steps:
+            raise ValueError(
+                f"warmup_steps: found {self.warmup_steps}, expected 0.."
+                f"{self.num_steps} (num_steps)."
+            )
+
+
+@parameters
+class StreamMixture:
+    """One stream of the mixture and what it is drawn from."""
+
+    share: float
+    """Share of the sequences of every global batch, 0..1."""
+    sources: dict[str, float]
+    """Weight of each source inside the stream; weights are normalised."""
+
+
+@parameters
+class MixtureConfig:
+    """Which sequences a global batch holds.
+
+    Source: MM1, Pre-training (caption : interleaved : text = 45 : 45 : 10, by sequence).
+    Weights inside a stream are our choice.
+    """
+
+    streams: dict[str, StreamMixture]
+
+    def __post_init__(self) -> None:
+        total = sum(stream.share for stream in self.streams.values())
+        if not self.streams or abs(total - 1.0) > 1e-9:
+            shares = {name: stream.share for name, stream in self.streams.items()}
+            raise ValueError(f"streams: found shares {shares}; they must sum to 1.")
+        for name, stream in self.streams.items():
+            if stream.share <= 0:
+                raise ValueError(
+                    f"streams.{name}.share: found {stream.share}, expected more than 0; "
+                    "remove the stream instead."
+                )
+            if not stream.sources or min(stream.sources.values()) <= 0:
+                raise ValueError(
+                    f"streams.{name}.sources: found {dict(stream.sources)}, expected at "
+                    "least one source, each with a weight above 0."
+                )
+
+
+@parameters
+class CheckpointConfig:
+    """How often a training can be resumed from, and how much disk that takes."""
+
+    interval_steps: int = operational(default=1_000)
+    keep: int = operational(default=2)
+    """Newest checkpoints kept while training runs."""
+
+    def __post_init__(self) -> None:
+        _check_at_least_one(self, "interval_steps", "keep")
+
+
+@parameters
+class TrainingConfig:
+    """Parameters of one training, the same for every stage."""
+
+    mixture: MixtureConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    global_batch_size: int = 512
+    """Sequences in one optimizer step, over all ranks."""
+    seed: int = 0
+    microbatch_size: int | None = operational(default=None)
+    """Sequences in one forward pass; None takes the whole batch of a rank."""
+    num_workers: int = operational(default=0)
+    """Processes that read and decode, a rank."""
+    log_interval_steps: int = operational(default=1)
+    device: Literal["auto", "cpu", "cuda"] = operational(default="auto")
+    """Where to train; `auto` takes a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products; `bfloat16` needs CUDA. Weights stay float32."""
+
+    def __post_init__(self) -> None:
+        _check_at_least_one(self, "global_batch_size", "log_interval_steps")
+        if self.microbatch_size is not None:
+            _check_at_least_one(self, "microbatch_size")

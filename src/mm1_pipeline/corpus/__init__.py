@@ -1,0 +1,1 @@
+"""Raw sources to clean records: readers, images, filters, de-duplication, quarantine."""

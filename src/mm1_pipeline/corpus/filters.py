@@ -1,0 +1,222 @@
+"""Which images and records are kept, each rule with its reason.
+
+The rules run in two steps. `check_record` looks at one record alone and decodes its images.
+`judge_record` needs to know the whole source: which images occur all over it.
+
+Source: MM1, Appendix on interleaved documents (unconfirmed values).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from mm1_pipeline.config.ingest import ImageRules, RecordKind, SourceConfig, SourceSplit
+from mm1_pipeline.corpus.images import check_image, check_url
+from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.readers.base import RawRecord
+from mm1_pipeline.corpus.records import Record, RecordImage, Segment
+
+_REMEMBERED_IMAGES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedImage:
+    """An image that a record loses, or for which it is rejected."""
+
+    url: str | None
+    why: Rejected
+    count: int
+    """Places of the record that show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rules make of one record."""
+
+    record: Record | None
+    """The record without its dropped images; None when it is rejected."""
+    why: Rejected | None = None
+    dropped: tuple[DroppedImage, ...] = ()
+    num_images: int = 0
+    """Places of images that the record had before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Furniture:
+    """URLs and contents of images that occur all over a source."""
+
+    urls: frozenset[str] = frozenset()
+    hashes: frozenset[str] = frozenset()
+
+    def __contains__(self, image: RecordImage) -> bool:
+        return image.url in self.urls or image.sha256 in self.hashes
+
+
+@dataclass
+class ImageChecker:
+    """Decodes every image of a source once, even where several records show it in a row."""
+
+    rules: ImageRules
+    _sizes: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)
+
+    def check(self, data: bytes, url: str | None) -> RecordImage:
+        """The image with its hash and size.
+
+        Raises:
+            RejectedImage: a rule is broken, or the image does not decode.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        size = self._sizes.get(sha256)
+        if size is None:
+            size = self._sizes[sha256] = check_image(data, self.rules)
+            if len(self._sizes) > _REMEMBERED_IMAGES:
+                self._sizes.popitem(last=False)
+        return RecordImage(data, url, sha256, *size)
+
+
+def check_record(
+    raw: RawRecord, name: str, source: SourceConfig, checker: ImageChecker, max_bytes: int
+) -> Verdict:
+    """Decodes the images of a record and applies the rules that concern it alone.
+
+    A document loses a bad image and goes on; any other record is rejected with it, because a
+    caption or an answer without its image teaches the wrong thing.
+
+    Args:
+        raw: the record as its reader gave it.
+        name: of the source.
+        source: its parameters.
+        checker: for its images.
+        max_bytes: of the record's images together.
+    """
+    places = Counter(s.image for s in raw.segments if s.image is not None)
+    kept: dict[int, RecordImage] = {}
+    dropped: list[DroppedImage] = []
+    num_bytes = 0
+    try:
+        _check_texts(raw)
+        for index, raw_image in enumerate(raw.images):
+            try:
+                check_url(raw_image.url, checker.rules)
+                kept[index] = checker.check(raw_image.load(), raw_image.url)
+                num_bytes += len(kept[index].bytes)
+            except Rejected as error:
+                dropped.append(DroppedImage(raw_image.url, error, places[index]))
+                if source.kind != RecordKind.INTERLEAVED:
+                    raise
+            if num_bytes > max_bytes:
+                raise Rejected(Reason.RECORD_TOO_LARGE, f"found images of over {max_bytes} bytes")
+    except Rejected as error:
+        return Verdict(None, error, tuple(dropped), places.total())
+    segments, images = _renumber(raw.segments, kept)
+    record = Record(name, raw.key, source.kind, segments, images, raw.references, raw.metadata)
+    return Verdict(record, None, tuple(dropped), places.total())
+
+
+def judge_record(record: Record, source: SourceConfig, furniture: Furniture) -> Verdict:
+    """Applies the rules that need the whole source, then those about what is left.
+
+    Args:
+        record: a checked record; image bytes may be left out.
+        source: parameters of its source.
+        furniture: images that occur too often in the source.
+    """
+    num_images = sum(1 for segment in record.segments if segment.image is not None)
+    dropped: list[DroppedImage] = []
+    segments = list(record.segments)
+    if source.split == SourceSplit.TRAIN:
+        if source.kind == RecordKind.INTERLEAVED:
+            segments, dropped = _drop_furniture(record, furniture)
+        elif any(image in furniture for image in record.images):
+            why = Rejected(Reason.IMAGE_TOO_FREQUENT)
+            return Verdict(None, why, (DroppedImage(None, why, num_images),), num_images)
+    kept = {s.image: record.images[s.image] for s in segments if s.image is not None}
+    segments, images = _renumber(segments, kept)
+    judged = replace(record, segments=_join_texts(segments), images=images)
+    why = None if source.split == SourceSplit.EVALUATION else _broken_rule(judged, source)
+    return Verdict(None if why else judged, why, tuple(dropped), num_images)
+
+
+def _check_texts(raw: RawRecord) -> None:
+    """Refuses texts that cannot be written down: halves of surrogate pairs from JSON escapes."""
+    for text in (*(segment.text or "" for segment in raw.segments), *raw.references):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Rejected(Reason.INVALID_UTF8, str(error)) from None
+
+
+def _drop_furniture(
+    record: Record, furniture: Furniture
+) -> tuple[list[Segment], list[DroppedImage]]:
+    """Leaves out images that occur all over the source, and later occurrences in the document."""
+    segments: list[Segment] = []
+    dropped: list[DroppedImage] = []
+    seen: set[str] = set()
+    for segment in record.segments:
+        if segment.image is None:
+            segments.append(segment)
+            continue
+        image = record.images[segment.image]
+        names = {image.sha256, image.url or image.sha256}
+        if image in furniture:
+            dropped.append(DroppedImage(image.url, Rejected(Reason.IMAGE_TOO_FREQUENT), 1))
+        elif names & seen:
+            dropped.append(DroppedImage(image.url, Rejected(Reason.IMAGE_REPEATED), 1))
+        else:
+            segments.append(segment)
+        seen |= names
+    return segments, dropped
+
+
+def _broken_rule(record: Record, source: SourceConfig) -> Rejected | None:
+    rules, num_images = source.documents, len(record.images)
+    if source.kind == RecordKind.INTERLEAVED and num_images < rules.min_images:
+        found = f"found {num_images} images, expected at least {rules.min_images}"
+        return Rejected(Reason.TOO_FEW_IMAGES, found)
+    if source.kind == RecordKind.INTERLEAVED and num_images > rules.max_images:
+        found = f"found {num_images} images, expected at most {rules.max_images}"
+        return Rejected(Reason.TOO_MANY_IMAGES, found)
+    if record.num_characters < rules.min_characters:
+        found = f"found {record.num_characters} characters, expected {rules.min_characters} or more"
+        return Rejected(Reason.TOO_FEW_CHARACTERS, found)
+    if record.num_characters > rules.max_characters:
+        found = f"found {record.num_characters} characters, expected at most {rules.max_characters}"
+        return Rejected(Reason.TOO_MANY_CHARACTERS, found)
+    return None
+
+
+def _renumber(
+    segments: Iterable[Segment], kept: dict[int, RecordImage]
+) -> tuple[tuple[Segment, ...], tuple[RecordImage, ...]]:
+    """Leaves out the places of images that are not kept, and numbers the others from 0."""
+    numbers: dict[int, int] = {}
+    renumbered: list[Segment] = []
+    for segment in segments:
+        if segment.image is None:
+            renumbered.append(segment)
+        elif segment.image in kept:
+            number = numbers.setdefault(segment.image, len(numbers))
+            renumbered.append(replace(segment, image=number))
+    return tuple(renumbered), tuple(kept[index] for index in numbers)
+
+
+def _join_texts(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Joins texts that lost the image between them, and strips what is left.
+
+    A text that starts with a blank says itself how it follows; else it is a new block.
+    """
+    joined: list[Segment] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if segment.text is None or last is None or last.text is None or last.role != segment.role:
+            joined.append(segment)
+        else:
+            gap = "" if segment.text[:1].isspace() else "\n\n"
+            text = last.text.rstrip() + gap + segment.text if last.text.strip() else segment.text
+            joined[-1] = replace(last, text=text)
+    stripped = (s if s.text is None else replace(s, text=s.text.strip()) for s in joined)
+    return tuple(s for s in stripped if s.text is None or s.text)

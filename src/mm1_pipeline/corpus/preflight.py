@@ -1,0 +1,90 @@
+"""Looks at every source before anything is read, so that a wrong path costs seconds, not hours."""
+
+from __future__ import annotations
+
+from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
+from mm1_pipeline.corpus.files import ImageFolder
+from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
+from mm1_pipeline.corpus.readers.base import FILE_ERRORS, Source
+from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
+
+
+def check_sources(config: IngestConfig) -> None:
+    """Checks that every source has files of its format, and columns of the configured names.
+
+    Args:
+        config: the sources.
+
+    Raises:
+        ValueError: names all problems at once, each by its parameter.
+    """
+    problems = [
+        problem
+        for name, source in config.sources.items()
+        for problem in _source_problems(name, source, config)
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> list[str]:
+    parameter = f"ingest.sources.{name}.path"
+    patterns = FORMAT_FILES[config.format]
+    expected = f"expected {' and '.join(patterns)} ({config.format.value})"
+    try:
+        files = open_files(config)
+    except FileNotFoundError:
+        return [f"{parameter}: found nothing at {config.path!r}, {expected}."]
+    except (ImportError, OSError, ValueError) as error:
+        return [
+            f"{parameter}: found {config.path!r}, which cannot be listed "
+            f"({type(error).__name__}: {error}), {expected}."
+        ]
+    if not len(files):
+        match = "" if config.files == "*" else f" that match {config.files!r}"
+        return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}."]
+    return _content_problems(Source(name, config, files, whole.limits), expected)
+
+
+def _content_problems(source: Source, expected: str) -> list[str]:
+    """What the first readable file of a source shows."""
+    match source.config.format:
+        case SourceFormat.IMAGE_PARQUET:
+            problems = image_parquet.problems
+        case SourceFormat.INTERLEAVED_PARQUET:
+            problems = interleaved_parquet.problems
+        case SourceFormat.JSONL:
+            problems = jsonl.problems
+        case SourceFormat.VQA_V2:
+            return _missing_halves(source, expected) + _image_folder_problems(source)
+        case SourceFormat.COCO_CAPTIONS | SourceFormat.LLAVA:
+            return _image_folder_problems(source)
+        case _:
+            return []
+    for file in source.files:
+        try:
+            return problems(source, file)
+        except FILE_ERRORS:
+            continue  # a damaged file is no wrong parameter; reading puts it into quarantine
+    return []
+
+
+def _missing_halves(source: Source, expected: str) -> list[str]:
+    names = [file.name.lower() for file in source.files]
+    missing = [half for half in ("questions", "annotations") if not any(half in n for n in names)]
+    place = f"in {source.config.path!r}, {expected}"
+    return [f"{source.parameter('path')}: found no file of {half} {place}." for half in missing]
+
+
+def _image_folder_problems(source: Source) -> list[str]:
+    path = source.config.image_path
+    if path is None:
+        return []
+    try:
+        ImageFolder(path, source.config.images.max_bytes)
+    except (ImportError, OSError, ValueError):
+        return [
+            f"{source.parameter('image_path')}: found nothing at {path!r}, expected the folder of "
+            "the images."
+        ]
+    return []

@@ -1,0 +1,211 @@
+"""What was rejected and why: nothing is dropped silently."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("key", pa.string()),
+        ("unit", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""Columns of a quarantine file; `unit` is `record`, or `image` for one dropped from a document."""
+
+_BUFFERED_ROWS = 5_000
+_MAX_DETAIL = 500
+_MAX_URL = 300
+
+
+class Reason(StrEnum):
+    """Why a record or an image was rejected."""
+
+    EMPTY_FILE = "empty_file"
+    """A file of no bytes."""
+    TRUNCATED_FILE = "truncated_file"
+    """An archive, compressed file or JSON array that ends too early; the rest of it is lost."""
+    UNREADABLE_FILE = "unreadable_file"
+    """A file that is not what its name says, or is damaged; the rest of it is lost."""
+    TOO_MANY_MEMBERS = "too_many_members"
+    """An archive with more members than allowed; the rest of it is not read."""
+    MISSING_FROM_ARCHIVE = "missing_from_archive"
+    """A sample that the table beside the archive promises and the archive lacks."""
+    MEMBER_TOO_LARGE = "member_too_large"
+    """An archive member larger than allowed, refused unread."""
+    UNSAFE_PATH = "unsafe_path"
+    """A name that leads out of its archive or folder."""
+    UNSAFE_MEMBER = "unsafe_member"
+    """An archive member that is a link or a device."""
+    INVALID_JSON = "invalid_json"
+    INVALID_UTF8 = "invalid_utf8"
+    """Bytes, or an escaped half of a character, that no text holds."""
+    LINE_TOO_LONG = "line_too_long"
+    """A line, or an element of an array, longer than allowed."""
+    MALFORMED_RECORD = "malformed_record"
+    """An entry without the fields that its format promises, or with fields of another type."""
+    DUPLICATE_KEY = "duplicate_key"
+    """An identifier that an earlier entry of the same file has."""
+    TEXT_MISSING = "text_missing"
+    """An entry without text in the configured field."""
+    CAPTION_WITHOUT_IMAGE = "caption_without_image"
+    IMAGE_WITHOUT_CAPTION = "image_without_caption"
+    QUESTION_WITHOUT_ANNOTATION = "question_without_annotation"
+    ANNOTATION_WITHOUT_QUESTION = "annotation_without_question"
+    IMAGE_TAG_MISMATCH = "image_tag_mismatch"
+    """A conversation with more or fewer `<image>` tags than images."""
+    UNKNOWN_ROLE = "unknown_role"
+    """A turn of somebody who is neither the human nor the assistant."""
+    HTTP_STATUS = "http_status"
+    """A page that the server did not answer with success."""
+    HTTP_ENCODING = "http_encoding"
+    """A body that cannot be unpacked, or in a compression that is not supported."""
+    PAGE_TOO_LARGE = "page_too_large"
+    PAGE_TOO_COMPLEX = "page_too_complex"
+    """Elements nested deeper, or with more attributes, than on any honest page."""
+    RECORD_TOO_LARGE = "record_too_large"
+    """Images that together exceed what one record may cost in memory."""
+
+    IMAGE_MISSING = "image_missing"
+    """A name or URL to which no image belongs."""
+    IMAGE_AMBIGUOUS = "image_ambiguous"
+    """A number to which several image files belong."""
+    IMAGE_EMPTY = "image_empty"
+    IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_UNDECODABLE = "image_undecodable"
+    IMAGE_TOO_MANY_BYTES = "image_too_many_bytes"
+    IMAGE_TOO_MANY_PIXELS = "image_too_many_pixels"
+    """More pixels than allowed: a decompression bomb, refused before decoding."""
+    IMAGE_TOO_SMALL = "image_too_small"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_ASPECT_RATIO = "image_aspect_ratio"
+    IMAGE_URL_STOP_WORD = "image_url_stop_word"
+    IMAGE_TOO_FREQUENT = "image_too_frequent"
+    """An image whose URL or content occurs all over the source."""
+    IMAGE_REPEATED = "image_repeated"
+    """A later occurrence in the same document."""
+    RECORD_REJECTED = "record_rejected"
+    """An image that shares the fate of its record; counted, not listed."""
+
+    TOO_FEW_IMAGES = "too_few_images"
+    TOO_MANY_IMAGES = "too_many_images"
+    TOO_FEW_CHARACTERS = "too_few_characters"
+    TOO_MANY_CHARACTERS = "too_many_characters"
+    DUPLICATE = "duplicate"
+    """A record whose texts and images repeat an earlier one's."""
+
+
+class Rejected(ValueError):  # noqa: N818 - it is an outcome first, an error only in flight
+    """Why something is not kept.
+
+    Args:
+        reason: the kind of problem, which is counted.
+        detail: what was found and what was expected, for a person.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass
+class Tally:
+    """Read, kept and rejected units of one source."""
+
+    read: int = 0
+    kept: int = 0
+    rejected: Counter[Reason] = field(default_factory=Counter)
+
+    def check(self, what: str) -> None:
+        """Asserts that every unit that was read is accounted for."""
+        assert self.kept + self.rejected.total() == self.read, (what, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts with the commonest reason first."""
+        ordered = sorted(self.rejected.items(), key=lambda item: (-item[1], item[0].value))
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "rejected": {reason.value: count for reason, count in ordered if count},
+        }
+
+
+class Quarantine:
+    """Counts what is rejected from one source and lists it in a Parquet file.
+
+    Args:
+        path: the file; its folder is made if missing.
+        source: name of the source.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.records = Tally()
+        self.images = Tally()
+        self._source = source
+        self._rows: list[dict[str, str]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(path, QUARANTINE_SCHEMA, compression="zstd")
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._flush()
+        self._writer.close()
+
+    def reject_record(self, key: str, rejected: Rejected) -> None:
+        """Counts and lists a record."""
+        self.records.rejected[rejected.reason] += 1
+        self._add(key, "record", rejected)
+
+    def reject_image(
+        self, key: str, rejected: Rejected, *, listed: bool, count: int = 1, url: str | None = None
+    ) -> None:
+        """Counts an image, and lists it unless its record is listed for the same reason.
+
+        Args:
+            key: of the image's record.
+            rejected: why.
+            listed: whether the image gets a row of its own.
+            count: places of the record that show the image.
+            url: of the image, for the row.
+        """
+        self.images.rejected[rejected.reason] += count
+        if listed:
+            detail = ": ".join(filter(None, (url and url[:_MAX_URL], rejected.detail)))
+            self._add(key, "image", Rejected(rejected.reason, detail))
+
+    def _add(self, key: str, unit: str, rejected: Rejected) -> None:
+        self._rows.append(
+            {
+                "source": self._source,
+                "key": printable(key),
+                "unit": unit,
+                "reason": rejected.reason.value,
+                "detail": printable(rejected.detail)[:_MAX_DETAIL],
+            }
+        )
+        if len(self._rows) >= _BUFFERED_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=QUARANTINE_SCHEMA))
+            self._rows = []
+
+
+def printable(text: str) -> str:
+    """Text that can be stored and that is the same in every run: no surrogates, no addresses."""
+    stored = text.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", stored)

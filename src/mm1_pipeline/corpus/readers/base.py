@@ -1,0 +1,149 @@
+"""What every reader gives, and how a broken file ends only itself."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from mm1_pipeline.config.ingest import ReaderLimits, SourceConfig, SourceSplit
+from mm1_pipeline.corpus import decompression
+from mm1_pipeline.corpus.files import SourceFile, SourceFiles
+from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.records import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """An image that a record refers to, not yet read."""
+
+    load: Callable[[], bytes]
+    """Gives the encoded image, or raises Rejected."""
+    url: str | None = None
+
+    @classmethod
+    def of(cls, data: bytes, url: str | None = None) -> RawImage:
+        """An image whose bytes are at hand."""
+        return cls(lambda: data, url)
+
+    @classmethod
+    def refused(cls, why: Rejected, url: str | None = None) -> RawImage:
+        """An image of which it is known already why it cannot be had."""
+
+        def fail() -> bytes:
+            raise why
+
+        return cls(fail, url)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A record as the raw format has it: nothing checked, nothing filtered."""
+
+    key: str
+    segments: tuple[Segment, ...]
+    images: tuple[RawImage, ...] = ()
+    references: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRecord:
+    """Something that is no record, or a file of which an unknown rest cannot be read."""
+
+    key: str
+    why: Rejected
+
+
+Item = RawRecord | RejectedRecord
+"""What a reader yields: one unit of `read`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything a reader needs to know."""
+
+    name: str
+    config: SourceConfig
+    files: SourceFiles
+    limits: ReaderLimits
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether answers are references to score against, not text to learn."""
+        return self.config.split == SourceSplit.EVALUATION
+
+    def parameter(self, field_name: str) -> str:
+        """Path of one of the source's parameters, for messages."""
+        return f"ingest.sources.{self.name}.{field_name}"
+
+
+FILE_ERRORS = (OSError, EOFError, tarfile.TarError, pa.ArrowException, *decompression.ERRORS)
+"""What a file that is not what it should be makes libraries raise."""
+
+_NOT_THE_FILES_FAULT = (PermissionError, FileNotFoundError, TimeoutError, ConnectionError)
+
+
+def read_each_file(
+    source: Source, read_file: Callable[[Source, SourceFile], Iterator[Item]]
+) -> Iterator[Item]:
+    """Reads one file after the other; damage to one costs its rest, as one rejected unit.
+
+    Args:
+        source: the source.
+        read_file: reads one file, and may raise Rejected or any of FILE_ERRORS.
+    """
+    for file in source.files:
+        yield from read_guarded(source, file, read_file)
+
+
+def read_guarded(
+    source: Source, file: SourceFile, read_file: Callable[[Source, SourceFile], Iterator[Item]]
+) -> Iterator[Item]:
+    """Reads one file; see `read_each_file`."""
+    if file.size == 0:
+        yield RejectedRecord(file.name, Rejected(Reason.EMPTY_FILE, "found 0 bytes"))
+        return
+    try:
+        yield from read_file(source, file)
+    except Rejected as error:
+        yield RejectedRecord(file.name, error)
+    except _NOT_THE_FILES_FAULT:
+        raise  # a store that cannot be reached must stop the run, not empty the corpus
+    except FILE_ERRORS as error:
+        yield RejectedRecord(file.name, file_error(error))
+
+
+def file_error(error: BaseException) -> Rejected:
+    """Names what is wrong with a file that a library could not read."""
+    lowered = str(error).lower()
+    cut = any(word in lowered for word in ("unexpected end", "truncated", "end of data"))
+    reason = Reason.TRUNCATED_FILE if cut else Reason.UNREADABLE_FILE
+    return Rejected(reason, f"{type(error).__name__}: {error}")
+
+
+def caption_record(
+    source: Source,
+    key: str,
+    image: RawImage | None,
+    caption: Any,
+    metadata: Mapping[str, Any],
+) -> Item:
+    """A pair of image and caption; half of a pair is rejected.
+
+    In evaluation sources the caption is a reference, not part of what the model sees.
+    """
+    if caption is not None and not isinstance(caption, str):
+        found = f"found a caption of type {type(caption).__name__}, expected text"
+        return RejectedRecord(key, Rejected(Reason.MALFORMED_RECORD, found))
+    if image is None:
+        return RejectedRecord(key, Rejected(Reason.CAPTION_WITHOUT_IMAGE))
+    if not caption or not caption.strip():
+        return RejectedRecord(key, Rejected(Reason.IMAGE_WITHOUT_CAPTION))
+    if source.is_evaluation:
+        return RawRecord(key, (Segment.of_image(0),), (image,), (caption,), metadata)
+    segments = (Segment.of_image(0), Segment.of_text(caption))
+    return RawRecord(key, segments, (image,), (), metadata)

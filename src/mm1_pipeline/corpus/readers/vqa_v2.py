@@ -1,0 +1,131 @@
+"""Reads VQAv2: a JSON file of questions, one of annotations, and images called by number.
+
+Unit of `read`: one question; an annotation without question is one unit as well. In evaluation
+sources all human answers are references; in training sources the commonest one is the
+assistant's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from mm1_pipeline.corpus.files import SourceFile
+from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.readers.annotations import (
+    NumberedImages,
+    entries,
+    index_by,
+    open_image_folder,
+    read_json,
+)
+from mm1_pipeline.corpus.readers.base import (
+    Item,
+    RawRecord,
+    RejectedRecord,
+    Source,
+    read_guarded,
+)
+from mm1_pipeline.corpus.records import Role, Segment
+
+_COPIED = ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer")
+
+
+def read(source: Source) -> Iterator[Item]:
+    """Reads all annotation files, then the questions."""
+    images = NumberedImages(open_image_folder(source))
+    annotations: dict[Any, dict[str, Any]] = {}
+    for file in source.files:
+        if is_annotation_file(file):
+            yield from read_guarded(source, file, partial(_collect_annotations, annotations))
+    asked: set[Any] = set()
+    for file in source.files:
+        if is_question_file(file):
+            read_questions = partial(_read_questions, images, annotations, asked)
+            yield from read_guarded(source, file, read_questions)
+    for question_id in annotations:
+        if question_id not in asked:
+            yield RejectedRecord(
+                f"annotation_{question_id}", Rejected(Reason.ANNOTATION_WITHOUT_QUESTION)
+            )
+
+
+def is_question_file(file: SourceFile) -> bool:
+    """Whether a JSON file holds questions, by its name, as VQAv2 names them."""
+    return "questions" in file.name.rsplit("/", 1)[-1].lower()
+
+
+def is_annotation_file(file: SourceFile) -> bool:
+    """Whether a JSON file holds annotations, by its name, as VQAv2 names them."""
+    return "annotations" in file.name.rsplit("/", 1)[-1].lower()
+
+
+def _collect_annotations(
+    annotations: dict[Any, dict[str, Any]], source: Source, file: SourceFile
+) -> Iterator[Item]:
+    found = entries(read_json(source, file), "annotations")
+    for question_id, annotation in index_by(found, "question_id"):
+        if isinstance(annotation, Rejected):
+            yield RejectedRecord(f"{file.stem}/{question_id}", annotation)
+        else:
+            annotations[question_id] = annotation
+
+
+def _read_questions(
+    images: NumberedImages,
+    annotations: dict[Any, dict[str, Any]],
+    asked: set[Any],
+    source: Source,
+    file: SourceFile,
+) -> Iterator[Item]:
+    questions = entries(read_json(source, file), "questions")
+    source.files.expected_records = len(questions) + (source.files.expected_records or 0)
+    for question_id, question in index_by(questions, "question_id"):
+        key = f"{file.stem}/{question_id}"
+        asked.add(question_id)
+        try:
+            if isinstance(question, Rejected):
+                raise question
+            annotation = annotations.get(question_id)
+            yield _to_record(images, source, key, question, annotation)
+        except Rejected as error:
+            yield RejectedRecord(key, error)
+
+
+def _to_record(
+    images: NumberedImages,
+    source: Source,
+    key: str,
+    question: dict[str, Any],
+    annotation: dict[str, Any] | None,
+) -> RawRecord:
+    text = question.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise Rejected(Reason.TEXT_MISSING, "found no text in the field 'question'")
+    if annotation is None:
+        raise Rejected(Reason.QUESTION_WITHOUT_ANNOTATION)
+    segments = [Segment.of_image(0, Role.HUMAN), Segment.of_text(text, Role.HUMAN)]
+    answers = _answers(annotation)
+    if not source.is_evaluation:
+        segments.append(Segment.of_text(_chosen_answer(annotation, answers), Role.ASSISTANT))
+    merged = {**annotation, **question}
+    metadata = {name: merged[name] for name in _COPIED if name in merged}
+    references = tuple(answers) if source.is_evaluation else ()
+    image = images.find(question.get("image_id"))
+    return RawRecord(key, tuple(segments), (image,), references, metadata)
+
+
+def _answers(annotation: dict[str, Any]) -> list[str]:
+    found = annotation.get("answers")
+    answers = found if isinstance(found, list) else []
+    texts = [item.get("answer") if isinstance(item, dict) else item for item in answers]
+    usable = [text for text in texts if isinstance(text, str) and text.strip()]
+    if not usable:
+        raise Rejected(Reason.QUESTION_WITHOUT_ANNOTATION, "found an annotation without answers")
+    return usable
+
+
+def _chosen_answer(annotation: dict[str, Any], answers: list[str]) -> str:
+    chosen = annotation.get("multiple_choice_answer")
+    return chosen if isinstance(chosen, str) and chosen.strip() else answers[0]

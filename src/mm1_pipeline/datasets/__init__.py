@@ -1,0 +1,1 @@
+"""Catalog entries: versioned artifact directories, and reports with their previews."""

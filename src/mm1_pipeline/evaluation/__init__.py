@@ -1,0 +1,1 @@
+"""Few-shot evaluation: tasks, prompts, generation, scores and honest baselines."""

@@ -1,0 +1,263 @@
+"""Scores models and baselines on every task: the library function behind the stage `evaluate`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mm1_pipeline.config.evaluation import EvaluateConfig
+from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
+from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
+from mm1_pipeline.evaluation.generation import Generator
+from mm1_pipeline.evaluation.held_out import held_out_losses
+from mm1_pipeline.evaluation.images import ImageFeatures
+from mm1_pipeline.evaluation.postprocess import POSTPROCESS
+from mm1_pipeline.evaluation.progress import EvaluationProgress
+from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
+from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
+from mm1_pipeline.evaluation.tasks import Task, load_task
+from mm1_pipeline.models.checkpoint import load_model
+from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.streams.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Scores = dict[tuple[str, int], TaskScores]
+"""Scores of one model, by task and number of shots."""
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` finds."""
+
+    evaluation: dict[str, Any]
+    """Content of evaluation.json."""
+    held_out_loss: dict[str, Any]
+    """Content of held_out_loss.json."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Everything that is the same for all models: tasks, prompts, tokenizer.
+
+    Attributes:
+        config: Parameters of the stage.
+        tasks: With their items.
+        prompts: By task and number of shots.
+        tokenizer: The one the models were trained with.
+        index: `shards.json`: image transform and tokens of the training.
+    """
+
+    config: EvaluateConfig
+    tasks: tuple[Task, ...]
+    prompts: Mapping[tuple[str, int], Sequence[Prompt]]
+    tokenizer: Tokenizer
+    index: ShardIndex
+
+    def parts(self) -> Iterator[tuple[Task, int]]:
+        """Each task with each of its numbers of shots."""
+        for task in self.tasks:
+            for num_shots in task.config.shots:
+                yield task, num_shots
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of all prompts and their longest answers."""
+        return sum(
+            len(prompt) + task.config.max_new_tokens
+            for task, num_shots in self.parts()
+            for prompt in self.prompts[task.name, num_shots]
+        )
+
+
+def evaluate(
+    config: EvaluateConfig,
+    models: Mapping[str, Path],
+    tokenizer_dir: Path,
+    shards_dir: Path,
+    records_dir: Path,
+    output_dir: Path,
+) -> Evaluation:
+    """Scores models, their blind twins and the most frequent answer on every task.
+
+    Tasks, prompts and models are checked before the first answer. The same inputs give the
+    same bytes.
+
+    Args:
+        config: Tasks, shots, resamples, seed.
+        models: Folder of each model by its name in the report.
+        tokenizer_dir: Holds `tokenizer.json`.
+        shards_dir: The artifact of the stage `shard`; held-out sequences and image transform.
+        records_dir: The artifact that contains `records/`.
+        output_dir: Gets `<model>/<task>_<shots>shot.jsonl`.
+
+    Returns:
+        Contents of evaluation.json and held_out_loss.json.
+
+    Raises:
+        ValueError: If a task has too few records or examples, a prompt does not fit the cache,
+            or a model belongs to another tokenizer or image size.
+    """
+    harness = build_harness(config, tokenizer_dir, shards_dir, records_dir)
+    device = _device(config.device)
+    for name, directory in models.items():
+        _check_model(name, load_model(directory), harness)
+    entries: dict[str, Any] = {}
+    held_out: dict[str, Any] = {}
+    with EvaluationProgress(2 * len(models) * harness.num_positions) as progress:
+        for name, directory in models.items():
+            model = load_model(directory, device).eval()
+            seeing = _answer_all(name, model, harness, progress)
+            blind = _answer_all(name + BLIND_SUFFIX, model, harness, progress, blind=True)
+            entries[name] = _entry(harness, seeing, blind)
+            entries[name + BLIND_SUFFIX] = _entry(harness, blind)
+            held_out[name] = held_out_losses(
+                model, config, shards_dir, harness.tasks, harness.tokenizer
+            )
+            _write(output_dir / name, seeing)
+            _write(output_dir / (name + BLIND_SUFFIX), blind)
+    frequent = _frequent_scores(harness)
+    entries[FREQUENT] = _entry(harness, frequent)
+    _write(output_dir / FREQUENT, frequent)
+    evaluation = {
+        "models": entries,
+        "harness": {
+            "prompts_sha256": prompts_sha256(harness.prompts),
+            "postprocess": POSTPROCESS,
+            "tokenizer": CAPTION_TOKENIZER,
+        },
+    }
+    return Evaluation(evaluation, {"models": held_out})
+
+
+def build_harness(
+    config: EvaluateConfig, tokenizer_dir: Path, shards_dir: Path, records_dir: Path
+) -> Harness:
+    """Reads the tasks and builds every prompt; for arguments and errors, see `evaluate`."""
+    tokenizer, index = Tokenizer.load(tokenizer_dir), ShardIndex.read(shards_dir)
+    if tokenizer.sha256 != index.tokenizer_sha256:
+        raise ValueError(
+            f"Found the tokenizer {tokenizer.sha256[:12]} in {tokenizer_dir}, but the shards were "
+            f"written with {index.tokenizer_sha256[:12]}; run the stage `shard` again."
+        )
+    tasks = tuple(
+        load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
+    )
+    prompts = {
+        (task.name, num_shots): build_prompts(
+            task, num_shots, config.seed, tokenizer, index.packing.image_tokens
+        )
+        for task in tasks
+        for num_shots in task.config.shots
+    }
+    harness = Harness(config, tasks, prompts, tokenizer, index)
+    for task, num_shots in harness.parts():
+        _check_prompts(harness, task, num_shots)
+    return harness
+
+
+def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
+    longest = check_lengths(
+        harness.prompts[task.name, num_shots],
+        task.config.max_new_tokens,
+        harness.config.max_positions,
+    )
+    trained = harness.index.packing.sequence_length
+    if longest > trained:
+        logger.warning(
+            "%s, %d shots: prompts with their answers take up to %d positions, but training "
+            "sequences have %d; positions beyond were never trained.",
+            task.name,
+            num_shots,
+            longest,
+            trained,
+        )
+
+
+def _check_model(name: str, model: MM1, harness: Harness) -> None:
+    if name == FREQUENT or BLIND_SUFFIX in name:
+        raise ValueError(f"models: found the name {name!r}, which a baseline has; choose another.")
+    expected = {
+        "vision.image_size": (model.config.vision.image_size, harness.index.image.size),
+        "connector.num_tokens": (
+            model.config.connector.num_tokens,
+            harness.index.packing.image_tokens,
+        ),
+        "image_token_id": (model.image_token_id, harness.tokenizer.image_id),
+    }
+    for field, (found, wanted) in expected.items():
+        if found != wanted:
+            raise ValueError(
+                f"models.{name}: found {field} {found}, but the shards have {wanted}; evaluate a "
+                "model with the shards that it was trained on."
+            )
+    if model.config.decoder.vocab_size < harness.tokenizer.vocab_size:
+        raise ValueError(
+            f"models.{name}: found decoder.vocab_size {model.config.decoder.vocab_size}, but the "
+            f"tokenizer has {harness.tokenizer.vocab_size} tokens; evaluate a model with the "
+            "tokenizer that it was trained with."
+        )
+
+
+def _answer_all(
+    name: str, model: MM1, harness: Harness, progress: EvaluationProgress, *, blind: bool = False
+) -> Scores:
+    scores: Scores = {}
+    for task in harness.tasks:
+        features = ImageFeatures(model, task.images, harness.index.image, blind=blind)
+        generator = Generator(model, harness.tokenizer, features, harness.config.batch_size)
+        for num_shots in task.config.shots:
+            prompts = harness.prompts[task.name, num_shots]
+            positions = sum(map(len, prompts)) / max(len(prompts), 1) + task.config.max_new_tokens
+            part = progress.part(f"{name} {task.name} {num_shots}-shot", len(prompts), positions)
+            outputs = generator.generate(
+                prompts,
+                max_new_tokens=task.config.max_new_tokens,
+                stop=task.config.stop,
+                advance=part.advance,
+            )
+            scored = score_outputs(task, num_shots, prompts, outputs)
+            part.finish(f"{task.config.metric.value} {scored.values.mean():.1f}")
+            scores[task.name, num_shots] = scored
+    return scores
+
+
+def _frequent_scores(harness: Harness) -> Scores:
+    """The same answer to every prompt; it needs no shots, so it scores the same with any."""
+    scores: Scores = {}
+    for task, num_shots in harness.parts():
+        prompts = harness.prompts[task.name, num_shots]
+        answers = [most_frequent_answer(task)] * len(prompts)
+        scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
+    return scores
+
+
+def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dict[str, Any]:
+    """A model's entry in evaluation.json."""
+    num_samples, seed = harness.config.bootstrap_samples, harness.config.seed
+    tasks: dict[str, Any] = {
+        task.name: {"metric": task.config.metric.value, "shots": {}} for task in harness.tasks
+    }
+    for (task, num_shots), scored in scores.items():
+        summary = scored.summary(num_samples, seed)
+        if blind is not None:
+            gain = scored.gain_over(blind[task, num_shots], num_samples, seed)
+            summary["gain_over_blind"] = gain
+        tasks[task]["shots"][str(num_shots)] = summary
+    return {"tasks": tasks}
+
+
+def _write(directory: Path, scores: Scores) -> None:
+    for (task, num_shots), scored in scores.items():
+        scored.write(directory / f"{task}_{num_shots}shot.jsonl")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,70 @@
+"""Scores of single items: CIDEr for captions, VQA accuracy for answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pycocoevalcap.cider.cider import Cider
+
+from mm1_pipeline.evaluation.caption_tokens import caption_tokens
+from mm1_pipeline.evaluation.postprocess import normalize_vqa_answer
+
+NUM_ANSWERS = 10
+"""Human answers to a question of VQAv2, OK-VQA, TextVQA and VizWiz."""
+
+
+def cider_scores(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """CIDEr of every caption, as pycocoevalcap computes it, on the words of `caption_tokens`.
+
+    The weights of n-grams come from all references together, so an item's score depends on
+    which other items are scored with it.
+
+    Args:
+        captions: One caption an item, by item key.
+        references: The captions people wrote, by the same keys.
+
+    Returns:
+        float64[len(captions)], in the order of `captions`; 1.0 is printed as 100.
+
+    Raises:
+        ValueError: If the keys differ, or an item has no reference.
+    """
+    if captions.keys() != references.keys():
+        raise ValueError(
+            f"Found {len(captions)} captions and {len(references)} items with references; CIDEr "
+            "needs exactly one caption for every item."
+        )
+    empty = [key for key, texts in references.items() if not texts]
+    if empty:
+        raise ValueError(f"Found items without a reference caption: {empty[:5]}.")
+    if not captions:
+        return np.zeros(0)
+    words = {key: [" ".join(caption_tokens(text))] for key, text in captions.items()}
+    reference_words = {
+        key: [" ".join(caption_tokens(text)) for text in references[key]] for key in captions
+    }
+    _, scores = Cider().compute_score(reference_words, words)
+    return np.asarray(scores, dtype=np.float64)
+
+
+def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
+    """Agreement of an answer with people: mean over all but one of them of min(matches / 3, 1).
+
+    Source: the official VQA evaluation.
+
+    Args:
+        answer: The answer; normalised here, which changes nothing if it is already.
+        human_answers: What ten people answered.
+
+    Returns:
+        0..1.
+    """
+    given = normalize_vqa_answer(answer)
+    matches = sum(normalize_vqa_answer(human) == given for human in human_answers)
+    others = len(human_answers) - matches
+    agreeing_left_out = min((matches - 1) / 3, 1.0)
+    other_left_out = min(matches / 3, 1.0)
+    return (matches * agreeing_left_out + others * other_left_out) / len(human_answers)

@@ -1,0 +1,71 @@
+"""Which solved examples a prompt shows before its question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+
+class ShotPool:
+    """Examples that a task's prompts may show.
+
+    Source: MM1, Evaluation (shots are drawn for each data set, never the query; unconfirmed);
+    deviation: the pool is the task's own source, where the paper prefers a training split.
+
+    A draw depends on the seed, the task, the query's key and the number of shots alone: not on
+    the order of items, on other queries or on the batch size.
+
+    Args:
+        task: Name of the task.
+        images: SHA-256 of the images of each example, by example key.
+        seed: Same seed, same shots.
+    """
+
+    def __init__(self, task: str, images: Mapping[str, Iterable[str]], seed: int) -> None:
+        self._task = task
+        self._seed = seed
+        self._keys = sorted(images)
+        self._images = {key: frozenset(images[key]) for key in self._keys}
+        self._keys_of_image: dict[str, set[str]] = defaultdict(set)
+        for key, hashes in self._images.items():
+            for image in hashes:
+                self._keys_of_image[image].add(key)
+
+    def draw(self, key: str, images: Iterable[str], num_shots: int) -> tuple[str, ...]:
+        """Draws the shots of one query.
+
+        Args:
+            key: The query's key; it is never drawn.
+            images: SHA-256 of the query's images; an example with one of them is never drawn.
+            num_shots: Shots, all different.
+
+        Returns:
+            Keys of the examples, in the order of the prompt.
+
+        Raises:
+            ValueError: If too few examples remain.
+        """
+        barred = {key}.union(*(self._keys_of_image.get(image, set()) for image in images))
+        available = len(self._keys) - sum(other in self._images for other in barred)
+        if available < num_shots:
+            raise ValueError(
+                f"tasks.{self._task}.shots: found {num_shots}, but only {available} examples with "
+                f"another image than {key!r} can be shown; ask for fewer shots or add records to "
+                "the task's source."
+            )
+        shots: dict[str, None] = {}
+        attempt = 0
+        while len(shots) < num_shots:
+            candidate = self._candidate(key, num_shots, attempt)
+            attempt += 1
+            if candidate not in barred:
+                shots.setdefault(candidate)
+        return tuple(shots)
+
+    def _candidate(self, key: str, num_shots: int, attempt: int) -> str:
+        # A hash rather than a generator: the draw stays the same in every library version.
+        name = json.dumps([self._seed, self._task, key, num_shots, attempt])
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+        return self._keys[number % len(self._keys)]

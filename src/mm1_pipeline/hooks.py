@@ -1,0 +1,62 @@
+"""Hooks: checks before any work starts, and a closing line that says where to look."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+
+from mm1_pipeline.config.validation import ParameterError, check_parameters
+
+logger = logging.getLogger(__name__)
+
+
+class ParameterHooks:
+    """Refuses bad parameters by their dotted paths before the catalogue is built."""
+
+    @hook_impl
+    def after_context_created(self, context: Any) -> None:
+        """Checks the parameter groups of every registered pipeline.
+
+        Switches of a single run, given with `--params`, belong to no group.
+        """
+        from kedro.framework.project import pipelines, settings
+        from kedro.validation.type_extractor import TypeExtractor
+
+        types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
+        switches = settings.SESSION_CLASS.staleness_settings.switches
+        check_parameters(context.config_loader["parameters"], types, switches)
+
+
+class PreflightHooks:
+    """Looks for what a run will need before its first node."""
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
+        """Checks that every raw source of a run that ingests is where it should be.
+
+        Raises:
+            ParameterError: names every source that is missing or of another format.
+        """
+        if "params:ingest" not in pipeline.inputs():
+            return
+        from mm1_pipeline.corpus.preflight import check_sources
+
+        try:
+            check_sources(catalog.load("params:ingest"))
+        except ValueError as error:
+            raise ParameterError(str(error)) from error
+
+
+class ClosingHooks:
+    """Says where the results are."""
+
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
+        """Prints the path of the report, where the run has one."""
+        if "report" in pipeline.outputs():
+            logger.info("Report: %s", catalog["report"]._describe()["filepath"])
+
+
+HOOKS = (ParameterHooks(), PreflightHooks(), ClosingHooks())

@@ -1,0 +1,1 @@
+"""The MM1 model: image encoder, connector, decoder, as plain torch modules."""

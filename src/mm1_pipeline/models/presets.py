@@ -1,0 +1,133 @@
+"""The paper's model sizes, by name.
+
+Decoders: the paper gives sizes only. The shapes are ours; those of 9M to 1.2B count, without
+embeddings, what the learning-rate law's four sizes are called. Feed-forward widths are
+multiples of 16.
+"""
+
+from __future__ import annotations
+
+from mm1_pipeline.config.model import Activation, DecoderConfig, VisionConfig
+
+VOCAB_SIZE = 100_352
+"""Tokens of the decoders, a multiple of 128. Our choice: the paper gives none."""
+
+
+def decoder_9m(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """9.5 million parameters without embeddings.
+
+    Source: MM1, Pre-training (smallest size of the learning-rate grid); deviation: our shape.
+    """
+    return _decoder(vocab_size, d_model=256, num_layers=12, num_heads=4, num_kv_heads=4, d_ff=688)
+
+
+def decoder_85m(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """85 million parameters without embeddings.
+
+    Source: MM1, Pre-training (learning-rate grid); deviation: our shape.
+    """
+    return _decoder(
+        vocab_size, d_model=768, num_layers=12, num_heads=12, num_kv_heads=12, d_ff=2048
+    )
+
+
+def decoder_302m(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """302 million parameters without embeddings.
+
+    Source: MM1, Pre-training (learning-rate grid); deviation: our shape.
+    """
+    return _decoder(
+        vocab_size, d_model=1024, num_layers=24, num_heads=16, num_kv_heads=16, d_ff=2736
+    )
+
+
+def decoder_1_2b(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """1.2 billion parameters without embeddings.
+
+    Source: MM1, Model (decoder of the ablations); deviation: our shape.
+    """
+    return _decoder(
+        vocab_size, d_model=2048, num_layers=24, num_heads=16, num_kv_heads=8, d_ff=6144
+    )
+
+
+def decoder_3b(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """2.96 billion parameters, embeddings included.
+
+    Source: MM1, Pre-training; deviation: our shape, which also reaches the paper's total for
+    64 experts in every 2nd layer.
+    """
+    return _decoder(
+        vocab_size, d_model=3072, num_layers=28, num_heads=24, num_kv_heads=8, d_ff=7552
+    )
+
+
+def decoder_7b(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """6.89 billion parameters, embeddings included.
+
+    Source: MM1, Pre-training; deviation: our shape, which also reaches the paper's total for
+    32 experts in every 4th layer.
+    """
+    return _decoder(
+        vocab_size, d_model=4096, num_layers=32, num_heads=32, num_kv_heads=8, d_ff=13056
+    )
+
+
+def decoder_30b(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """30.2 billion parameters, embeddings included.
+
+    Source: MM1, Pre-training; deviation: our shape.
+    """
+    return _decoder(
+        vocab_size, d_model=6400, num_layers=60, num_heads=50, num_kv_heads=50, d_ff=17152
+    )
+
+
+def vit_l_14(image_size: int = 336) -> VisionConfig:
+    """CLIP's ViT-L/14.
+
+    Source: MM1, Model (encoder of the ablations, 336 px).
+    """
+    return _clip(image_size, d_model=1024, num_layers=24, num_heads=16)
+
+
+def vit_h_14(image_size: int = 378) -> VisionConfig:
+    """CLIP's ViT-H/14.
+
+    Source: MM1, Model (encoder of the final recipe, 378 px, DFN-5B).
+    """
+    return _clip(image_size, d_model=1280, num_layers=32, num_heads=16)
+
+
+def _decoder(
+    vocab_size: int,
+    *,
+    d_model: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    d_ff: int,
+) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        d_ff=d_ff,
+    )
+
+
+def _clip(image_size: int, *, d_model: int, num_layers: int, num_heads: int) -> VisionConfig:
+    """A CLIP encoder with the layout of the released DFN and OpenAI weights."""
+    return VisionConfig(
+        image_size=image_size,
+        patch_size=14,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        d_ff=4 * d_model,
+        activation=Activation.QUICK_GELU,
+        class_token=True,
+        final_norm=False,
+    )

@@ -1,0 +1,33 @@
+"""The pipelines by name. Each is a goal: a stage with everything it needs before it."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline
+
+from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
+from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
+from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
+from mm1_pipeline.pipelines.report.pipeline import create_pipeline as report
+from mm1_pipeline.pipelines.shard.pipeline import create_pipeline as shard
+
+STAGES = {
+    "ingest": ingest,
+    "shard": shard,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "report": report,
+}
+"""Stages in the order of the default run."""
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Names every goal, as targets in make; `--tags=<stage>` runs one stage alone.
+
+    Imports neither torch nor Composer nor Streaming: nodes import what they call.
+    """
+    every_node = sum((create() for create in STAGES.values()), Pipeline([]))
+    goals = {
+        stage: every_node.to_nodes(*(node.name for node in create().nodes))
+        for stage, create in STAGES.items()
+    }
+    return {**goals, "__default__": every_node}

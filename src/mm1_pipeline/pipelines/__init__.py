@@ -1,0 +1,1 @@
+"""One folder a stage: `nodes.py` (thin functions) and `pipeline.py` (how they connect)."""

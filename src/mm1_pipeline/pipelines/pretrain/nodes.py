@@ -1,0 +1,36 @@
+"""Nodes of `pretrain`: the multimodal pre-training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mm1_pipeline.config.model import MM1Config
+from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.datasets.artifact import StagedArtifact, stage
+from mm1_pipeline.staleness.artifacts import Artifact
+
+
+def plan_mixture(config: TrainingConfig, shards: Artifact) -> dict[str, Any]:
+    """Fixes which sequences every global batch holds, before anything is trained."""
+    from mm1_pipeline.streams.mixture import MixtureSnapshot
+
+    return MixtureSnapshot.of_training(config, shards.path).describe()
+
+
+def pretrain_model(
+    config: TrainingConfig, model: MM1Config, shards: Artifact, mixture: dict[str, Any]
+) -> tuple[StagedArtifact, list[dict[str, Any]]]:
+    """Trains encoder, connector and decoder together from scratch."""
+    from mm1_pipeline.training.train import build_model, train
+
+    staged = stage("pretrained_model")
+    rows = train(
+        config,
+        build_model(model, shards.path, seed=config.seed),
+        shards.path,
+        stage="pretrain",
+        expected_mixture=mixture,
+        work_dir=staged.work_directory,
+        output_dir=staged.directory,
+    )
+    return staged.described(counts={"steps": len(rows)}), rows

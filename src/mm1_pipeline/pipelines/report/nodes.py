@@ -1,0 +1,37 @@
+"""Nodes of `report`: one page that shows the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mm1_pipeline.config.report import ReportConfig
+from mm1_pipeline.staleness.artifacts import Artifact
+
+
+def write_report(
+    config: ReportConfig,
+    ingest_report: dict[str, Any],
+    shard_report: dict[str, Any],
+    mixture: dict[str, Any],
+    training_pretrain: list[dict[str, Any]],
+    evaluation: dict[str, Any],
+    held_out_loss: dict[str, Any],
+    predictions: Artifact,
+    records: Artifact,
+    pretrained_model: Artifact,
+) -> str:
+    """Renders every report of the run as one self-contained HTML page."""
+    from mm1_pipeline.reporting.html import render_report
+
+    return render_report(
+        config,
+        ingest_report=ingest_report,
+        shard_report=shard_report,
+        mixture=mixture,
+        training={"pretrain": training_pretrain},
+        evaluation=evaluation,
+        held_out_loss=held_out_loss,
+        predictions_dir=predictions.path,
+        records_dir=records.path,
+        models={"pretrain": pretrained_model.path},
+    )

@@ -1,0 +1,33 @@
+"""Pipeline `report`."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+
+from mm1_pipeline.pipelines.report.nodes import write_report
+
+
+def create_pipeline() -> Pipeline:
+    """Every report -> report.html."""
+    return Pipeline(
+        [
+            node(
+                write_report,
+                inputs=[
+                    "params:report",
+                    "ingest_report",
+                    "shard_report",
+                    "mixture",
+                    "training_pretrain",
+                    "evaluation",
+                    "held_out_loss",
+                    "predictions",
+                    "records",
+                    "pretrained_model",
+                ],
+                outputs="report",
+                name="write_report",
+            )
+        ],
+        tags="report",
+    )

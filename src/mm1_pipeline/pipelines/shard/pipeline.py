@@ -1,0 +1,28 @@
+"""Pipeline `shard`."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node
+
+from mm1_pipeline.pipelines.shard.nodes import pack_shards, prepare_tokenizer
+
+
+def create_pipeline() -> Pipeline:
+    """Records -> tokenizer, shards and shard_report."""
+    return Pipeline(
+        [
+            node(
+                prepare_tokenizer,
+                inputs=["params:tokenizer", "records"],
+                outputs="tokenizer",
+                name="prepare_tokenizer",
+            ),
+            node(
+                pack_shards,
+                inputs=["params:shard", "records", "tokenizer"],
+                outputs=["shards", "shard_report"],
+                name="pack_shards",
+            ),
+        ],
+        tags="shard",
+    )

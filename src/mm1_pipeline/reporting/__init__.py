@@ -1,0 +1,1 @@
+"""Shows a run: one self-contained HTML page, and figures for previews."""

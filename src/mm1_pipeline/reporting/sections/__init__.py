@@ -1,0 +1,1 @@
+"""One module and one function for each section of the report."""

@@ -1,0 +1,38 @@
+"""Kedro's settings for this project."""
+
+from __future__ import annotations
+
+import os
+
+from mm1_pipeline import hooks
+from mm1_pipeline.staleness.components import Settings
+from mm1_pipeline.staleness.session import session_class
+
+# Threads that wait must sleep: on a small machine that does anything else besides, spinning
+# ones make a training step twenty times slower. Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+HOOKS = hooks.HOOKS
+
+SESSION_CLASS = session_class(
+    Settings(
+        packages=("mm1_pipeline",),
+        # Libraries that decide what a stage's outputs are; a new version makes them stale.
+        libraries={
+            "torch": "torch",
+            "composer": "mosaicml",
+            "streaming": "mosaicml-streaming",
+            "tokenizers": "tokenizers",
+            "PIL": "pillow",
+            "selectolax": "selectolax",
+            "pycocoevalcap": "pycocoevalcap",
+        },
+    )
+)
+
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    # An environment overrides single parameters; the default merge drops their siblings.
+    "merge_strategy": {"parameters": "soft"},
+}

@@ -1,0 +1,1 @@
+"""Reruns exactly what a change touches, and says why; usable without the rest of the project."""

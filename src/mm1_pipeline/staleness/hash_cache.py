@@ -1,0 +1,95 @@
+"""Content hashes of files, remembered by size, times and inode.
+
+A hash is trusted only when the file was last changed well before it was hashed: within one tick
+of the file system's clock a second write would leave no trace in the times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mm1_pipeline.staleness.files import CONTENT_HASH, hash_file, read_json, write_atomically
+
+_TICK_NS = 50_000_000
+"""Longer than the coarsest clock of common local file systems (10 ms)."""
+_FORMAT = 1
+
+
+class HashCache:
+    """Hashes files, and reads unchanged ones only once.
+
+    Args:
+        path: where the hashes are kept between processes; None keeps them in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._entries: dict[str, list[Any]] = {}
+        self._changed = False
+        stored = read_json(path) if path is not None else None
+        if isinstance(stored, dict) and stored.get("format") == _FORMAT:
+            self._entries = stored["entries"]
+
+    def hash(self, path: Path, algorithm: str = CONTENT_HASH) -> str:
+        """The hash of a file's content.
+
+        Args:
+            path: the file.
+            algorithm: as `files.hash_file`.
+
+        Returns:
+            The digest in hexadecimal.
+        """
+        key = self._key(path, algorithm)
+        signature = _signature(path)
+        entry = self._entries.get(key)
+        if entry is not None and entry[:4] == signature and _is_settled(signature, entry[4]):
+            return entry[5]
+        started = time.time_ns()
+        value = hash_file(path, algorithm)
+        if _signature(path) == signature:
+            self._store(key, signature, started, value)
+        return value
+
+    def seed(self, path: Path, value: str, algorithm: str = CONTENT_HASH) -> None:
+        """Remembers a hash that was computed elsewhere from the file's present content."""
+        self._store(self._key(path, algorithm), _signature(path), time.time_ns(), value)
+
+    def save(self) -> None:
+        """Writes the hashes of files that still exist, when there are new ones."""
+        if self._path is None or not self._changed:
+            return
+        entries = {
+            key: entry for key, entry in self._entries.items() if os.path.exists(_file_of(key))
+        }
+        write_atomically(
+            self._path, json.dumps({"format": _FORMAT, "entries": entries}), durable=False
+        )
+        self._changed = False
+
+    def _store(self, key: str, signature: list[int], hashed_at: int, value: str) -> None:
+        self._entries[key] = [*signature, hashed_at, value]
+        self._changed = True
+
+    @staticmethod
+    def _key(path: Path, algorithm: str) -> str:
+        name = os.path.abspath(path)
+        return name if algorithm == CONTENT_HASH else f"{name}\0{algorithm}"
+
+
+def _signature(path: Path) -> list[int]:
+    stat = os.stat(path)
+    # The change time reveals an edit whose author restored the modification time.
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _is_settled(signature: list[int], hashed_at: int) -> bool:
+    return hashed_at - max(signature[1], signature[2]) > _TICK_NS
+
+
+def _file_of(key: str) -> str:
+    return key.partition("\0")[0]

@@ -1,0 +1,190 @@
+"""Typed parameters as flat paths, and what changed between two sets of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.files import canonical_json, hash_json
+from mm1_pipeline.staleness.meaning import OPERATIONAL
+
+INPUT_PATH = "input_path"
+"""Metadata key of a field that names a file or folder whose content counts, not its place."""
+ORDER = "(order)"
+_Scalar = None | bool | int | float | str
+
+
+class FlatParameters(NamedTuple):
+    """Parameters by dotted path."""
+
+    values: dict[str, str]
+    """Canonical JSON of each value."""
+    input_paths: dict[str, str]
+    """Files and folders that the parameters name as inputs."""
+
+
+class Change(NamedTuple):
+    """One difference between two sets of flat values; None stands for absent."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before or '(absent)'} -> {self.after or '(absent)'}"
+
+
+def flatten_parameters(value: Any, path: str) -> FlatParameters:
+    """Flattens a parameter group.
+
+    Dataclass fields (and attrs or pydantic ones) whose metadata says `operational` are left
+    out. Fields marked `input_path` become input paths. The order of a mapping's keys counts,
+    as it decides for instance the order of sources.
+
+    Args:
+        value: what a node gets: a typed group, or plain YAML values.
+        path: its name, for instance `params:sft`.
+
+    Returns:
+        Values and input paths, by dotted path.
+
+    Raises:
+        StalenessError: for a value that has no stable text.
+    """
+    flat = FlatParameters({}, {})
+    _flatten(value, path, flat)
+    return flat
+
+
+def diff(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:
+    """Lists what differs, in the order of the paths.
+
+    Args:
+        before: earlier values by path.
+        after: present values by path.
+
+    Returns:
+        One change for each path whose value differs.
+    """
+    changes = [
+        Change(path, before.get(path), after.get(path))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+    return [change for change in changes if not _is_order_of_changed(change, changes)]
+
+
+def describe_value(value: Any) -> str:
+    """Stable text of a value bound to a function, for instance by `functools.partial`.
+
+    Args:
+        value: anything `flatten_parameters` takes.
+
+    Raises:
+        StalenessError: for a value that has no stable text.
+    """
+    flat = flatten_parameters(value, "value")
+    if flat.values.keys() == {"value"}:
+        return flat.values["value"]
+    return hash_json(flat)[:20]
+
+
+def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
+    value = _simplify(value)
+    fields = _fields_of(value)
+    if fields is not None:
+        for name, child, metadata in fields:
+            if metadata.get(OPERATIONAL):
+                continue
+            if metadata.get(INPUT_PATH) and child is not None:
+                _flatten_input_path(child, f"{path}.{name}", flat)
+            else:
+                _flatten(child, f"{path}.{name}", flat)
+    elif isinstance(value, Mapping):
+        flat.values[f"{path}.{ORDER}"] = canonical_json([str(key) for key in value])
+        for key, child in value.items():
+            _flatten(child, f"{path}.{key}", flat)
+    elif isinstance(value, list | tuple):
+        _flatten_sequence(value, path, flat)
+    elif isinstance(value, _Scalar):
+        flat.values[path] = repr(value) if isinstance(value, float) else canonical_json(value)
+    else:
+        raise StalenessError(
+            f"{path}: found a value of the type {type(value).__name__}, expected a dataclass, "
+            "mapping, list, string, number, Enum or path. Parameters need a stable text to be "
+            "compared with those of the last run."
+        )
+
+
+def _flatten_sequence(value: list | tuple, path: str, flat: FlatParameters) -> None:
+    simple = [_simplify(item) for item in value]
+    if all(isinstance(item, _Scalar) for item in simple):
+        flat.values[path] = canonical_json(simple)
+        return
+    flat.values[f"{path}.{ORDER}"] = str(len(simple))
+    for index, item in enumerate(simple):
+        _flatten(item, f"{path}[{index}]", flat)
+
+
+def _flatten_input_path(value: Any, path: str, flat: FlatParameters) -> None:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            _flatten_input_path(child, f"{path}.{key}", flat)
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            _flatten_input_path(child, f"{path}[{index}]", flat)
+    else:
+        flat.input_paths[path] = str(value)
+
+
+def _simplify(value: Any) -> Any:
+    match value:
+        case Enum():
+            return _simplify(value.value)
+        case PurePath():
+            return str(value)
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case set() | frozenset():
+            return sorted((_simplify(item) for item in value), key=repr)
+        case _ if hasattr(value, "item") and hasattr(value, "dtype") and not value.shape:
+            return value.item()  # A NumPy scalar.
+    return value
+
+
+def _fields_of(value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]] | None:
+    """Name, value and metadata of each field; None for a value without declared fields."""
+    cls = type(value)
+    if dataclasses.is_dataclass(cls):
+        declared = [(field.name, field.metadata) for field in dataclasses.fields(cls)]
+    elif hasattr(cls, "__attrs_attrs__"):
+        declared = [(field.name, field.metadata) for field in cls.__attrs_attrs__]
+    elif hasattr(cls, "model_fields"):
+        declared = [
+            (name, extra if isinstance(extra := field.json_schema_extra, Mapping) else {})
+            for name, field in cls.model_fields.items()
+        ]
+    else:
+        return None
+    return ((name, getattr(value, name), metadata) for name, metadata in declared)
+
+
+def _is_order_of_changed(change: Change, changes: list[Change]) -> bool:
+    """Whether a change of order only repeats that keys came or went."""
+    prefix = change.path.removesuffix(ORDER)
+    if prefix == change.path:
+        return False
+    stem = prefix.removesuffix(".")
+    return any(
+        other is not change
+        and other.path.startswith((prefix, f"{stem}["))
+        and (other.before is None or other.after is None)
+        for other in changes
+    )

@@ -1,0 +1,1 @@
+"""From records to batches: tokenizer, packing, shards, mixture, loading."""

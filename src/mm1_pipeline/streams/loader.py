@@ -1,0 +1,224 @@
+"""Data loaders of a training and of its held-out sequences."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from streaming.base.compression import decompress
+from streaming.base.distributed import get_world_size, maybe_init_dist
+from streaming.base.format import reader_from_json
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from mm1_pipeline.config.training import MixtureConfig
+from mm1_pipeline.streams.collation import collate
+from mm1_pipeline.streams.mixture import MixtureSnapshot
+from mm1_pipeline.streams.shard_index import (
+    INDEX_FILE,
+    ShardIndex,
+    Split,
+    dataset_directory,
+    verify_shards,
+)
+from mm1_pipeline.streams.snapshot_dataset import SnapshotDataset
+
+__all__ = ["MixtureLoader", "build_loader", "build_validation_loader", "verify_shards"]
+
+_CACHE = "shard_cache"
+
+_WORKER_TIMEOUT_SECONDS = 1_800
+"""Silence of a worker after which a training stops rather than hangs."""
+
+
+class MixtureLoader(DataLoader):
+    """Delivers each batch of a training once, and notices when one is missing.
+
+    `dataset` keeps the place: `loader.dataset.state_dict(num_samples, from_beginning=True)`
+    and `load_state_dict` are what Composer saves and restores.
+    """
+
+    dataset: SnapshotDataset  # pyright: ignore[reportIncompatibleVariableOverride]
+    delivered_steps: int = 0
+    """Batches that the last iteration has delivered."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yields this rank's part of each batch that is left.
+
+        Raises:
+            RuntimeError: The data ended before the training.
+        """
+        self.delivered_steps = 0
+        batches = super().__iter__()
+        try:
+            for batch in batches:
+                self.delivered_steps += 1
+                yield batch
+            self.assert_complete()
+        finally:
+            # Left to the garbage collector, workers may miss the word to stop and cost 5 s each.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+    @property
+    def expected_steps(self) -> int:
+        """Batches that are left: all, or those after the place that was resumed from."""
+        return self.dataset.snapshot.num_steps - self.dataset.first_step
+
+    def assert_complete(self) -> None:
+        """Checks that every batch that was left has been delivered.
+
+        Raises:
+            RuntimeError: Fewer were.
+        """
+        if self.delivered_steps != self.expected_steps:
+            raise RuntimeError(
+                f"Found {self.delivered_steps} batches, expected {self.expected_steps}: the data "
+                "ended before the training. Check the shards with verify_shards."
+            )
+
+
+def build_loader(
+    shards_dir: Path,
+    mixture: MixtureConfig,
+    *,
+    num_steps: int,
+    global_batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    cache_dir: Path | None = None,
+) -> MixtureLoader:
+    """Builds the loader of a training: one epoch of `num_steps` batches.
+
+    On each rank, batch s holds the rank's contiguous rows of `snapshot.batch(s)`, for any
+    number of ranks and workers, resumed or not. Call `verify_shards` before.
+
+    Args:
+        shards_dir: The artifact of the stage `shard`.
+        mixture: Streams, shares, sources.
+        num_steps: Batches of the training.
+        global_batch_size: Sequences in a batch, over all ranks.
+        seed: Chooses the order of each source.
+        num_workers: Processes that read and decode, on each rank.
+        cache_dir: Gets the uncompressed shards, in a folder that is emptied first. It belongs
+            to one run and one node, whose ranks all name the same. None takes a temporary one.
+
+    Returns:
+        The loader of `collate`d batches.
+
+    Raises:
+        ValueError: The mixture cannot be drawn from these shards, or the ranks do not divide
+            the batch.
+    """
+    snapshot = MixtureSnapshot.of_shards(
+        mixture,
+        shards_dir,
+        num_steps=num_steps,
+        global_batch_size=global_batch_size,
+        seed=seed,
+    )
+    cache = _temporary_cache() if cache_dir is None else Path(cache_dir).absolute() / _CACHE
+    destroy_dist = maybe_init_dist()
+    dataset = SnapshotDataset(Path(shards_dir).absolute(), snapshot, cache)
+    if destroy_dist:
+        torch.distributed.destroy_process_group()
+    loader = MixtureLoader(
+        dataset,
+        batch_size=dataset.batch_size,
+        num_workers=num_workers,
+        collate_fn=partial(collate, transform=ShardIndex.read(shards_dir).image),
+        pin_memory=torch.cuda.is_available(),
+        timeout=_WORKER_TIMEOUT_SECONDS if num_workers else 0,
+    )
+    if cache_dir is None:
+        weakref.finalize(loader, _remove_cache, cache, os.getpid())
+    return loader
+
+
+def build_validation_loader(
+    shards_dir: Path, source: str, batch_size: int, *, stream_id: int = 0
+) -> DataLoader:
+    """Builds the loader of a source's held-out sequences, in the order they were written.
+
+    It reads in this process and needs neither cache nor shared memory.
+
+    Args:
+        shards_dir: The artifact of the stage `shard`.
+        source: Name of the source.
+        batch_size: Sequences in a batch; the last may have fewer.
+        stream_id: What `stream_ids` says of every sequence.
+
+    Returns:
+        The loader of `collate`d batches; empty if nothing was held out.
+
+    Raises:
+        ValueError: The shards have no such source.
+    """
+    return DataLoader(
+        ValidationSequences(shards_dir, source, stream_id),
+        batch_size=batch_size,
+        collate_fn=partial(collate, transform=ShardIndex.read(shards_dir).image),
+    )
+
+
+class ValidationSequences(IterableDataset):
+    """The held-out sequences of a source, one shard in memory at a time."""
+
+    def __init__(self, shards_dir: Path, source: str, stream_id: int = 0) -> None:
+        sources = ShardIndex.read(shards_dir).sources
+        if source not in sources:
+            raise ValueError(
+                f"Found no source {source!r} in the shards, which hold "
+                f"{', '.join(sorted(sources))}."
+            )
+        self._directory = dataset_directory(shards_dir, source, Split.VALIDATION)
+        self._identity = {"source": source, "stream_id": stream_id}
+        self._length = sources[source].validation.sequences
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the sequences with their source and stream."""
+        for sample in read_sequences(self._directory):
+            yield {**sample, **self._identity}
+
+
+def read_sequences(directory: Path) -> Iterator[dict[str, Any]]:
+    """Reads an MDS dataset from beginning to end, one shard in memory at a time."""
+    content = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+    for shard in content["shards"]:
+        reader = reader_from_json(str(directory), "", shard)
+        reader.validate(allow_unsafe_types=False)
+        stored = shard["zip_data"] or shard["raw_data"]
+        data = (directory / Path(stored["basename"]).name).read_bytes()
+        if shard["zip_data"]:
+            data = decompress(shard["compression"], data)
+        borders = np.frombuffer(data, np.uint32, count=shard["samples"] + 1, offset=4).tolist()
+        for begin, end in itertools.pairwise(borders):
+            yield reader.decode_sample(data[begin:end])
+
+
+def _temporary_cache() -> Path:
+    if get_world_size() > 1:
+        raise ValueError(
+            "cache_dir: found None with more than one rank; name a folder that all ranks of a "
+            "node share."
+        )
+    return Path(tempfile.mkdtemp(prefix="mm1-")) / _CACHE
+
+
+def _remove_cache(cache: Path, owner: int) -> None:
+    # Worker processes inherit the loader; only the process that made the cache removes it.
+    if os.getpid() == owner:
+        shutil.rmtree(cache.parent, ignore_errors=True)

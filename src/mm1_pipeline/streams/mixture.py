@@ -1,0 +1,325 @@
+"""The order of a whole training: which sequences every global batch holds, fixed beforehand.
+
+Shares are exact, not merely expected:
+
+- every global batch holds share x batch size sequences of each stream, and a batch size for
+  which that is no whole number is refused;
+- inside a stream, each source has been drawn its weight's share, to less than one sequence,
+  after every draw;
+- every sequence of a source is drawn once before any is drawn again, in another order each
+  time;
+- any contiguous part of a batch (a rank's, a microbatch's) holds each stream's share, exactly
+  where that is a whole number and to less than two sequences elsewhere.
+
+Nothing depends on ranks, workers or earlier steps: `batch(step)` computes its step alone.
+Source: MM1, Data (one fixed, ordered snapshot; unconfirmed). How it is drawn is our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm1_pipeline.config.training import MixtureConfig, TrainingConfig
+from mm1_pipeline.streams.permutation import fair_turns, permute
+from mm1_pipeline.streams.shard_index import ShardIndex
+
+MAX_PERIOD = 65_536
+"""Finest step of a source's weight inside its stream; finer weights are rounded to it."""
+
+_MAX_SHARE_DENOMINATOR = 10_000
+_SHARE_TOLERANCE = Fraction(1, 1_000_000)
+_HASHED_STEPS = 256
+"""Batches that enter the snapshot's digest, spread evenly over the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One stream's part of every batch.
+
+    Attributes:
+        rows: int64[n], the rows of a batch it fills.
+        sources: Index of each source.
+        weights: Draws of each source in one period.
+        turns: int64[period], position in `sources` of each draw.
+        drawn_before: int64[period], how often that source was drawn earlier in the period.
+    """
+
+    rows: NDArray[np.int64]
+    sources: tuple[int, ...]
+    weights: NDArray[np.int64]
+    turns: NDArray[np.int64]
+    drawn_before: NDArray[np.int64]
+
+
+class MixtureSnapshot:
+    """The fixed, ordered snapshot of one training.
+
+    Args:
+        mixture: Streams, their shares, their sources and weights.
+        num_sequences: Training sequences of each source.
+        num_steps: Global batches of the training.
+        global_batch_size: Sequences in one, over all ranks.
+        seed: Chooses the order inside each source.
+        content: Digest of each source's sequences, for `describe`; may be left out.
+
+    Raises:
+        ValueError: The shares do not divide the batch, or a source is missing, empty or in
+            two streams.
+    """
+
+    def __init__(
+        self,
+        mixture: MixtureConfig,
+        num_sequences: Mapping[str, int],
+        *,
+        num_steps: int,
+        global_batch_size: int,
+        seed: int,
+        content: Mapping[str, str] | None = None,
+    ) -> None:
+        self.num_steps, self.global_batch_size, self.seed = num_steps, global_batch_size, seed
+        self.stream_names = tuple(mixture.streams)
+        self.source_names = _source_names(mixture, num_sequences)
+        self.num_sequences = tuple(num_sequences[name] for name in self.source_names)
+        self._content = {name: content[name] for name in self.source_names} if content else {}
+        counts = _sequences_per_batch(mixture, global_batch_size)
+        # Reducing the shares gives turns that are fair within every part of the batch.
+        turns = np.tile(fair_turns(_reduced(counts)), math.gcd(*counts))
+        self._streams = [
+            _plan_stream(mixture, name, self.source_names, np.flatnonzero(turns == number))
+            for number, name in enumerate(self.stream_names)
+        ]
+        self.stream_of_source = np.zeros(len(self.source_names), dtype=np.int64)
+        for number, stream in enumerate(self._streams):
+            self.stream_of_source[list(stream.sources)] = number
+
+    @classmethod
+    def of_training(cls, config: TrainingConfig, shards_dir: Path) -> MixtureSnapshot:
+        """The snapshot that a training with these parameters reads from these shards."""
+        return cls.of_shards(
+            config.mixture,
+            shards_dir,
+            num_steps=config.schedule.num_steps,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+        )
+
+    @classmethod
+    def of_shards(
+        cls,
+        mixture: MixtureConfig,
+        shards_dir: Path,
+        *,
+        num_steps: int,
+        global_batch_size: int,
+        seed: int,
+    ) -> MixtureSnapshot:
+        """The snapshot of a mixture of these shards."""
+        sources = ShardIndex.read(shards_dir).sources
+        return cls(
+            mixture,
+            {name: source.train.sequences for name, source in sources.items()},
+            num_steps=num_steps,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            content={name: source.train.index_sha256 for name, source in sources.items()},
+        )
+
+    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sequences of one global batch.
+
+        Args:
+            step: Counted from 0.
+
+        Returns:
+            source_index: int64[B], index into `source_names`.
+            sample_index: int64[B], index of the sequence in its source.
+        """
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"Found step {step}, expected 0..{self.num_steps - 1}.")
+        source_index = np.empty(self.global_batch_size, dtype=np.int64)
+        sample_index = np.empty(self.global_batch_size, dtype=np.int64)
+        for stream in self._streams:
+            first_draw = step * len(stream.rows)
+            draws = np.arange(first_draw, first_draw + len(stream.rows))
+            periods, places = np.divmod(draws, len(stream.turns))
+            takers = stream.turns[places]
+            ordinals = periods * stream.weights[takers] + stream.drawn_before[places]
+            for taker, source in enumerate(stream.sources):
+                mine = takers == taker
+                rows = stream.rows[mine]
+                source_index[rows] = source
+                sample_index[rows] = self._samples(source, ordinals[mine])
+        return source_index, sample_index
+
+    def describe(self) -> dict[str, Any]:
+        """What the snapshot is, for a report and to compare with a later run's.
+
+        `sha256` covers the parameters, the content of the shards and the sequences of up to
+        256 batches spread over the training, so it changes with any of them and with the way
+        of drawing.
+        """
+        streams = {
+            name: self._describe_stream(name, stream)
+            for name, stream in zip(self.stream_names, self._streams, strict=True)
+        }
+        description = {
+            "num_steps": self.num_steps,
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+            "streams": streams,
+        }
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+        num_hashed = min(self.num_steps, _HASHED_STEPS)
+        for step in np.linspace(0, self.num_steps - 1, num_hashed).round().astype(int).tolist():
+            for indices in self.batch(step):
+                digest.update(indices.astype("<i8").tobytes())
+        return {**description, "sha256": digest.hexdigest()}
+
+    def _describe_stream(self, name: str, stream: _Stream) -> dict[str, Any]:
+        draws = self.num_steps * len(stream.rows)
+        periods, rest = divmod(draws, len(stream.turns))
+        drawn = periods * stream.weights + np.bincount(
+            stream.turns[:rest], minlength=len(stream.sources)
+        )
+        sources = {}
+        for source, weight, count in zip(
+            stream.sources, stream.weights.tolist(), drawn.tolist(), strict=True
+        ):
+            available = self.num_sequences[source]
+            sources[self.source_names[source]] = {
+                "weight": weight / len(stream.turns),
+                "sequences": available,
+                "drawn": count,
+                "epochs": round(count / available, 4),
+                "index_sha256": self._content.get(self.source_names[source]),
+            }
+        return {
+            "share": len(stream.rows) / self.global_batch_size,
+            "sequences_per_batch": len(stream.rows),
+            "drawn": draws,
+            "sources": sources,
+        }
+
+    def _samples(self, source: int, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sequences that the n-th draws of a source take: a new order every epoch."""
+        size = self.num_sequences[source]
+        epochs, places = np.divmod(ordinals, size)
+        samples = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            key = (self.seed, self.source_names[source], epoch)
+            samples[mine] = permute(places[mine], size, key)
+        return samples
+
+
+def possible_batch_sizes(mixture: MixtureConfig, near: int) -> tuple[int, ...]:
+    """The batch sizes nearest to one (below and above) in which every share is whole."""
+    unit = math.lcm(*(share.denominator for share in _exact_shares(mixture).values()))
+    below = near // unit * unit
+    candidates = (below, below + unit) if below != near else (near,)
+    return tuple(size for size in candidates if size > 0)
+
+
+def _sequences_per_batch(mixture: MixtureConfig, global_batch_size: int) -> list[int]:
+    shares = _exact_shares(mixture)
+    if global_batch_size not in (near := possible_batch_sizes(mixture, global_batch_size)):
+        listed = ", ".join(f"{name} {float(share):.4g}" for name, share in shares.items())
+        raise ValueError(
+            f"global_batch_size: found {global_batch_size}, in which the shares ({listed}) are "
+            f"no whole numbers of sequences; nearest possible: {' or '.join(map(str, near))}."
+        )
+    return [int(share * global_batch_size) for share in shares.values()]
+
+
+def _exact_shares(mixture: MixtureConfig) -> dict[str, Fraction]:
+    """Shares as fractions; 0.45 means 9/20, and three times 0.3333333333 means thirds."""
+    streams = mixture.streams.items()
+    shares = {
+        name: Fraction(stream.share).limit_denominator(_MAX_SHARE_DENOMINATOR)
+        for name, stream in streams
+    }
+    found = {name: stream.share for name, stream in streams}
+    is_near = all(abs(shares[name] - Fraction(found[name])) < _SHARE_TOLERANCE for name in found)
+    if sum(shares.values()) != 1 or not is_near:
+        raise ValueError(
+            f"mixture.streams: found shares {found}, which are no fractions with denominators "
+            f"up to {_MAX_SHARE_DENOMINATOR} that sum to 1; round them, such as 0.45."
+        )
+    return shares
+
+
+def _source_names(mixture: MixtureConfig, num_sequences: Mapping[str, int]) -> tuple[str, ...]:
+    names: list[str] = []
+    for stream_name, stream in mixture.streams.items():
+        for name in stream.sources:
+            path = f"mixture.streams.{stream_name}.sources.{name}"
+            if name not in num_sequences:
+                raise ValueError(
+                    f"{path}: found no such source in the shards, which hold "
+                    f"{', '.join(sorted(num_sequences))}."
+                )
+            if num_sequences[name] < 1:
+                raise ValueError(
+                    f"{path}: found a source without training sequences; remove it, or give it "
+                    "records."
+                )
+            if name in names:
+                raise ValueError(
+                    f"{path}: found the source in two streams; a sequence would be drawn by both."
+                )
+            names.append(name)
+    return tuple(names)
+
+
+def _plan_stream(
+    mixture: MixtureConfig, name: str, source_names: tuple[str, ...], rows: NDArray[np.int64]
+) -> _Stream:
+    sources = mixture.streams[name].sources
+    weights = _whole_weights(f"mixture.streams.{name}.sources", sources)
+    turns = fair_turns(weights)
+    drawn_before = np.empty_like(turns)
+    for taker, weight in enumerate(weights):
+        drawn_before[turns == taker] = np.arange(weight)
+    return _Stream(
+        rows,
+        tuple(source_names.index(source) for source in sources),
+        np.array(weights, dtype=np.int64),
+        turns,
+        drawn_before,
+    )
+
+
+def _whole_weights(path: str, weights: Mapping[str, float]) -> list[int]:
+    """Weights as the smallest whole numbers of the same ratio, or nearly: see MAX_PERIOD."""
+    exact = [Fraction(str(weight)) for weight in weights.values()]
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    whole = _reduced([int(weight * unit) for weight in exact])
+    if sum(whole) <= MAX_PERIOD:
+        return whole
+    ideal = [weight * MAX_PERIOD / sum(exact) for weight in exact]
+    rounded = [math.floor(weight) for weight in ideal]
+    by_rest = sorted(range(len(ideal)), key=lambda index: rounded[index] - ideal[index])
+    for index in by_rest[: MAX_PERIOD - sum(rounded)]:
+        rounded[index] += 1
+    if min(rounded) < 1:
+        raise ValueError(
+            f"{path}: found weights {dict(weights)}; a source needs at least one draw in "
+            f"{MAX_PERIOD}. Raise its weight or remove it."
+        )
+    return _reduced(rounded)
+
+
+def _reduced(numbers: list[int]) -> list[int]:
+    divisor = math.gcd(*numbers)
+    return [number // divisor for number in numbers]

@@ -1,0 +1,1 @@
+"""Training through Composer, behind one module; resumable, exact, loud when it fails."""

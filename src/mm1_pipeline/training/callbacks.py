@@ -1,0 +1,241 @@
+"""What is measured, checked and shown at every step of Composer's loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm1_pipeline.training.checkpoints import CheckpointStore
+from mm1_pipeline.training.composer_api import Callback, Logger, State
+from mm1_pipeline.training.metrics import (
+    TIMING,
+    MetricsLog,
+    Row,
+    StreamLosses,
+    count_positions,
+    stream_shares,
+)
+from mm1_pipeline.training.progress import TrainingDisplay
+
+_SHOWN_KEYS = 8
+_SHOWN_CHARACTERS = 100
+"""Of one key; a packed sequence's names all the records in it."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """A training that cannot go on as planned; its message says why and what to do."""
+
+
+class LossMeter(Callback):
+    """Collects the losses of a step, over all its microbatches."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        self.losses = StreamLosses(streams)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Forgets the step before."""
+        self.losses.reset()
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Adds a microbatch."""
+        assert isinstance(state.outputs, Tensor)
+        self.losses.add(state.outputs, state.batch["labels"], state.batch["stream_ids"])
+
+
+class GradientGuard(Callback):
+    """Clips gradients to a norm, and stops before a step that is not finite is taken.
+
+    Source: MM1, Pre-training (clipping 1.0).
+
+    Args:
+        max_norm: norm of all gradients together above which they are scaled down.
+        meter: the losses of the step.
+        store: names the last good checkpoint.
+        work_dir: where the keys of the batch are written when training stops.
+    """
+
+    def __init__(
+        self, max_norm: float, *, meter: LossMeter, store: CheckpointStore, work_dir: Path
+    ) -> None:
+        self._max_norm = max_norm
+        self._meter = meter
+        self._store = store
+        self._work_dir = work_dir
+        self.norm = math.nan
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Runs between the backward pass and the optimizer."""
+        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm).item()
+        loss, by_stream = self._meter.losses.means()
+        if not (math.isfinite(self.norm) and math.isfinite(loss)):
+            self._stop(state, loss, by_stream)
+
+    def _stop(self, state: State, loss: float, by_stream: dict[str, float]) -> None:
+        step = state.timestamp.batch.value + 1
+        keys = list(state.batch["sample_keys"])
+        file = self._work_dir / f"non_finite_step_{step}.json"
+        details = {"step": step, "loss": str(loss), "sample_keys": keys}
+        file.write_text(json.dumps(details, indent=2), encoding="utf-8")
+        shown = "; ".join(_shorten(key) for key in keys[:_SHOWN_KEYS])
+        bad_streams = [name for name, value in by_stream.items() if not math.isfinite(value)]
+        raise TrainingStoppedError(
+            f"Found a loss of {loss:.4g} and a gradient norm of {self.norm:.4g} at step {step}, "
+            f"expected finite numbers (streams with a non-finite loss: "
+            f"{', '.join(bad_streams) or 'none'}). The step was not taken. The batch's samples: "
+            f"{shown} (all {len(keys)}, in full, in {file}). Last good checkpoint: "
+            f"{self._store.newest_path() or 'none yet'}. The same call would meet the same batch "
+            "again: look at these samples, or lower optimizer.learning_rate or "
+            "optimizer.max_grad_norm."
+        )
+
+
+class LoaderGuard(Callback):
+    """Makes a short batch or an early end of the data an error.
+
+    A missing shard ends Streaming's epoch early, and Composer would quietly begin the data
+    anew, so that a training ends well on a part of its data.
+
+    Args:
+        num_steps: steps of the whole training.
+        batch_size: sequences in each of its batches.
+    """
+
+    def __init__(self, *, num_steps: int, batch_size: int) -> None:
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Checks a batch that was read."""
+        found = len(state.batch["input_ids"])
+        if found != self._batch_size:
+            raise TrainingStoppedError(
+                f"Found {found} sequences in the batch of step {state.timestamp.batch.value + 1}, "
+                f"expected {self._batch_size} (global_batch_size). The loader lost samples: check "
+                "the shards and make them again if one is missing."
+            )
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Runs when the loader has no more batches."""
+        self.check_complete(state)
+
+    def check_complete(self, state: State) -> None:
+        """Checks that all planned steps were made.
+
+        Raises:
+            TrainingStoppedError: when the data ended before the plan did.
+        """
+        steps, samples = state.timestamp.batch.value, state.timestamp.sample.value
+        if steps != self._num_steps or samples != self._num_steps * self._batch_size:
+            raise TrainingStoppedError(
+                f"Found the end of the data after {steps} steps and {samples} sequences, expected "
+                f"{self._num_steps} steps of {self._batch_size}. The loader ended early: check "
+                "the shards and make them again if one is missing. "
+                "The same call resumes from the last checkpoint."
+            )
+
+
+class MetricsRecorder(Callback):
+    """Makes a row of every logged step, writes it and shows it.
+
+    Args:
+        log: where rows are written.
+        display: the terminal.
+        meter: losses of the step.
+        guard: gradient norm of the step.
+        streams: names, in the order of the batch's `stream_ids`.
+        pad_id: token of empty positions.
+        image_id: token that stands for a position filled by the connector.
+        interval_steps: a row every so many steps, and at the last one.
+        num_steps: steps of the whole training.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        display: TrainingDisplay,
+        *,
+        meter: LossMeter,
+        guard: GradientGuard,
+        streams: Sequence[str],
+        pad_id: int,
+        image_id: int,
+        interval_steps: int,
+        num_steps: int,
+    ) -> None:
+        self._log = log
+        self._display = display
+        self._meter = meter
+        self._guard = guard
+        self._streams = tuple(streams)
+        self._pad_id = pad_id
+        self._image_id = image_id
+        self._interval_steps = interval_steps
+        self._num_steps = num_steps
+        self._of_batch: dict[str, Any] = {}
+        self._started = time.perf_counter()
+        self._batch_read = self._started
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Describes the batch while it is still whole and on the CPU."""
+        self._batch_read = time.perf_counter()
+        self._of_batch = {
+            "shares": stream_shares(state.batch["stream_ids"], self._streams),
+            "positions": count_positions(
+                state.batch["input_ids"], pad_id=self._pad_id, image_id=self._image_id
+            ),
+        }
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Notes the learning rate before the schedule moves on."""
+        self._of_batch["lr"] = float(state.optimizers[0].param_groups[0]["lr"])
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Makes the row."""
+        step = state.timestamp.batch.value
+        row = self._row(step)
+        self._display.update(row)
+        if step % self._interval_steps == 0 or step == self._num_steps:
+            self._log.append(row)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Restarts the clock; the next step's time includes a checkpoint written here."""
+        self._started = time.perf_counter()
+
+    def _row(self, step: int) -> Row:
+        seconds = time.perf_counter() - self._started
+        loss, losses = self._meter.losses.means()
+        positions = self._of_batch["positions"]
+        return {
+            "step": step,
+            "loss": loss,
+            "losses": losses,
+            "lr": self._of_batch["lr"],
+            "grad_norm": self._guard.norm,
+            "shares": self._of_batch["shares"],
+            "positions": positions,
+            TIMING: {
+                "seconds": seconds,
+                "data_seconds": self._batch_read - self._started,
+                "tokens_per_second": {
+                    "text": positions["text"] / seconds,
+                    "image": positions["image"] / seconds,
+                },
+                "time": time.time(),
+            },
+        }
+
+
+def _shorten(key: str) -> str:
+    return key if len(key) <= _SHOWN_CHARACTERS else f"{key[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,95 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+STREAMING_TESTS = ("e2e", "unit/training", "unit/evaluation", "test_streams_loader", "test_loader")
+"""Places of tests that read shards. One worker runs them all: Streaming opens the shared memory
+of every dataset that is alive on the machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(place in item.path.as_posix() for place in STREAMING_TESTS):
+            item.add_marker(pytest.mark.xdist_group("streaming"))
+
+
+@dataclass(frozen=True)
+class SmokeProject:
+    """The project with the smoke environment's configuration and a data root of its own."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def reports(self) -> Path:
+        return self.data / "08_reporting"
+
+    def command(self, *arguments: str) -> list[str]:
+        kedro = [sys.executable, "-m", "kedro"]
+        return [*kedro, *arguments, "--env=smoke", f"--conf-source={self.folder / 'conf'}"]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=280)
+        return process.returncode, output
+
+    def set_parameters(self, **groups: Any) -> None:
+        path = self.folder / "conf" / "smoke" / "parameters.yml"
+        path.write_text(yaml.safe_dump(merge(yaml.safe_load(path.read_text()), groups)))
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: merge(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return {**base, **changes, **nested}
+
+
+@pytest.fixture
+def smoke_project(tmp_path: Path) -> SmokeProject:
+    return make_smoke_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_smoke() -> Callable[[Path], SmokeProject]:
+    return make_smoke_project
+
+
+def make_smoke_project(folder: Path) -> SmokeProject:
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    path = folder / "conf" / "smoke" / "globals.yml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "data_root": str(folder / "data")}))
+    return SmokeProject(folder)

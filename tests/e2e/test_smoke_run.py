@@ -1,0 +1,234 @@
+"""The whole pipeline at smoke size, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(make_smoke, tmp_path_factory):
+    """One undisturbed run that several tests look at."""
+    project = make_smoke(tmp_path_factory.mktemp("undisturbed"))
+    status, output = project.run("run")
+    assert status == 0, output
+    return project, output
+
+
+DETERMINISTIC = (
+    "ingest_report.json",
+    "shard_report.json",
+    "mixture.json",
+    "evaluation.json",
+    "held_out_loss.json",
+)
+"""Reports without timings."""
+
+
+def read_reports(project):
+    return {name: (project.reports / name).read_bytes() for name in DETERMINISTIC}
+
+
+def losses(project):
+    lines = (project.reports / "training_pretrain.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+
+def test_run_writes_every_report_and_says_where(finished):
+    project, output = finished
+    written = {path.name for path in project.reports.iterdir() if path.is_file()}
+    assert written >= {*DETERMINISTIC, "training_pretrain.jsonl", "report.html"}
+    assert "report.html" in output
+
+
+def test_what_is_read_is_kept_or_rejected(finished):
+    project, _ = finished
+    report = json.loads((project.reports / "ingest_report.json").read_text())
+    for name, source in report["sources"].items():
+        assert source["read"] == source["kept"] + sum(source["rejected"].values()), name
+        assert source["kept"] > 0, name
+
+
+def test_evaluation_holds_the_contracts_models_tasks_and_shots(finished):
+    project, _ = finished
+    evaluation = json.loads((project.reports / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == {"pretrain", "pretrain:blind", "frequent"}
+    for model in evaluation["models"].values():
+        assert set(model["tasks"]) == {"sample_captions", "sample_vqa"}
+        for task in model["tasks"].values():
+            for shot in task["shots"].values():
+                assert {"value", "stderr", "n"} <= set(shot)
+    assert {"prompts_sha256", "postprocess", "tokenizer"} <= set(evaluation["harness"])
+
+
+def test_every_batch_holds_the_planned_shares(finished):
+    project, _ = finished
+    lines = (project.reports / "training_pretrain.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        assert row["shares"] == {"caption": 0.45, "interleaved": 0.45, "text": 0.1}
+
+
+FROM_SHARDS = ("pack_shards", "plan_mixture", "pretrain_model", "evaluate_models", "write_report")
+EVERYTHING = ("ingest_sources", "prepare_tokenizer", *FROM_SHARDS)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stale", "reason"),
+    [
+        ({"pretrain": {"num_workers": 1, "log_interval_steps": 2}}, (), None),
+        ({"evaluate": {"batch_size": 2}}, (), None),
+        (
+            {"ingest": {"sources": {"text": {"max_records": 100}}}},
+            EVERYTHING,
+            "params:ingest.sources.text.max_records: 150 -> 100",
+        ),
+        (
+            {"tokenizer": {"min_frequency": 3}},
+            EVERYTHING[1:],
+            "params:tokenizer.min_frequency: 2 -> 3",
+        ),
+        (
+            {"shard": {"packing": {"overflow": "truncate"}}},
+            FROM_SHARDS,
+            'params:shard.packing.overflow: "split" -> "truncate"',
+        ),
+        (
+            {"pretrain": {"optimizer": {"max_grad_norm": 0.5}}},
+            FROM_SHARDS[1:],
+            "params:pretrain.optimizer.max_grad_norm: 1.0 -> 0.5",
+        ),
+        (
+            {"model": {"decoder": {"num_layers": 1}}},
+            FROM_SHARDS[2:],
+            "params:model.decoder.num_layers: 2 -> 1",
+        ),
+        (
+            {"evaluate": {"bootstrap_samples": 50}},
+            FROM_SHARDS[3:],
+            "params:evaluate.bootstrap_samples: 100 -> 50",
+        ),
+        (
+            {"report": {"title": "Another"}},
+            FROM_SHARDS[4:],
+            'params:report.title: "MM1 pipeline: run report" -> "Another"',
+        ),
+    ],
+)
+def test_a_changed_parameter_makes_stale_what_it_touches_and_nothing_else(
+    finished, tmp_path, parameters, stale, reason
+):
+    project, _ = finished
+    shutil.copytree(project.folder / "conf", tmp_path / "conf")
+    edited = type(project)(tmp_path)
+    edited.set_parameters(**parameters)
+    status, output = edited.run("mm1", "status", "--json")
+    rows = json.loads(output[output.index("[\n") :])
+    assert tuple(row["node"] for row in rows if row["state"] != "fresh") == stale
+    assert status == (3 if stale else 0)
+    if reason:
+        assert reason in next(row for row in rows if row["node"] == stale[0])["reasons"]
+
+
+WATCH_IMPORTS = """
+import sys
+from kedro.framework.cli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "composer", "streaming", "daft", "transformers"} & set(sys.modules)
+sys.exit(f"imported {sorted(heavy)}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize("command", [("run",), ("mm1", "status")])
+def test_with_everything_fresh_nothing_runs_and_nothing_heavy_is_imported(finished, command):
+    project, _ = finished
+    arguments = project.command(*command)[3:]
+    finished_process = subprocess.run(
+        [sys.executable, "-c", WATCH_IMPORTS, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    output = finished_process.stdout + finished_process.stderr
+    assert finished_process.returncode == 0, output
+    assert ("Ran 0 of 7 nodes" if command == ("run",) else "everything is fresh") in output
+
+
+def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):
+    project, _ = finished
+    again = make_smoke(tmp_path)
+    status, output = again.run("run")
+    assert status == 0, output
+    assert read_reports(again) == read_reports(project)
+    assert losses(again) == losses(project)
+
+
+def test_killed_training_resumes_with_the_same_losses(finished, make_smoke, tmp_path):
+    undisturbed, _ = finished
+    project = make_smoke(tmp_path)
+    process = project.start("run", "--pipeline=pretrain")
+    wait_for_checkpoint(project, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (project.reports / "training_pretrain.jsonl").exists()
+    status, output = project.run("run", "--pipeline=pretrain")
+    assert status == 0, output
+    assert "esum" in output, "the second run must resume, not start again"
+    assert losses(project) == losses(undisturbed)
+
+
+def wait_for_checkpoint(project, process, seconds: float = 240):
+    work = project.data / "06_models" / "pretrain" / ".work"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        if list(work.rglob("*.pt")):
+            return
+        time.sleep(0.02)
+    pytest.fail("no checkpoint appeared")
+
+
+def test_a_goal_builds_what_it_needs_and_nothing_else(make_smoke, tmp_path):
+    project = make_smoke(tmp_path)
+    status, output = project.run("run", "--pipelines=shard")
+    assert status == 0, output
+    assert (project.data / "05_model_input" / "shards" / "CURRENT").exists()
+    assert not (project.data / "06_models").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (
+            {"pretrain": {"schedule": {"num_stps": 3}}},
+            "pretrain.schedule.num_stps: unknown parameter; did you mean `num_steps`?",
+        ),
+        (
+            {"shard": {"packing": {"sequence_length": "long"}}},
+            "shard.packing.sequence_length: found 'long'",
+        ),
+        (
+            {"ingest": {"sources": {"text": {"path": "data/sample/missing"}}}},
+            "ingest.sources.text.path: found",
+        ),
+    ],
+)
+def test_a_bad_parameter_is_one_clear_error_before_any_work(smoke_project, parameters, expected):
+    smoke_project.set_parameters(**parameters)
+    status, output = smoke_project.run("run")
+    assert status == 1
+    assert expected in output
+    assert "Traceback" not in output
+    assert not smoke_project.data.exists()

@@ -1,0 +1,103 @@
+"""The project as Kedro sees it: environments, catalogue, registry."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = sorted(
+    path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "local"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project():
+    bootstrap_project(ROOT)
+
+
+def open_context(environment: str):
+    return KedroSession.create(ROOT, env=environment).load_context()
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_environment_resolves_into_typed_parameters(environment):
+    context = open_context(environment)
+    for name in ("ingest", "tokenizer", "shard", "model", "pretrain", "evaluate", "report"):
+        assert not isinstance(context.params[name], dict), name
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_catalogue_entry_is_used_and_everything_between_stages_is_on_disk(environment):
+    from kedro.framework.project import pipelines
+
+    catalog = open_context(environment).catalog
+    used = {name for name in pipelines["__default__"].datasets() if not name.startswith("param")}
+    entries = {name for name in catalog.keys() if not name.startswith("param")}  # noqa: SIM118
+    assert used == entries
+
+
+def test_environments_do_not_share_artifacts():
+    roots = {}
+    for environment in ENVIRONMENTS:
+        catalog = open_context(environment).catalog
+        roots[environment] = {str(catalog[n]._describe()) for n in ("records", "evaluation")}
+    for one in ENVIRONMENTS:
+        for other in ENVIRONMENTS:
+            assert one == other or not roots[one] & roots[other]
+
+
+def test_model_and_shards_agree_in_every_environment():
+    for environment in ENVIRONMENTS:
+        params = open_context(environment).params
+        assert params["model"].connector.num_tokens == params["shard"].packing.image_tokens
+        assert params["model"].vision.image_size == params["shard"].image.size
+        assert params["model"].decoder.vocab_size == params["tokenizer"].vocab_size
+
+
+@pytest.mark.parametrize(
+    ("goal", "nodes"),
+    [
+        ("ingest", {"ingest_sources"}),
+        ("shard", {"ingest_sources", "prepare_tokenizer", "pack_shards"}),
+        (
+            "pretrain",
+            {
+                "ingest_sources",
+                "prepare_tokenizer",
+                "pack_shards",
+                "plan_mixture",
+                "pretrain_model",
+            },
+        ),
+    ],
+)
+def test_goal_holds_what_it_needs_and_nothing_else(goal, nodes):
+    from kedro.framework.project import pipelines
+
+    assert {node.name for node in pipelines[goal].nodes} == nodes
+
+
+def test_every_node_carries_the_tag_of_its_stage():
+    from kedro.framework.project import pipelines
+
+    stages = set(pipelines) - {"__default__"}
+    for node in pipelines["__default__"].nodes:
+        assert len(node.tags & stages) == 1, node.name
+
+
+def test_registry_imports_no_heavy_library():
+    code = (
+        "import sys\n"
+        "from mm1_pipeline.pipeline_registry import register_pipelines\n"
+        "register_pipelines()\n"
+        "heavy = {'torch', 'composer', 'streaming', 'daft', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

@@ -1,0 +1,78 @@
+"""No shot ever shows the query or its image, and a draw depends on the query alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm1_pipeline.evaluation.shots import ShotPool
+
+keys = st.text("abcde0123", min_size=1, max_size=4)
+pools = st.dictionaries(keys, st.lists(st.sampled_from("ABCDEF"), max_size=2), max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pools, st.integers(0, 5), st.integers(0, 2**32))
+def test_a_draw_never_leaks_the_query(images, num_shots, seed):
+    pool = ShotPool("task", images, seed)
+    for key, hashes in images.items():
+        open_to = {
+            other
+            for other, others in images.items()
+            if other != key and not set(others) & set(hashes)
+        }
+        if len(open_to) < num_shots:
+            with pytest.raises(ValueError, match=f"only {len(open_to)} examples"):
+                pool.draw(key, hashes, num_shots)
+            continue
+        shots = pool.draw(key, hashes, num_shots)
+        assert len(set(shots)) == len(shots) == num_shots
+        assert set(shots) <= open_to
+
+
+def test_ten_thousand_draws_of_a_pool_like_vqa_leak_nothing():
+    # Ten questions an image, as in the sample: the query's image has nine other questions.
+    images = {f"question {number}": [f"image {number // 10}"] for number in range(1250)}
+    image_of = {key: hashes[0] for key, hashes in images.items()}
+    draws = 0
+    for num_shots in (4, 8):
+        pool = ShotPool("vqa", images, seed=17)
+        for seed in range(4):
+            pool = ShotPool("vqa", images, seed)
+            for key, hashes in images.items():
+                shots = pool.draw(key, hashes, num_shots)
+                draws += 1
+                assert key not in shots
+                assert image_of[key] not in {image_of[shot] for shot in shots}
+    assert draws == 10_000
+
+
+def test_a_draw_depends_on_neither_order_nor_other_queries():
+    images = {str(number): [f"image {number // 3}"] for number in range(60)}
+    alone = {key: ShotPool("t", images, 1).draw(key, images[key], 4) for key in images}
+    shuffled = random.Random(0).sample(sorted(images), len(images))
+    pool = ShotPool("t", {key: images[key] for key in shuffled}, 1)
+    assert {key: pool.draw(key, images[key], 4) for key in shuffled} == alone
+
+
+def test_seed_task_key_and_shots_each_change_the_draw():
+    images = {str(number): [] for number in range(1000)}
+    pool = ShotPool("t", images, 1)
+    draw = pool.draw("0", [], 4)
+    assert draw != ShotPool("t", images, 2).draw("0", [], 4)
+    assert draw != ShotPool("u", images, 1).draw("0", [], 4)
+    assert draw != pool.draw("1", [], 4)
+    assert draw != pool.draw("0", [], 8)[:4]
+
+
+def test_every_example_is_drawn_about_equally_often():
+    images = {str(number): [] for number in range(20)}
+    counts = dict.fromkeys(images, 0)
+    for query in range(3000):
+        for shot in ShotPool("t", images, 0).draw(f"query {query}", [], 4):
+            counts[shot] += 1
+    # 600 expected each, standard deviation 22; measured 558 to 634.
+    assert all(500 < count < 700 for count in counts.values())

@@ -1,0 +1,314 @@
+"""Composer's loop with our callbacks, on a toy model whose dropout uses random numbers."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from mm1_pipeline.config.training import OptimizerConfig, ScheduleConfig
+from mm1_pipeline.training.callbacks import (
+    GradientGuard,
+    LoaderGuard,
+    LossMeter,
+    MetricsRecorder,
+    TrainingStoppedError,
+)
+from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
+from mm1_pipeline.training.composer_api import (
+    Callback,
+    ComposerModel,
+    DataSpec,
+    Trainer,
+    keep_signal_handlers,
+)
+from mm1_pipeline.training.metrics import MetricsLog, without_timing
+from mm1_pipeline.training.optimizer import build_optimizer
+from mm1_pipeline.training.progress import TrainingDisplay
+from mm1_pipeline.training.schedule import build_scheduler, multiplier
+
+STEPS, BATCH, LENGTH, VOCABULARY = 12, 4, 6, 11
+SCHEDULE = ScheduleConfig(num_steps=STEPS, warmup_steps=3)
+STREAMS = ("caption", "text")
+
+
+class ToyData(torch.utils.data.IterableDataset):
+    """Resumes by itself from a count of samples, as a Streaming dataset does."""
+
+    def __init__(self, steps: int = STEPS) -> None:
+        self.begin, self.steps = 0, steps
+
+    def state_dict(self, num_samples, from_beginning):
+        return {"sample_in_epoch": num_samples}
+
+    def load_state_dict(self, state):
+        self.begin = state["sample_in_epoch"] // BATCH
+
+    def __iter__(self):
+        for step in range(self.begin, self.steps):
+            yield toy_batch(step)
+
+
+def toy_batch(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    input_ids = torch.randint(4, VOCABULARY, (BATCH, LENGTH), generator=generator)
+    input_ids[:, 0], input_ids[0, 1], input_ids[1, -1] = 1, 3, 0
+    labels = input_ids.roll(-1, dims=1)
+    labels[:, -1] = -100
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "stream_ids": torch.tensor([0, 0, 0, 1]),
+        "sample_keys": [f"key-{step}-{row}" for row in range(BATCH)],
+    }
+
+
+class ToyModel(ComposerModel):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.table = nn.Embedding(VOCABULARY, 16)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(16, VOCABULARY)
+        self.poison_at: int | None = None
+        self.calls = 0
+
+    def forward(self, batch):
+        # Python's and NumPy's generators are used too: all three must be restored.
+        noise = 1 + 0.1 * np.random.random()
+        logits = self.head(self.dropout(self.table(batch["input_ids"]))) * noise
+        self.calls += 1
+        if self.calls == self.poison_at:
+            logits = logits + float("nan")
+        return nn.functional.cross_entropy(
+            logits.transpose(1, 2), batch["labels"], ignore_index=-100, reduction="none"
+        )
+
+    def loss(self, outputs, batch):
+        return outputs.sum() / (batch["labels"] != -100).sum()
+
+
+class StopAfter(Callback):
+    def __init__(self, step) -> None:
+        self.step = step
+
+    def batch_checkpoint(self, state, logger):
+        if state.timestamp.batch.value == self.step:
+            raise InterruptedError
+
+
+class Toy:
+    """A training in a directory; calling `run` again resumes it."""
+
+    def __init__(self, folder, *, interval: int = 4, log_interval: int = 1, data=None) -> None:
+        self.store = CheckpointStore(folder / "checkpoints", keep=2)
+        self.log = MetricsLog(folder / "training.jsonl")
+        self.folder, self.interval, self.log_interval = folder, interval, log_interval
+        self.data = data or ToyData()
+        self.model = ToyModel()
+
+    def run(self, *, stop_after: int | None = None):
+        torch.manual_seed(12345)  # whatever the process did before must not matter
+        resume_from = self.store.newest_good()
+        self.log.rewind(resume_from["step"] if resume_from else 0)
+        meter = LossMeter(STREAMS)
+        guard = GradientGuard(1.0, meter=meter, store=self.store, work_dir=self.folder)
+        loader_guard = LoaderGuard(num_steps=STEPS, batch_size=BATCH)
+        callbacks = [
+            loader_guard,
+            meter,
+            guard,
+            Checkpointing(
+                self.store,
+                interval_steps=self.interval,
+                num_steps=STEPS,
+                resume_from=resume_from,
+                log=self.log,
+            ),
+            MetricsRecorder(
+                self.log,
+                TrainingDisplay("toy", num_steps=STEPS, console=Console(file=io.StringIO())),
+                meter=meter,
+                guard=guard,
+                streams=STREAMS,
+                pad_id=0,
+                image_id=3,
+                interval_steps=self.log_interval,
+                num_steps=STEPS,
+            ),
+        ]
+        if stop_after:
+            callbacks.append(StopAfter(stop_after))
+        optimizer = build_optimizer(self.model, OptimizerConfig(), 1e-2)
+        spec = DataSpec(
+            torch.utils.data.DataLoader(self.data, batch_size=None),
+            get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
+        )
+        trainer = Trainer(
+            model=self.model,
+            train_dataloader=spec,
+            max_duration=f"{STEPS}ba",
+            optimizers=optimizer,
+            schedulers=build_scheduler(optimizer, SCHEDULE),
+            step_schedulers_every_batch=True,
+            device="cpu",
+            device_train_microbatch_size=BATCH,
+            callbacks=callbacks,
+            progress_bar=False,
+            seed=3,
+            run_name="toy",
+        )
+        try:
+            trainer.fit()
+        finally:
+            trainer.close()
+            self.log.close()
+        loader_guard.check_complete(trainer.state)
+        return self.log.rows()
+
+    def weights(self):
+        return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    toy = Toy(tmp_path_factory.mktemp("undisturbed"))
+    return toy, toy.run()
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8, 11])
+def test_a_resumed_training_is_the_uninterrupted_one(undisturbed, tmp_path, stop_after):
+    whole, rows = undisturbed
+    with pytest.raises(InterruptedError):
+        Toy(tmp_path).run(stop_after=stop_after)
+    again = Toy(tmp_path)
+    resumed = again.run()
+    assert without_timing(resumed) == without_timing(rows)
+    assert torch.equal(again.weights(), whole.weights())
+
+
+def test_rows_say_what_was_measured(undisturbed):
+    _, rows = undisturbed
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for step, row in enumerate(rows):
+        assert row["lr"] == 1e-2 * multiplier(step, SCHEDULE)
+        assert row["shares"] == {"caption": 0.75, "text": 0.25}
+        assert row["positions"] == {"text": 22, "image": 1, "padding": 1}
+        weighted = (3 * row["losses"]["caption"] + row["losses"]["text"]) / 4
+        assert row["loss"] == pytest.approx(weighted)
+        speed = row["timing"]["tokens_per_second"]
+        assert speed["text"] == pytest.approx(22 * speed["image"])
+        assert 0 < row["timing"]["data_seconds"] < row["timing"]["seconds"]
+
+
+def test_rows_may_be_fewer_and_the_last_step_has_one(undisturbed, tmp_path):
+    _, rows = undisturbed
+    with pytest.raises(InterruptedError):
+        Toy(tmp_path, log_interval=5).run(stop_after=9)
+    fewer = Toy(tmp_path, log_interval=5).run()
+    assert without_timing(fewer) == without_timing([rows[4], rows[9], rows[11]])
+
+
+def gradient(model):
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_gradient_norm_is_that_before_clipping(tmp_path):
+    toy, reference = Toy(tmp_path), ToyModel()
+    toy.model.dropout.p = reference.dropout.p = 0.0
+    with pytest.raises(InterruptedError):
+        toy.run(stop_after=1)
+    np.random.seed(3)
+    reference.loss(reference(toy_batch(0)), toy_batch(0)).backward()
+    norm = gradient(reference).norm()
+    assert norm > 1, "so that clipping does something"
+    # torch divides by norm + 1e-6, so what is clipped is as much shorter than 1.
+    assert gradient(toy.model).norm() == pytest.approx(1.0, abs=2e-6)
+    # Two orders of summation: worst difference measured 1e-7.
+    assert toy.log.rows()[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(tmp_path):
+    toy = Toy(tmp_path, interval=2)
+    toy.model.poison_at = 6
+    with pytest.raises(TrainingStoppedError) as stop:
+        toy.run()
+    message = str(stop.value)
+    assert "at step 6" in message
+    assert "key-5-0; key-5-1" in message
+    assert "step-00000004.pt" in message
+    assert torch.isfinite(toy.weights()).all()
+    assert [row["step"] for row in toy.log.rows()] == [1, 2, 3, 4, 5]
+    assert "key-5-3" in (tmp_path / "non_finite_step_6.json").read_text()
+    healed = Toy(tmp_path, interval=2)
+    assert len(healed.run()) == STEPS, "the same call goes on once the cause is gone"
+
+
+def test_data_that_ends_early_is_an_error(tmp_path):
+    with pytest.raises(TrainingStoppedError, match="after 7 steps and 28 sequences"):
+        Toy(tmp_path, data=ToyData(steps=7)).run()
+
+
+def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
+    def short(step):
+        batch = toy_batch(step)
+        return {key: value[:3] for key, value in batch.items()} if step == 4 else batch
+
+    class Short(ToyData):
+        def __iter__(self):
+            return (short(step) for step in range(STEPS))
+
+    with pytest.raises(TrainingStoppedError, match="Found 3 sequences in the batch of step 5"):
+        Toy(tmp_path, data=Short()).run()
+
+
+def test_random_state_really_matters_to_the_toy(undisturbed, tmp_path, monkeypatch):
+    """Without restoring it, the resumed losses differ: the test above can fail."""
+    monkeypatch.setattr("mm1_pipeline.training.checkpoints.load_rng_state", lambda state: None)
+    _, rows = undisturbed
+    with pytest.raises(InterruptedError):
+        Toy(tmp_path).run(stop_after=5)
+    resumed = Toy(tmp_path).run()
+    assert [row["loss"] for row in resumed] != [row["loss"] for row in rows]
+
+
+def test_text_in_a_checkpoint_is_not_evaluated(tmp_path):
+    """Composer evaluates the names of algorithms in a checkpoint as Python."""
+    with pytest.raises(InterruptedError):
+        Toy(tmp_path).run(stop_after=4)
+    toy = Toy(tmp_path)
+    marker = tmp_path / "code-ran"
+    content = toy.store.newest_good()
+    attack = f"__builtins__['__import__']('os').mkdir({str(marker)!r})"
+    content["state"]["algorithms"] = [("BlurPool", {"repr": attack})]
+    toy.store.save(4, content)
+    toy.run()
+    assert not marker.exists()
+
+
+def test_composer_does_not_keep_the_signal_handlers():
+    import signal
+
+    # A process that was started in the background ignores SIGINT, so set what is expected.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with keep_signal_handlers():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+
+
+def test_a_training_is_quiet(tmp_path, capfd, caplog, recwarn):
+    with caplog.at_level(logging.WARNING):
+        Toy(tmp_path).run()
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+    assert not caplog.records
+    assert [str(warning.message) for warning in recwarn.list] == []
