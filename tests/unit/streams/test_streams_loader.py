@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -266,25 +267,25 @@ def test_leftovers_of_a_killed_run_do_no_harm(
 
 
 def test_a_dead_runs_place_is_not_resumed_from(
-    shards_dir: Path, expected: list[list[bytes]]
+    shards_dir: Path, expected: list[list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block of shared memory that only holds a place, as a half-cleaned crash leaves it."""
+    # Other processes on the machine count from 0 up to the first free number; counted from
+    # here, none of them takes or frees a number between the steps of this test.
+    first = 1_000 * os.getpid()
+    monkeypatch.setattr("streaming.base.shared.prefix._each_prefix_int", lambda: count(first))
     before = loader_of(shards_dir)
+    assert before.dataset._shm_prefix_int == first
     state = {**before.dataset.state_dict(60, from_beginning=True), "snapshot": "another"}
-    first = before.dataset._shm_prefix_int + 1
     content = json.dumps(state).encode() + b"\0"
-    blocks = []
-    for prefix in range(first, first + 20):
-        block = SharedMemory(_get_path(prefix, RESUME), create=None, size=4096)
-        block.buf[: len(content)] = content
-        blocks.append(block)
+    block = SharedMemory(_get_path(first + 1, RESUME), create=True, size=4096)
+    block.buf[: len(content)] = content
     try:
         loader = loader_of(shards_dir)
-        assert loader.dataset._shm_prefix_int in range(first, first + 20)
+        assert loader.dataset._shm_prefix_int == first + 1, "it does not meet the dead run's place"
         assert rows_of(loader) == expected
     finally:
-        for block in blocks:
-            block.cleanup()
+        block.cleanup()
 
 
 def test_a_loader_that_is_gone_keeps_nothing_open(shards_dir: Path) -> None:
