@@ -27,6 +27,7 @@ from training_toy import (
 
 from mm1_pipeline.config.training import LearningRateLaw, OptimizerConfig, ScheduleConfig
 from mm1_pipeline.models.checkpoint import load_model
+from mm1_pipeline.models.next_token import NextToken
 from mm1_pipeline.training.callbacks import TrainingStoppedError
 from mm1_pipeline.training.metrics import without_timing
 from mm1_pipeline.training.schedule import multiplier
@@ -131,7 +132,7 @@ def test_the_size_of_a_microbatch_changes_nothing(undisturbed, shards_dir, tmp_p
         folder = tmp_path / str(size)
         rows[size] = train(
             config,
-            build_model(MODEL, shards_dir, seed=SEED),
+            NextToken(build_model(MODEL, shards_dir, seed=SEED)),
             shards_dir,
             stage="x",
             work_dir=folder,
@@ -184,7 +185,7 @@ def test_a_mixture_other_than_the_planned_one_is_refused(shards_dir, tmp_path):
     with pytest.raises(ValueError, match="expected the planned one"):
         train(
             CONFIG,
-            build_toy(shards_dir),
+            NextToken(build_toy(shards_dir)),
             shards_dir,
             stage="x",
             work_dir=tmp_path / "work",
@@ -200,7 +201,7 @@ def test_a_loss_that_is_not_finite_names_samples_and_checkpoint(shards_dir, tmp_
     with pytest.raises(TrainingStoppedError, match=r"at step 1.*pairs: pairs-\d+.*none yet"):
         train(
             CONFIG,
-            model,
+            NextToken(model),
             shards_dir,
             stage="x",
             work_dir=tmp_path / "work",

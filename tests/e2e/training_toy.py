@@ -128,12 +128,13 @@ def _picture(colour: str) -> RecordImage:
 
 
 def train_toy(shards_dir: Path, work_dir: Path, output_dir: Path, config=CONFIG):
+    from mm1_pipeline.models.next_token import NextToken
     from mm1_pipeline.training.train import train
 
     torch.set_num_threads(1)
     model = build_toy(shards_dir)
     arguments = {"stage": "pretrain", "work_dir": work_dir, "output_dir": output_dir}
-    return train(config, model, shards_dir, **arguments), model
+    return train(config, NextToken(model), shards_dir, **arguments), model
 
 
 def train_and_be_killed(shards_dir: Path, work_dir: Path, output_dir: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""MM1 and its batches in the shape that Composer's loop expects."""
+"""An objective and its batches in the shape that Composer's loop expects."""
 
 from __future__ import annotations
 
@@ -7,99 +7,95 @@ from typing import Any
 
 from torch import Tensor
 
-from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.objective import Objective, ObjectiveOutput
 from mm1_pipeline.streams.collation import split_batch
 from mm1_pipeline.training.composer_api import ComposerModel, DataSpec
 
 Batch = dict[str, Any]
 
-_NUM_LABELS = "num_labels"
+NUM_TARGETS = "num_targets"
+"""Key of a batch under which its targets are counted."""
+STEP = "step"
+"""Key of a batch under which its optimizer step stands, from 0."""
 
 
-class TrainableMM1(ComposerModel):
-    """Wraps a model; the loss is the mean over all label positions of the global batch.
+class TrainableObjective(ComposerModel):
+    """Wraps an objective; the loss is the mean over all targets of the global batch.
 
     Args:
-        model: stays a plain module, which `state_dict` names under `model.`.
+        objective: stays a plain module, which `state_dict` names under `objective.`.
     """
 
-    def __init__(self, model: MM1) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.model = model
+        self.objective = objective
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Losses of every position.
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Losses of everything that a microbatch predicts."""
+        return self.objective(batch)
 
-        Returns:
-            float32[B, T], 0 where there is no label.
-        """
-        return self.model.token_losses(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            cu_seqlens=batch["cu_seqlens"],
-            pixel_values=batch["pixel_values"],
-            labels=batch["labels"],
-        )
+    def loss(self, outputs: ObjectiveOutput, batch: Batch) -> Tensor:
+        """Mean over the targets of a microbatch, and the terms that join it.
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean over the label positions of a microbatch.
-
-        Composer weights it by the microbatch's share of the batch's labels (see
+        Composer weights it by the microbatch's share of the batch's targets (see
         `data_spec`), so the gradient is that of the mean over the whole batch, whatever the
         size of a microbatch.
         """
-        return outputs.sum() / max(1, batch[_NUM_LABELS])
+        total = outputs.losses.sum() / max(1, batch[NUM_TARGETS])
+        for term in outputs.terms.values():
+            if term.coefficient:
+                total = total + term.coefficient * term.value
+        return total
 
 
-def count_labels(batch: Batch) -> Batch:
-    """Notes in a batch how many positions have a label, while it is on the CPU.
-
-    Counted there, the GPU need not be waited for.
-    """
-    return {**batch, _NUM_LABELS: int((batch["labels"] != -100).sum())}
-
-
-def prepare(batch: Batch) -> Batch:
-    """Counts the labels of a whole batch and refuses one without any.
+def prepare(batch: Batch, objective: Objective) -> Batch:
+    """Counts the targets of a whole batch and refuses one without any.
 
     Raises:
         ValueError: there is nothing to learn from, and no mean to take.
     """
-    counted = count_labels(batch)
-    if counted[_NUM_LABELS] == 0:
+    counted = _count(batch, objective)
+    if counted[NUM_TARGETS] == 0:
         raise ValueError(
-            f"Found no label in a batch ({'; '.join(batch['sample_keys'])}), expected at least "
-            "one position to predict. The shards' loss_mask is empty there; make them again."
+            f"Found no target in a batch ({'; '.join(batch['sample_keys'])}), expected at least "
+            "one thing to predict: a labelled position, or for an encoder an image (with a text "
+            "to compare). Give the stage a mixture that has some, or mend the shards."
         )
     return counted
 
 
-def data_spec(loader: Iterable[Batch]) -> DataSpec:
+def data_spec(loader: Iterable[Batch], objective: Objective) -> DataSpec:
     """Tells Composer how to count and split batches.
 
-    Composer's "tokens" are label positions, here and in its timestamps: they weight the
-    microbatches.
+    Composer's "tokens" are targets, here and in its timestamps: they weight the microbatches.
 
     Args:
         loader: yields what `streams.collation.collate` makes.
+        objective: counts the targets.
     """
     return DataSpec(
         loader,
-        batch_transforms=prepare,
-        split_batch=split,
+        batch_transforms=lambda batch: prepare(batch, objective),
+        split_batch=lambda batch, size: split(batch, size, objective),
         get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
-        get_num_tokens_in_batch=lambda batch: batch[_NUM_LABELS],
+        get_num_tokens_in_batch=lambda batch: batch[NUM_TARGETS],
     )
 
 
-def split(batch: Batch, microbatch_size: int | float) -> Sequence[Batch]:
-    """Cuts a batch into microbatches that know their numbers of labels.
+def split(batch: Batch, microbatch_size: int | float, objective: Objective) -> Sequence[Batch]:
+    """Cuts a batch into microbatches that know their numbers of targets.
 
     Args:
-        batch: a whole batch on the CPU.
+        batch: a whole batch.
         microbatch_size: sequences in each but perhaps the last.
+        objective: counts the targets.
     """
     assert isinstance(microbatch_size, int), "microbatches are whole sequences"
     if microbatch_size >= len(batch["input_ids"]):
         return [batch]
-    return [count_labels(part) for part in split_batch(batch, microbatch_size)]
+    of_step = {STEP: batch[STEP]} if STEP in batch else {}
+    return [_count({**part, **of_step}, objective) for part in split_batch(batch, microbatch_size)]
+
+
+def _count(batch: Batch, objective: Objective) -> Batch:
+    return {**batch, NUM_TARGETS: objective.count_targets(batch)}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from mm1_pipeline.models.objective import ObjectiveOutput
+from mm1_pipeline.training.adapter import NUM_TARGETS, STEP
 from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.composer_api import Callback, Logger, State
 from mm1_pipeline.training.metrics import (
@@ -19,6 +20,7 @@ from mm1_pipeline.training.metrics import (
     MetricsLog,
     Row,
     StreamLosses,
+    TermMeans,
     count_positions,
     stream_shares,
 )
@@ -33,20 +35,32 @@ class TrainingStoppedError(RuntimeError):
     """A training that cannot go on as planned; its message says why and what to do."""
 
 
+class StepStamp(Callback):
+    """Tells every batch its optimizer step, from 0, for objectives that draw by it."""
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Runs once a batch, before it is cut into microbatches."""
+        state.batch[STEP] = state.timestamp.batch.value
+
+
 class LossMeter(Callback):
-    """Collects the losses of a step, over all its microbatches."""
+    """Collects the losses and terms of a step, over all its microbatches."""
 
     def __init__(self, streams: Sequence[str]) -> None:
         self.losses = StreamLosses(streams)
+        self.terms = TermMeans()
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Forgets the step before."""
         self.losses.reset()
+        self.terms.reset()
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Adds a microbatch."""
-        assert isinstance(state.outputs, Tensor)
-        self.losses.add(state.outputs, state.batch["labels"], state.batch["stream_ids"])
+        output, batch = state.outputs, state.batch
+        assert isinstance(output, ObjectiveOutput)
+        self.losses.add(output.losses, output.weights, batch["stream_ids"])
+        self.terms.add(output.terms, batch[NUM_TARGETS])
 
 
 class GradientGuard(Callback):
@@ -221,6 +235,7 @@ class MetricsRecorder(Callback):
             "step": step,
             "loss": loss,
             "losses": losses,
+            "terms": self._meter.terms.means(),
             "lr": self._of_batch["lr"],
             "grad_norm": self._guard.norm,
             "shares": self._of_batch["shares"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
+
+from mm1_pipeline.models.objective import Term
 
 Row = dict[str, Any]
 
@@ -23,7 +25,7 @@ def without_timing(rows: Iterable[Row]) -> list[Row]:
 
 
 class StreamLosses:
-    """Sums token losses by stream over the microbatches of a step.
+    """Sums losses by stream over the microbatches of a step.
 
     Sums are kept on the device, so that nothing waits for them before the step is done.
 
@@ -39,17 +41,18 @@ class StreamLosses:
         """Begins a new step."""
         self._sums = None
 
-    def add(self, token_losses: Tensor, labels: Tensor, stream_ids: Tensor) -> None:
+    def add(self, losses: Tensor, weights: Tensor, stream_ids: Tensor) -> None:
         """Adds a microbatch.
 
         Args:
-            token_losses: float[B, T], 0 where there is no label.
-            labels: int64[B, T], -100 where there is no label.
+            losses: float[B, ...], 0 where the weight is.
+            weights: bool or number, of the same shape.
             stream_ids: int64[B].
         """
-        losses = token_losses.detach().double().sum(dim=1)
-        counts = (labels != -100).sum(dim=1).double()
-        per_row = torch.stack([losses, counts])
+        rows = len(stream_ids)
+        sum_losses = losses.detach().double().reshape(rows, -1).sum(dim=1)
+        sum_weights = weights.reshape(rows, -1).sum(dim=1).double()
+        per_row = torch.stack([sum_losses, sum_weights])
         # A masked sum a stream, not a scatter, whose order on a GPU varies.
         sums = torch.stack(
             [(per_row * (stream_ids == stream)).sum(dim=1) for stream in range(len(self._streams))]
@@ -57,10 +60,10 @@ class StreamLosses:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def means(self) -> tuple[float, dict[str, float]]:
-        """Mean loss over label positions: of the whole batch, and of each stream in it.
+        """Mean loss over targets: of the whole batch, and of each stream in it.
 
         Returns:
-            The global mean and, by name, the mean of every stream that has labels.
+            The global mean and, by name, the mean of every stream that has targets.
         """
         assert self._sums is not None, "no microbatch was added since the last reset"
         sums = self._sums.tolist()
@@ -72,6 +75,34 @@ class StreamLosses:
             if count
         }
         return total_loss / total_count, by_stream
+
+
+class TermMeans:
+    """Means of an objective's terms over the microbatches of a step, weighted by targets."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_targets = 0
+
+    def reset(self) -> None:
+        """Begins a new step."""
+        self._sums, self._num_targets = {}, 0
+
+    def add(self, terms: Mapping[str, Term], num_targets: int) -> None:
+        """Adds a microbatch.
+
+        Args:
+            terms: as the objective gave them.
+            num_targets: of the microbatch.
+        """
+        for name, term in terms.items():
+            value = term.value.detach().double() * num_targets
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._num_targets += num_targets
+
+    def means(self) -> dict[str, float]:
+        """Means by name; waits for the device."""
+        return {name: value.item() / self._num_targets for name, value in self._sums.items()}
 
 
 def count_positions(input_ids: Tensor, *, pad_id: int, image_id: int) -> dict[str, int]:

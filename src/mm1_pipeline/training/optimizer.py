@@ -11,15 +11,24 @@ from torch.optim import AdamW
 from mm1_pipeline.config.training import OptimizerConfig
 
 
-def peak_learning_rate(config: OptimizerConfig, non_embedding_parameters: int) -> float:
+def peak_learning_rate(config: OptimizerConfig, non_embedding_parameters: int | None) -> float:
     """The learning rate after warm-up: the one that is given, or else the law's.
 
     Args:
         config: the optimizer's parameters.
-        non_embedding_parameters: N of the law, the decoder's (not the encoder's) size.
+        non_embedding_parameters: N of the law, the decoder's (not the encoder's) size; None
+            where there is no decoder, so that the law does not hold.
+
+    Raises:
+        ValueError: neither a learning rate nor a size is given.
     """
     if config.learning_rate is not None:
         return config.learning_rate
+    if non_embedding_parameters is None:
+        raise ValueError(
+            "optimizer.learning_rate: found null, expected a number: the learning-rate law speaks "
+            "of decoders, and this stage trains none."
+        )
     return config.law.peak_learning_rate(non_embedding_parameters)
 
 

@@ -1,4 +1,4 @@
-"""One training, for every stage: from shards and a model to a trained model and its metrics."""
+"""One training, for every stage: from shards and an objective to weights and their metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ import torch
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.models import initialization
-from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.objective import Objective, ShardNeeds
 from mm1_pipeline.streams.loader import build_loader
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import ShardIndex, verify_shards
-from mm1_pipeline.training.adapter import TrainableMM1, data_spec
-from mm1_pipeline.training.callbacks import GradientGuard, LoaderGuard, LossMeter, MetricsRecorder
+from mm1_pipeline.training.adapter import TrainableObjective, data_spec
+from mm1_pipeline.training.callbacks import (
+    GradientGuard,
+    LoaderGuard,
+    LossMeter,
+    MetricsRecorder,
+    StepStamp,
+)
 from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
 from mm1_pipeline.training.composer_api import Callback, Trainer
 from mm1_pipeline.training.distributed import check_single_process
@@ -47,33 +53,35 @@ def build_model(config: MM1Config, shards_dir: Path, *, seed: int) -> MM1:
         ValueError: the shape does not fit the shards.
     """
     index = ShardIndex.read(shards_dir)
-    check_model_fits_shards(config, index)
+    needs = ShardNeeds(
+        config.decoder.vocab_size, config.vision.image_size, config.connector.num_tokens
+    )
+    check_needs(needs, index)
     return initialization.build_model(config, index.special_ids["image"], seed=seed)
 
 
-def check_model_fits_shards(config: MM1Config, index: ShardIndex) -> None:
+def check_needs(needs: ShardNeeds, index: ShardIndex) -> None:
     """Refuses a model that these shards were not made for.
 
     Raises:
         ValueError: naming the parameter of the model and that of the shards.
     """
-    vocabulary = config.decoder.vocab_size
-    if vocabulary < index.vocab_size:
+    if needs.vocab_size is not None and needs.vocab_size < index.vocab_size:
         raise ValueError(
-            f"model.decoder.vocab_size: found {vocabulary}, but the tokenizer of the shards has "
-            f"{index.vocab_size} tokens. Make it at least as large, or make the shards with a "
+            f"model.decoder.vocab_size: found {needs.vocab_size}, but the tokenizer of the shards "
+            f"has {index.vocab_size} tokens. Make it at least as large, or make the shards with a "
             "smaller tokenizer.vocab_size."
         )
     pairs = (
-        ("connector.num_tokens", config.connector.num_tokens),
-        ("vision.image_size", config.vision.image_size),
+        ("connector.num_tokens", needs.image_tokens),
+        ("vision.image_size", needs.image_size),
     )
     of_shards = (
         ("packing.image_tokens", index.packing.image_tokens),
         ("image.size", index.image.size),
     )
     for (name, found), (shard_name, expected) in zip(pairs, of_shards, strict=True):
-        if found != expected:
+        if found is not None and found != expected:
             raise ValueError(
                 f"model.{name}: found {found}, but the shards were made with shard.{shard_name} "
                 f"= {expected}. Make the two equal; the shards have to be made again if theirs "
@@ -83,7 +91,7 @@ def check_model_fits_shards(config: MM1Config, index: ShardIndex) -> None:
 
 def train(
     config: TrainingConfig,
-    model: MM1,
+    objective: Objective,
     shards_dir: Path,
     *,
     stage: str,
@@ -91,9 +99,9 @@ def train(
     output_dir: Path,
     expected_mixture: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """Trains a model on packed sequences and writes it where it is wanted.
+    """Trains an objective on packed sequences and writes its artifact where it is wanted.
 
-    What can be wrong is checked before the first step: parameters, whether model and shards
+    What can be wrong is checked before the first step: parameters, whether weights and shards
     fit, every byte of the shards. A call with the same arguments resumes a training that was
     stopped at any moment, and gives what it would have given uninterrupted (bit for bit on a
     CPU).
@@ -102,11 +110,11 @@ def train(
 
     Args:
         config: the training's parameters.
-        model: trained in place; the weights it holds are the start.
+        objective: trained in place; the weights it holds are the start.
         shards_dir: what `streams.shards.write_shards` made.
         stage: names the metrics file and what is shown.
         work_dir: keeps checkpoints and metrics while the training runs.
-        output_dir: where the trained model is written.
+        output_dir: where `objective.save` writes.
         expected_mixture: description of the mixture that was planned, to be sure that the
             same one is trained on.
 
@@ -114,27 +122,29 @@ def train(
         A row for every logged step; what is under `timing` depends on the clock.
 
     Raises:
-        ValueError: parameters, model and shards do not fit each other, or `work_dir` holds
+        ValueError: parameters, objective and shards do not fit each other, or `work_dir` holds
             another training.
         TrainingStoppedError: a loss is not finite, or the data ended early.
     """
     check_single_process()
     device = choose_device(config)
     index = ShardIndex.read(shards_dir)
-    check_model_fits_shards(model.config, index)
+    check_needs(objective.needs, index)
+    _check_objective(config, objective)
     verify_shards(shards_dir)
     mixture = MixtureSnapshot.of_training(config, shards_dir).describe()
     _check_mixture(mixture, expected_mixture)
     work_dir.mkdir(parents=True, exist_ok=True)
     parameters = {
         "training": result_parameters(config),
-        "model": result_parameters(model.config),
+        "objective": type(objective).__name__,
+        "model": result_parameters(objective.config),
         "mixture": mixture["sha256"],
     }
     check_identity(work_dir, parameters)
-    run = _Run(config, model, index, shards_dir, stage=stage, work_dir=work_dir, device=device)
+    run = _Run(config, objective, index, shards_dir, stage=stage, work_dir=work_dir, device=device)
     rows = run.to_the_end()
-    save_model(model, output_dir)
+    objective.save(output_dir)
     return rows
 
 
@@ -164,7 +174,7 @@ class _Run:
     def __init__(
         self,
         config: TrainingConfig,
-        model: MM1,
+        objective: Objective,
         index: ShardIndex,
         shards_dir: Path,
         *,
@@ -172,7 +182,7 @@ class _Run:
         work_dir: Path,
         device: str,
     ) -> None:
-        self._config, self._model, self._index = config, model, index
+        self._config, self._objective, self._index = config, objective, index
         self._shards_dir, self._stage, self._device = shards_dir, stage, device
         self._work_dir = work_dir
         self._cache_dir = work_dir / "cache"
@@ -190,7 +200,7 @@ class _Run:
         )
 
     def to_the_end(self) -> list[Row]:
-        """Makes the remaining steps, leaving the trained weights in the model."""
+        """Makes the remaining steps, leaving the trained weights in the objective."""
         self._display.start(self._what_starts())
         try:
             self._fit()
@@ -238,7 +248,7 @@ class _Run:
 
     def _trainer(self) -> Trainer:
         config = self._config
-        optimizer = build_optimizer(self._model, config.optimizer, self._peak_learning_rate())
+        optimizer = build_optimizer(self._objective, config.optimizer, self._peak_learning_rate())
         loader = build_loader(
             self._shards_dir,
             config.mixture,
@@ -249,8 +259,8 @@ class _Run:
             cache_dir=self._cache_dir,
         )
         return Trainer(
-            model=TrainableMM1(self._model),
-            train_dataloader=data_spec(loader),
+            model=TrainableObjective(self._objective),
+            train_dataloader=data_spec(loader, self._objective),
             max_duration=f"{self._num_steps}ba",
             optimizers=optimizer,
             schedulers=build_scheduler(optimizer, config.schedule),
@@ -295,23 +305,37 @@ class _Run:
             interval_steps=config.log_interval_steps,
             num_steps=self._num_steps,
         )
-        return [self._loader_guard, meter, guard, checkpointing, recorder]
+        return [self._loader_guard, StepStamp(), meter, guard, checkpointing, recorder]
 
     def _peak_learning_rate(self) -> float:
-        size = self._model.config.decoder.non_embedding_parameters
-        return peak_learning_rate(self._config.optimizer, size)
+        return peak_learning_rate(self._config.optimizer, self._objective.law_parameters)
 
     def _what_starts(self) -> str:
-        config, decoder = self._config, self._model.config.decoder
-        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        config, law_parameters = self._config, self._objective.law_parameters
+        parameters = sum(parameter.numel() for parameter in self._objective.parameters())
+        of_law = (
+            f" (decoder without embeddings: {compact(law_parameters)})" if law_parameters else ""
+        )
         positions = config.global_batch_size * self._index.packing.sequence_length
         resuming = f", resuming after step {self._first_step}" if self._first_step else ""
         return (
-            f"training {compact(parameters)} parameters (decoder without embeddings: "
-            f"{compact(decoder.non_embedding_parameters)}), peak learning rate "
+            f"training {compact(parameters)} parameters{of_law}, peak learning rate "
             f"{self._peak_learning_rate():.2e}, {self._num_steps} steps of "
             f"{config.global_batch_size} sequences ({compact(positions)} positions), "
             f"on {self._device} in {config.precision}{resuming}"
+        )
+
+
+def _check_objective(config: TrainingConfig, objective: Objective) -> None:
+    """Refuses what this objective cannot be trained with."""
+    peak_learning_rate(config.optimizer, objective.law_parameters)
+    size = config.microbatch_size
+    if objective.compares_batch and size is not None and size < config.global_batch_size:
+        raise ValueError(
+            f"microbatch_size: found {size}, expected null or at least global_batch_size "
+            f"({config.global_batch_size}): this objective compares all examples of a batch with "
+            "each other, so microbatches would change what is learned. Use gradient "
+            "checkpointing, or more ranks, to save memory."
         )
 
 

@@ -5,7 +5,9 @@ import torch
 
 from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
 from mm1_pipeline.models.initialization import build_model
-from mm1_pipeline.training.adapter import TrainableMM1, count_labels, prepare, split
+from mm1_pipeline.models.next_token import NextToken
+from mm1_pipeline.models.objective import Term
+from mm1_pipeline.training.adapter import NUM_TARGETS, TrainableObjective, prepare, split
 
 MODEL = MM1Config(
     vision=VisionConfig(image_size=8, patch_size=8, d_model=16, num_layers=1, num_heads=2, d_ff=16),
@@ -36,27 +38,44 @@ def batch():
     }
 
 
-def test_loss_is_the_mean_over_labels(batch):
-    model = build_model(MODEL, 3, seed=1)
-    counted = prepare(batch)
-    adapter = TrainableMM1(model)
-    losses = adapter(counted)
-    assert losses.shape == (3, 5)
-    assert adapter.loss(losses, counted).item() == pytest.approx(losses.sum().item() / 5)
+@pytest.fixture
+def objective():
+    return NextToken(build_model(MODEL, 3, seed=1))
 
 
-def test_parts_know_their_labels_and_one_without_any_has_a_loss_of_0(batch):
-    parts = split(prepare(batch), 1)
-    assert [part["num_labels"] for part in parts] == [4, 1, 0]
-    adapter = TrainableMM1(build_model(MODEL, 3, seed=1))
+def test_loss_is_the_mean_over_labels(batch, objective):
+    counted = prepare(batch, objective)
+    adapter = TrainableObjective(objective)
+    output = adapter(counted)
+    assert output.losses.shape == (3, 5)
+    expected = output.losses.sum().item() / 5
+    assert adapter.loss(output, counted).item() == pytest.approx(expected)
+
+
+def test_terms_join_the_loss_by_their_coefficients(batch, objective):
+    counted = prepare(batch, objective)
+    adapter = TrainableObjective(objective)
+    output = adapter(counted)
+    alone = adapter.loss(output, counted).item()
+    terms = {"joins": Term(torch.tensor(4.0), 0.5), "is_logged": Term(torch.tensor(9.0), 0.0)}
+    loss = adapter.loss(output._replace(terms=terms), counted)
+    assert loss.item() == pytest.approx(alone + 2.0)
+
+
+def test_parts_know_their_labels_and_one_without_any_has_a_loss_of_0(batch, objective):
+    parts = split({**prepare(batch, objective), "step": 8}, 1, objective)
+    assert [part[NUM_TARGETS] for part in parts] == [4, 1, 0]
+    assert [part["step"] for part in parts] == [8, 8, 8]
+    adapter = TrainableObjective(objective)
     assert adapter.loss(adapter(parts[2]), parts[2]).item() == 0.0
 
 
-def test_a_batch_that_fits_is_not_split(batch):
-    assert split(count_labels(batch), 3)[0]["pixel_values"] is batch["pixel_values"]
+def test_a_batch_that_fits_is_not_split(batch, objective):
+    whole = prepare(batch, objective)
+    assert split(whole, 3, objective)[0]["pixel_values"] is batch["pixel_values"]
 
 
-def test_a_batch_without_labels_is_refused_with_its_samples(batch):
+def test_a_batch_without_labels_is_refused_with_its_samples(batch, objective):
     batch["labels"] = torch.full((3, 5), -100)
-    with pytest.raises(ValueError, match=r"no label in a batch \(a; b; c\)"):
-        prepare(batch)
+    with pytest.raises(ValueError, match=r"no target in a batch \(a; b; c\)"):
+        prepare(batch, objective)

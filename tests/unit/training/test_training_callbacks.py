@@ -12,11 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from mm1_pipeline.config.training import OptimizerConfig, ScheduleConfig
+from mm1_pipeline.models.objective import ObjectiveOutput, Term
 from mm1_pipeline.training.callbacks import (
     GradientGuard,
     LoaderGuard,
     LossMeter,
     MetricsRecorder,
+    StepStamp,
     TrainingStoppedError,
 )
 from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
@@ -65,6 +67,7 @@ def toy_batch(step: int) -> dict:
         "labels": labels,
         "stream_ids": torch.tensor([0, 0, 0, 1]),
         "sample_keys": [f"key-{step}-{row}" for row in range(BATCH)],
+        "num_targets": int((labels != -100).sum()),
     }
 
 
@@ -85,12 +88,14 @@ class ToyModel(ComposerModel):
         self.calls += 1
         if self.calls == self.poison_at:
             logits = logits + float("nan")
-        return nn.functional.cross_entropy(
+        losses = nn.functional.cross_entropy(
             logits.transpose(1, 2), batch["labels"], ignore_index=-100, reduction="none"
         )
+        terms = {"step": Term(torch.tensor(float(batch.get("step", -1))), 0.0)}
+        return ObjectiveOutput(losses, batch["labels"] != -100, terms)
 
     def loss(self, outputs, batch):
-        return outputs.sum() / (batch["labels"] != -100).sum()
+        return outputs.losses.sum() / outputs.weights.sum()
 
 
 class StopAfter(Callback):
@@ -121,6 +126,7 @@ class Toy:
         loader_guard = LoaderGuard(num_steps=STEPS, batch_size=BATCH)
         callbacks = [
             loader_guard,
+            StepStamp(),
             meter,
             guard,
             Checkpointing(
@@ -198,6 +204,7 @@ def test_rows_say_what_was_measured(undisturbed):
     for step, row in enumerate(rows):
         assert row["lr"] == 1e-2 * multiplier(step, SCHEDULE)
         assert row["shares"] == {"caption": 0.75, "text": 0.25}
+        assert row["terms"] == {"step": step}, "batches know their step"
         assert row["positions"] == {"text": 22, "image": 1, "padding": 1}
         weighted = (3 * row["losses"]["caption"] + row["losses"]["text"]) / 4
         assert row["loss"] == pytest.approx(weighted)
@@ -257,7 +264,8 @@ def test_data_that_ends_early_is_an_error(tmp_path):
 def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
     def short(step):
         batch = toy_batch(step)
-        return {key: value[:3] for key, value in batch.items()} if step == 4 else batch
+        rows = {key: value[:3] for key, value in batch.items() if key != "num_targets"}
+        return {**rows, "num_targets": 15} if step == 4 else batch
 
     class Short(ToyData):
         def __iter__(self):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mm1_pipeline.models.objective import Term
 from mm1_pipeline.training.metrics import (
     MetricsLog,
     StreamLosses,
+    TermMeans,
     count_positions,
     stream_shares,
     without_timing,
@@ -21,7 +23,7 @@ def test_losses_are_means_over_labels_of_the_whole_batch_not_of_microbatches():
     stream_ids = torch.tensor([2, 0, 2])
     meter = StreamLosses(STREAMS)
     for rows in (slice(0, 2), slice(2, 3)):
-        meter.add(losses[rows], labels[rows], stream_ids[rows])
+        meter.add(losses[rows], labels[rows] != -100, stream_ids[rows])
     mean, by_stream = meter.means()
     assert mean == pytest.approx(20 / 6)
     assert by_stream == pytest.approx({"caption": 2.0, "text": 18 / 5})
@@ -29,10 +31,26 @@ def test_losses_are_means_over_labels_of_the_whole_batch_not_of_microbatches():
 
 def test_reset_forgets_the_step_before():
     meter = StreamLosses(STREAMS)
-    meter.add(torch.full((1, 2), 9.0), torch.ones(1, 2, dtype=torch.int64), torch.tensor([0]))
+    meter.add(torch.full((1, 2), 9.0), torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]))
     meter.reset()
-    meter.add(torch.full((1, 2), 1.0), torch.ones(1, 2, dtype=torch.int64), torch.tensor([1]))
+    meter.add(torch.full((1, 2), 1.0), torch.ones(1, 2, dtype=torch.bool), torch.tensor([1]))
     assert meter.means() == (1.0, {"interleaved": 1.0})
+
+
+def test_losses_may_be_one_a_sequence_that_stands_for_several_targets():
+    meter = StreamLosses(STREAMS)
+    meter.add(torch.tensor([6.0, 0.0, 1.0]), torch.tensor([3, 0, 1]), torch.tensor([0, 0, 1]))
+    assert meter.means() == (7 / 4, {"caption": 2.0, "interleaved": 1.0})
+
+
+def test_terms_are_means_weighted_by_targets():
+    meter = TermMeans()
+    meter.add({"balance": Term(torch.tensor(1.0), 0.01)}, 30)
+    meter.add({"balance": Term(torch.tensor(2.0), 0.01)}, 10)
+    assert meter.means() == {"balance": 1.25}
+    meter.reset()
+    meter.add({}, 10)
+    assert meter.means() == {}
 
 
 def test_positions_are_told_apart():

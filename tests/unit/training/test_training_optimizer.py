@@ -70,3 +70,9 @@ def test_matrices_decay_vectors_do_not_and_frozen_weights_are_left_out():
 def test_peak_comes_from_the_law_unless_it_is_given():
     assert peak_learning_rate(OptimizerConfig(), 2_960_000_000) == pytest.approx(5.9e-5, rel=0.03)
     assert peak_learning_rate(OptimizerConfig(learning_rate=1e-3), 2_960_000_000) == 1e-3
+
+
+def test_where_the_law_does_not_hold_a_rate_must_be_given():
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: found null"):
+        peak_learning_rate(OptimizerConfig(), None)
+    assert peak_learning_rate(OptimizerConfig(learning_rate=1e-3), None) == 1e-3

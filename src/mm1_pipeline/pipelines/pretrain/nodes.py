@@ -21,12 +21,13 @@ def pretrain_model(
     config: TrainingConfig, model: MM1Config, shards: Artifact, mixture: dict[str, Any]
 ) -> tuple[StagedArtifact, list[dict[str, Any]]]:
     """Trains encoder, connector and decoder together from scratch."""
+    from mm1_pipeline.models.next_token import NextToken
     from mm1_pipeline.training.train import build_model, train
 
     staged = stage("pretrained_model")
     rows = train(
         config,
-        build_model(model, shards.path, seed=config.seed),
+        NextToken(build_model(model, shards.path, seed=config.seed)),
         shards.path,
         stage="pretrain",
         expected_mixture=mixture,
