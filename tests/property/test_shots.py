@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm1_pipeline.config.evaluation import ShotDraw
 from mm1_pipeline.evaluation.shots import ShotPool
 
 keys = st.text("abcde0123", min_size=1, max_size=4)
@@ -15,9 +16,9 @@ pools = st.dictionaries(keys, st.lists(st.sampled_from("ABCDEF"), max_size=2), m
 
 
 @settings(max_examples=300, deadline=None)
-@given(pools, st.integers(0, 5), st.integers(0, 2**32))
-def test_a_draw_never_leaks_the_query(images, num_shots, seed):
-    pool = ShotPool("task", images, seed)
+@given(pools, st.integers(0, 5), st.integers(0, 2**32), st.sampled_from(ShotDraw))
+def test_a_draw_never_leaks_the_query(images, num_shots, seed, shot_draw):
+    pool = ShotPool("task", images, seed, shot_draw)
     for key, hashes in images.items():
         open_to = {
             other
@@ -76,3 +77,13 @@ def test_every_example_is_drawn_about_equally_often():
             counts[shot] += 1
     # 600 expected each, standard deviation 22; measured 558 to 634.
     assert all(500 < count < 700 for count in counts.values())
+
+
+def test_shots_of_a_task_continue_each_other():
+    images = {str(number): [str(number)] for number in range(20)}
+    pool = ShotPool("task", images, 0, ShotDraw.PER_TASK)
+    eight = pool.draw("0", ["0"], 8)
+    assert pool.draw("0", ["0"], 4) == eight[:4]
+    other = next(key for key in images if key not in (*eight, "0"))
+    assert pool.draw(other, [other], 8) == eight
+    assert pool.draw(eight[2], [eight[2]], 7) == (*eight[:2], *eight[3:])

@@ -17,6 +17,24 @@ class Metric(StrEnum):
     """Agreement with ten human answers, times 100."""
 
 
+class ShotDraw(StrEnum):
+    """Whether the prompts of a task show the same examples."""
+
+    PER_QUERY = "per_query"
+    """Each query has shots of its own: the score does not hang on a lucky choice."""
+    PER_TASK = "per_task"
+    """All queries have the first shots of one order, without those that are barred; more shots
+    continue fewer. Their beginning is then read once for all: several times faster."""
+
+
+class Precision(StrEnum):
+    """Numbers that generation computes with."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    """Half the memory and several times faster on a GPU; answers may differ a little."""
+
+
 @parameters
 class TaskConfig:
     """One evaluation task.
@@ -34,6 +52,8 @@ class TaskConfig:
     max_new_tokens: int = 30
     """Tokens after which an answer is cut off."""
     shots: tuple[int, ...] = (0, 4, 8)
+    shot_draw: ShotDraw = ShotDraw.PER_QUERY
+    """The paper draws shots for each data set and does not say whether anew for each query."""
     max_items: int | None = None
     """Scores only the first items (after a seeded shuffle); None scores all."""
 
@@ -73,6 +93,8 @@ class EvaluateConfig:
     bootstrap_samples: int = 2_000
     """Resamples behind every standard error and interval."""
     seed: int = 0
+    precision: Precision = Precision.FLOAT32
+    """Of answers; held-out losses are computed in float32."""
     batch_size: int = operational(default=32)
     """Prompts generated together."""
     max_positions: int = operational(default=8_192)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mm1_pipeline.config.evaluation import EvaluateConfig
+from mm1_pipeline.config.evaluation import EvaluateConfig, Precision
+from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.generation import Generator
@@ -21,9 +23,9 @@ from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
-from mm1_pipeline.models.checkpoint import load_model
+from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
-from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -82,11 +84,12 @@ def evaluate(
     shards_dir: Path,
     records_dir: Path,
     output_dir: Path,
+    work_dir: Path | None = None,
 ) -> Evaluation:
     """Scores models, their blind twins and the most frequent answer on every task.
 
     Tasks, prompts and models are checked before the first answer. The same inputs give the
-    same bytes.
+    same bytes, also when a run is killed and another goes on with its work folder.
 
     Args:
         config: Tasks, shots, resamples, seed.
@@ -95,6 +98,8 @@ def evaluate(
         shards_dir: The artifact of the stage `shard`; held-out sequences and image transform.
         records_dir: The artifact that contains `records/`.
         output_dir: Gets `<model>/<task>_<shots>shot.jsonl`.
+        work_dir: Keeps the answers as they come, `answers/<model>/<task>_<shots>shot.jsonl`;
+            None keeps none.
 
     Returns:
         Contents of evaluation.json and held_out_loss.json.
@@ -112,13 +117,15 @@ def evaluate(
     with EvaluationProgress(2 * len(models) * harness.num_positions) as progress:
         for name, directory in models.items():
             model = load_model(directory, device).eval()
-            seeing = _answer_all(name, model, harness, progress)
-            blind = _answer_all(name + BLIND_SUFFIX, model, harness, progress, blind=True)
-            entries[name] = _entry(harness, seeing, blind)
-            entries[name + BLIND_SUFFIX] = _entry(harness, blind)
             held_out[name] = held_out_losses(
                 model, config, shards_dir, harness.tasks, harness.tokenizer
             )
+            model = _in_precision(model, config.precision)
+            logs = _Logs(work_dir, _made_with(config, directory, shards_dir))
+            seeing = _answer_all(name, model, harness, progress, logs)
+            blind = _answer_all(name + BLIND_SUFFIX, model, harness, progress, logs, blind=True)
+            entries[name] = _entry(harness, seeing, blind)
+            entries[name + BLIND_SUFFIX] = _entry(harness, blind)
             _write(output_dir / name, seeing)
             _write(output_dir / (name + BLIND_SUFFIX), blind)
     frequent = _frequent_scores(harness)
@@ -205,7 +212,13 @@ def _check_model(name: str, model: MM1, harness: Harness) -> None:
 
 
 def _answer_all(
-    name: str, model: MM1, harness: Harness, progress: EvaluationProgress, *, blind: bool = False
+    name: str,
+    model: MM1,
+    harness: Harness,
+    progress: EvaluationProgress,
+    logs: _Logs,
+    *,
+    blind: bool = False,
 ) -> Scores:
     scores: Scores = {}
     for task in harness.tasks:
@@ -215,16 +228,62 @@ def _answer_all(
             prompts = harness.prompts[task.name, num_shots]
             positions = sum(map(len, prompts)) / max(len(prompts), 1) + task.config.max_new_tokens
             part = progress.part(f"{name} {task.name} {num_shots}-shot", len(prompts), positions)
-            outputs = generator.generate(
+            answers = generator.generate(
                 prompts,
                 max_new_tokens=task.config.max_new_tokens,
                 stop=task.config.stop,
                 advance=part.advance,
+                log=logs.of(name, task, num_shots),
             )
-            scored = score_outputs(task, num_shots, prompts, outputs)
+            scored = score_outputs(task, num_shots, prompts, answers)
             part.finish(f"{task.config.metric.value} {scored.values.mean():.1f}")
             scores[task.name, num_shots] = scored
     return scores
+
+
+@dataclass(frozen=True)
+class _Logs:
+    """Where the answers of one model are kept while an evaluation runs."""
+
+    work_dir: Path | None
+    made_with: Mapping[str, Any]
+
+    def of(self, name: str, task: Task, num_shots: int) -> AnswerLog | None:
+        """The log of one model, task and number of shots."""
+        if self.work_dir is None:
+            return None
+        path = self.work_dir / "answers" / name / f"{task.name}_{num_shots}shot.jsonl"
+        limits = {"max_new_tokens": task.config.max_new_tokens, "stop": task.config.stop}
+        log = AnswerLog(path, {**self.made_with, **limits})
+        if len(log):
+            logger.info("%s: goes on after %d answers of an earlier run.", path, len(log))
+        return log
+
+
+def _made_with(config: EvaluateConfig, model_dir: Path, shards_dir: Path) -> dict[str, Any]:
+    """What decides a model's answers besides prompts and limits.
+
+    Weights count by size and time of writing: to read them would take as long as to load them.
+    """
+    weights = (model_dir / WEIGHTS).stat()
+    texts = {
+        "model_config": model_dir / CONFIG,
+        "shards": shards_dir / SHARDS_FILE,
+    }
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in texts.items()}
+    return {
+        **digests,
+        "weights": [weights.st_size, weights.st_mtime_ns],
+        "precision": config.precision.value,
+    }
+
+
+def _in_precision(model: MM1, precision: Precision) -> MM1:
+    match precision:
+        case Precision.FLOAT32:
+            return model.float()
+        case Precision.BFLOAT16:
+            return model.to(torch.bfloat16)
 
 
 def _frequent_scores(harness: Harness) -> Scores:
@@ -232,7 +291,7 @@ def _frequent_scores(harness: Harness) -> Scores:
     scores: Scores = {}
     for task, num_shots in harness.parts():
         prompts = harness.prompts[task.name, num_shots]
-        answers = [most_frequent_answer(task)] * len(prompts)
+        answers = [Answer(most_frequent_answer(task))] * len(prompts)
         scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
     return scores
 

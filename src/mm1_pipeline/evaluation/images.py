@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mm1_pipeline.config.shard import ImageTransform
 from mm1_pipeline.corpus.images import open_image
+from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 
@@ -36,6 +37,9 @@ def encode_pixels(model: MM1, pixel_values: Tensor) -> Tensor:
 class ImageFeatures:
     """Image tokens by the SHA-256 of the encoded image.
 
+    Images are encoded in blocks of fixed members (see `expect`), so an image's tokens do not
+    depend on what else was needed, was cached, or was done before a run was killed.
+
     Args:
         model: Its encoder and connector are used.
         images: Encoded images by SHA-256.
@@ -60,12 +64,36 @@ class ImageFeatures:
         self._blind = blind
         self._max_bytes = max_bytes
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._block: dict[str, tuple[str, ...]] = {}
+        self._failures: dict[str, str] = {}
         self.num_encoded = 0
         """Images that went through the encoder so far."""
 
     def identity(self, key: str) -> str:
         """What the model sees of an image; equal for images that it cannot tell apart."""
         return _BLANK if self._blind else key
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Announces images in the order of their use; neighbours are encoded together.
+
+        An image that was not announced is encoded alone.
+
+        Args:
+            keys: SHA-256 of each image; repetitions are allowed.
+        """
+        new = [key for key in dict.fromkeys(map(self.identity, keys)) if key not in self._block]
+        for start in range(0, len(new), _IMAGES_TOGETHER):
+            block = tuple(new[start : start + _IMAGES_TOGETHER])
+            self._block |= dict.fromkeys(block, block)
+
+    def failure(self, keys: Sequence[str]) -> str | None:
+        """Why some of these images cannot be shown; None if all can."""
+        for key in dict.fromkeys(map(self.identity, keys)):
+            if key not in self._cache and key not in self._failures:
+                self._encode(key)
+            if key in self._failures:
+                return f"image {key[:12]}: {self._failures[key]}"
+        return None
 
     def __call__(self, keys: Sequence[str]) -> Tensor:
         """Image tokens of some images, in order.
@@ -75,35 +103,54 @@ class ImageFeatures:
 
         Returns:
             float[len(keys), num_tokens, d_model], on the model's device.
+
+        Raises:
+            ValueError: An image cannot be read; `failure` tells before.
         """
         assert keys, "every prompt has an image"
-        needed = list(dict.fromkeys(self.identity(key) for key in keys))
-        found = {key: self._cache[key] for key in needed if key in self._cache}
-        missing = [key for key in needed if key not in found]
-        for start in range(0, len(missing), _IMAGES_TOGETHER):
-            found |= self._encode(missing[start : start + _IMAGES_TOGETHER])
-        self._keep({key: found[key] for key in needed})
+        found: dict[str, Tensor] = {}
+        for key in dict.fromkeys(map(self.identity, keys)):
+            if key not in self._cache:
+                self._encode(key)
+            if key in self._failures:
+                raise ValueError(f"Image {key[:12]}: {self._failures[key]}.")
+            self._cache.move_to_end(key)
+            found[key] = self._cache[key]
         return torch.stack([found[self.identity(key)] for key in keys])
 
-    def _encode(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        self.num_encoded += len(keys)
-        device = next(self._model.parameters()).device
-        tokens = encode_pixels(self._model, self._pixel_values(keys).to(device))
-        # Copies, because a view would keep the whole batch in memory.
-        return {key: image_tokens.clone() for key, image_tokens in zip(keys, tokens, strict=True)}
-
-    def _pixel_values(self, keys: Sequence[str]) -> Tensor:
-        if self._blind:
-            return torch.zeros(len(keys), 3, self._transform.size, self._transform.size)
-        opened = (open_image(self._images[key]) for key in keys)
-        return to_pixel_values(
-            [resize_image(image, self._transform) for image in opened], self._transform
-        )
-
-    def _keep(self, used: Mapping[str, Tensor]) -> None:
-        for key, image_tokens in used.items():
-            self._cache[key] = image_tokens
+    def _encode(self, key: str) -> None:
+        """Encodes the block that an image belongs to."""
+        pixels = {
+            member: pixel_values
+            for member in self._block.get(key, (key,))
+            if (pixel_values := self._pixel_values(member)) is not None
+        }
+        if not pixels:
+            return
+        self.num_encoded += len(pixels)
+        weight = next(self._model.parameters())
+        batch = torch.cat(list(pixels.values())).to(weight)
+        tokens = encode_pixels(self._model, batch)
+        for member, image_tokens in zip(pixels, tokens, strict=True):
+            # Copies, because a view would keep the whole batch in memory.
+            self._cache[member] = image_tokens.clone()
+        if key in self._cache:
             self._cache.move_to_end(key)
         kept = sum(image_tokens.nbytes for image_tokens in self._cache.values())
-        while kept > self._max_bytes and self._cache:
+        while kept > self._max_bytes and len(self._cache) > 1:
             kept -= self._cache.popitem(last=False)[1].nbytes
+
+    def _pixel_values(self, key: str) -> Tensor | None:
+        """float32[1, 3, S, S], or None with the reason kept."""
+        if self._blind:
+            return torch.zeros(1, 3, self._transform.size, self._transform.size)
+        if key in self._failures:
+            return None
+        try:
+            if key not in self._images:
+                raise Rejected(Reason.IMAGE_MISSING, "found no such image in the task's records")
+            square = resize_image(open_image(self._images[key]), self._transform)
+        except Rejected as error:
+            self._failures[key] = str(error)
+            return None
+        return to_pixel_values([square], self._transform)

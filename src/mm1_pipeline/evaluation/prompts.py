@@ -111,7 +111,8 @@ def build_prompts(
     Raises:
         ValueError: If the source has too few other examples to show.
     """
-    pool = ShotPool(task.name, {key: [item.image] for key, item in task.pool.items()}, seed)
+    images = {key: [item.image] for key, item in task.pool.items()}
+    pool = ShotPool(task.name, images, seed, task.config.shot_draw)
     return [
         build_prompt(
             task, item, pool.draw(item.key, [item.image], num_shots), tokenizer, image_tokens

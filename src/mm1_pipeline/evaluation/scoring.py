@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.evaluation.answers import Answer
 from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
 from mm1_pipeline.evaluation.postprocess import process_output
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import paired_interval, standard_error
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
+
+logger = logging.getLogger(__name__)
 
 _PERCENT = 100
 _DIGITS = 6
@@ -62,18 +66,26 @@ class TaskScores:
 
 
 def score_outputs(
-    task: Task, num_shots: int, prompts: Sequence[Prompt], outputs: Sequence[str]
+    task: Task, num_shots: int, prompts: Sequence[Prompt], answers: Sequence[Answer]
 ) -> TaskScores:
-    """Scores the raw outputs of one model on one task.
+    """Scores the answers of one model on one task; what could not be answered is wrong.
 
     Args:
         task: Gives items, metric and stop strings.
         num_shots: Shots of the prompts.
         prompts: Prompt of every item that can be asked.
-        outputs: The raw output of each prompt.
+        answers: The answer to each prompt.
     """
     asked = {prompt.key: prompt for prompt in prompts}
-    raw = {prompt.key: output for prompt, output in zip(prompts, outputs, strict=True)}
+    answered = {prompt.key: answer for prompt, answer in zip(prompts, answers, strict=True)}
+    raw = {key: answer.text for key, answer in answered.items() if answer.failure is None}
+    failures = task.failures | {
+        key: answer.failure for key, answer in answered.items() if answer.failure is not None
+    }
+    for key in failures.keys() - task.failures.keys():
+        logger.warning(
+            "%s, %d shots: item %s counts as wrong: %s", task.name, num_shots, key, failures[key]
+        )
     processed = {
         key: process_output(output, task.config.metric, task.config.stop)
         for key, output in raw.items()
@@ -90,7 +102,7 @@ def score_outputs(
             "processed_output": processed.get(item.key, ""),
             "references": list(item.references),
             "score": round(float(value), _DIGITS),
-            "failure": item.failure,
+            "failure": failures.get(item.key),
         }
         for item, value in zip(task.items, values, strict=True)
     )

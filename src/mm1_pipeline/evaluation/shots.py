@@ -7,6 +7,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from mm1_pipeline.config.evaluation import ShotDraw
+
 
 class ShotPool:
     """Examples that a task's prompts may show.
@@ -14,17 +16,26 @@ class ShotPool:
     Source: MM1, Evaluation (shots are drawn for each data set, never the query; unconfirmed);
     deviation: the pool is the task's own source, where the paper prefers a training split.
 
-    A draw depends on the seed, the task, the query's key and the number of shots alone: not on
-    the order of items, on other queries or on the batch size.
+    A draw depends on the seed, the task and, drawn per query, the query's key and the number of
+    shots alone: not on the order of items, on other queries or on the batch size.
 
     Args:
         task: Name of the task.
         images: SHA-256 of the images of each example, by example key.
         seed: Same seed, same shots.
+        shot_draw: Whether all queries are shown the same; those that one may not see are left
+            out for it, and later ones of the order take their place.
     """
 
-    def __init__(self, task: str, images: Mapping[str, Iterable[str]], seed: int) -> None:
+    def __init__(
+        self,
+        task: str,
+        images: Mapping[str, Iterable[str]],
+        seed: int,
+        shot_draw: ShotDraw = ShotDraw.PER_QUERY,
+    ) -> None:
         self._task = task
+        self._shot_draw = shot_draw
         self._seed = seed
         self._keys = sorted(images)
         self._images = {key: frozenset(images[key]) for key in self._keys}
@@ -66,6 +77,10 @@ class ShotPool:
 
     def _candidate(self, key: str, num_shots: int, attempt: int) -> str:
         # A hash rather than a generator: the draw stays the same in every library version.
-        name = json.dumps([self._seed, self._task, key, num_shots, attempt])
+        match self._shot_draw:
+            case ShotDraw.PER_QUERY:
+                name = json.dumps([self._seed, self._task, key, num_shots, attempt])
+            case ShotDraw.PER_TASK:
+                name = json.dumps([self._seed, self._task, attempt])
         number = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
         return self._keys[number % len(self._keys)]

@@ -10,7 +10,7 @@ H), E dimensions of a head, B rows, S new positions of a row, C slots of a cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,7 +123,8 @@ class KVCache:
 
     A position's slot is its position id. A new position sees the slots up to its own, so rows
     of different length are padded on the right: pads lie in later slots, are not seen, and are
-    overwritten by the tokens that are generated.
+    overwritten by the tokens that are generated. For the same reason a row is reused by writing
+    over it from the start.
 
     Args:
         num_layers: layers of the decoder.
@@ -146,53 +147,134 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (batch, max_positions, num_kv_heads, head_dim)
+        shape = (num_layers, batch, max_positions, num_kv_heads, head_dim)
         self.batch = batch
         self.max_positions = max_positions
-        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self._rows = torch.arange(batch, device=device).unsqueeze(1)
+        self.device = torch.device(device)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def attend_at(self, position_ids: Tensor) -> Attend:
-        """Attention of new positions, which are written to the cache on the way.
+    def copy_row(self, source: int, target: int, num_positions: int) -> None:
+        """Gives a row the first positions of another: a prefix that both have.
 
         Args:
-            position_ids: int64[B, S], different from each other within a row.
+            source: row that holds the positions.
+            target: row that gets them.
+            num_positions: how many.
+        """
+        for stored in (self._keys, self._values):
+            stored[:, target, :num_positions] = stored[:, source, :num_positions]
+
+    def attend_at(self, position_ids: Tensor) -> Attend:
+        """Attention of new positions of the first rows, which are written on the way.
+
+        Args:
+            position_ids: int64[n, S] for the rows 0 to n - 1, different from each other within
+                a row.
 
         Returns:
-            The function that `Decoder.forward` calls in each layer, over P = B * S positions.
+            The function that `Decoder.forward` calls in each layer, over P = n * S positions.
 
         Raises:
             ValueError: a position has no slot, or there are more rows than the cache's.
         """
-        num_slots = self._check(position_ids)
-        slots = torch.arange(num_slots, device=position_ids.device)
-        visible = slots <= position_ids.unsqueeze(-1)  # [B, S, num_slots]
+        num_rows, num_slots = len(position_ids), int(position_ids.max()) + 1
+        self._check(num_rows, num_slots)
+        visible = torch.arange(num_slots, device=self.device) <= position_ids.unsqueeze(-1)
+        row_ids = torch.arange(num_rows, device=self.device).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self._keys[layer], self._values[layer]
-            shape = (*position_ids.shape, *k.shape[1:])
-            keys[self._rows, position_ids] = k.view(shape).to(keys.dtype)
-            values[self._rows, position_ids] = v.view(shape).to(values.dtype)
+            keys, values = self._write(layer, row_ids, position_ids, k, v)
+            seen = keys[:num_rows, :num_slots], values[:num_rows, :num_slots]
             rows = q.view(*position_ids.shape, *q.shape[1:])
-            attended = _masked_attention(rows, keys[:, :num_slots], values[:, :num_slots], visible)
-            return attended.reshape(q.shape)
+            return _masked_attention(rows, *seen, visible).reshape(q.shape)
 
         return attend
 
-    def _check(self, position_ids: Tensor) -> int:
-        if len(position_ids) != self.batch:
+    def attend_after(
+        self, first_row: int, starts: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[Tensor, Attend]:
+        """Attention of rows that go on by different lengths, laid end to end without padding.
+
+        The maps of the layers thus compute real positions only. Where all rows are new, attention
+        is that of training; else each row's queries are padded to the longest for the
+        attention alone.
+
+        Example: starts [0, 4], lengths [3, 2] are the positions 0 1 2 of the first row and
+        4 5 of the second, which sees what its slots 0 to 3 hold.
+
+        Args:
+            first_row: row of the first of them; the others follow.
+            starts: positions that each row holds already.
+            lengths: positions that each row gets, one or more.
+
+        Returns:
+            position_ids: int64[P], P the sum of the lengths, and the function that
+            `Decoder.forward` calls in each layer.
+
+        Raises:
+            ValueError: a position has no slot, or a row is not in the cache.
+        """
+        rows = slice(first_row, first_row + len(starts))
+        begins, sizes = np.asarray(starts), np.asarray(lengths)
+        num_slots = int((begins + sizes).max())
+        self._check(rows.stop, num_slots)
+        borders = np.concatenate([[0], np.cumsum(sizes)])
+        positions = np.arange(borders[-1]) + np.repeat(begins - borders[:-1], sizes)
+        row_ids = self._index(np.repeat(np.arange(rows.start, rows.stop), sizes))
+        position_ids = self._index(positions)
+        if not begins.any():
+            layout = DocumentLayout.from_cu_seqlens(
+                torch.from_numpy(borders), int(borders[-1]), self.device
+            )
+
+            def attend_within(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                self._write(layer, row_ids, position_ids, k, v)
+                return packed_attention(q, k, v, layout)
+
+            return position_ids, attend_within
+
+        offsets = np.arange(sizes.max())
+        is_real = offsets < sizes[:, None]  # [rows, longest]
+        # A pad repeats its row's first new position, and nobody reads what it attends to.
+        packed = self._index(np.where(is_real, borders[:-1, None] + offsets, borders[:-1, None]))
+        queried = self._index(np.where(is_real, begins[:, None] + offsets, begins[:, None]))
+        unpadded = self._index(np.flatnonzero(is_real))
+        visible = torch.arange(num_slots, device=self.device) <= queried.unsqueeze(-1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self._write(layer, row_ids, position_ids, k, v)
+            attended = _masked_attention(
+                q[packed], keys[rows, :num_slots], values[rows, :num_slots], visible
+            )
+            return attended.flatten(0, 1).index_select(0, unpadded)
+
+        return position_ids, attend
+
+    def _write(
+        self, layer: int, row_ids: Tensor, position_ids: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps keys and values of new positions; gives the layer's, float[B, C, K, E]."""
+        keys, values = self._keys[layer], self._values[layer]
+        shape = (*position_ids.shape, *k.shape[1:])
+        keys[row_ids, position_ids] = k.view(shape).to(keys.dtype)
+        values[row_ids, position_ids] = v.view(shape).to(values.dtype)
+        return keys, values
+
+    def _index(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.device)
+
+    def _check(self, num_rows: int, num_slots: int) -> None:
+        if num_rows > self.batch:
             raise ValueError(
-                f"Found {len(position_ids)} rows, but the cache was made for {self.batch}. "
+                f"Found {num_rows} rows, but the cache was made for {self.batch}. "
                 "Make a cache for each batch of prompts."
             )
-        num_slots = int(position_ids.max()) + 1
         if num_slots > self.max_positions:
             raise ValueError(
                 f"Found position {num_slots - 1}, but the cache has {self.max_positions} slots. "
                 "Make it as long as the longest prompt plus the tokens to generate."
             )
-        return num_slots
 
 
 def _check_borders(borders: np.ndarray[Any, np.dtype[np.int64]], num_positions: int) -> None:

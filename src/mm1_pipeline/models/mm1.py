@@ -5,6 +5,7 @@ Shape letters: B rows, T positions of a row, N images, S pixels of a side, D dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -180,6 +181,31 @@ class MM1(nn.Module):
             embeddings.flatten(0, 1), position_ids.flatten(), cache.attend_at(position_ids)
         )
         return hidden.view(embeddings.shape)
+
+    def extend_rows(
+        self,
+        embeddings: Tensor,
+        cache: KVCache,
+        first_row: int,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+    ) -> Tensor:
+        """Hidden states at the end of rows that are read on by different lengths, unpadded.
+
+        Args:
+            embeddings: float[P, D] of the new positions, the rows laid end to end.
+            cache: written to.
+            first_row: row of the cache that the first belongs to; the others follow.
+            starts: positions that the cache holds of each row already.
+            lengths: new positions of each row; P together.
+
+        Returns:
+            float[len(lengths), D], after the final norm, of each row's last position.
+        """
+        position_ids, attend = cache.attend_after(first_row, starts, lengths)
+        hidden = self.decoder(embeddings, position_ids, attend)
+        ends = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
+        return hidden.index_select(0, ends)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token.

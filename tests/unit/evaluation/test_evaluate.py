@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+from collections import Counter
 
 import pytest
 from evaluation_samples import (
@@ -16,7 +17,10 @@ from evaluation_samples import (
     write_source,
 )
 
+from mm1_pipeline.config.evaluation import Precision, ShotDraw
 from mm1_pipeline.config.shard import TokenizerConfig
+from mm1_pipeline.evaluation import generation
+from mm1_pipeline.evaluation.answers import AnswerLog
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
@@ -27,9 +31,10 @@ from mm1_pipeline.streams.tokenizer import train_tokenizer
 MODELS = ("pretrain", "pretrain:blind", "frequent")
 
 
-def run(world, output_dir, **changes):
+def run(world, output_dir, work_dir=None, **changes):
     config = dataclasses.replace(world.config, **changes)
-    return evaluate(config, {"pretrain": world.model}, **world.inputs(), output_dir=output_dir)
+    models = {"pretrain": world.model}
+    return evaluate(config, models, **world.inputs(), output_dir=output_dir, work_dir=work_dir)
 
 
 def files_of(directory) -> dict[str, bytes]:
@@ -209,3 +214,67 @@ def test_a_tokenizer_of_other_shards_is_refused(world, tmp_path):
     inputs = {**world.inputs(), "tokenizer_dir": tmp_path}
     with pytest.raises(ValueError, match="shards were written with"):
         evaluate(world.config, {"pretrain": world.model}, **inputs, output_dir=tmp_path)
+
+
+class _Killed(BaseException):
+    """Stands for a process that ends, whatever it was doing."""
+
+
+def test_a_killed_evaluation_goes_on_and_equals_the_whole(world, first, tmp_path, monkeypatch):
+    directory, expected = first
+    work, computed = tmp_path / "work", []
+    append = AnswerLog.append
+
+    def dies_after(groups):
+        def append_or_die(self, answers):
+            append(self, answers)
+            computed.append(self)
+            if len(computed) == groups:
+                raise _Killed
+
+        return append_or_die
+
+    tries = 0
+    monkeypatch.setattr(generation, "GROUP_BATCHES", 1)
+    while True:
+        tries += 1
+        computed.clear()
+        monkeypatch.setattr(AnswerLog, "append", dies_after(3))
+        try:
+            found = run(world, tmp_path / "out", work_dir=work)
+            break
+        except _Killed:
+            continue
+    # 2 groups of captions and 3 of questions, twice with shots, twice blind: some are equal.
+    assert tries >= 5
+    assert json.dumps(found) == json.dumps(expected)
+    assert files_of(tmp_path / "out") == files_of(directory)
+
+    computed.clear()
+    run(world, tmp_path / "again", work_dir=work)
+    assert not computed  # everything was in the log
+
+
+def test_answers_of_another_precision_are_not_taken(world, tmp_path, monkeypatch):
+    computed = []
+    append = AnswerLog.append
+    monkeypatch.setattr(
+        AnswerLog, "append", lambda self, answers: computed.append(1) or append(self, answers)
+    )
+    run(world, tmp_path / "a", work_dir=tmp_path / "work")
+    in_float32 = len(computed)
+    run(world, tmp_path / "b", work_dir=tmp_path / "work", precision=Precision.BFLOAT16)
+    assert len(computed) == 2 * in_float32
+
+
+def test_shots_of_a_task_are_the_same_for_all_but_the_shown(world, tmp_path):
+    tasks = {
+        name: dataclasses.replace(task, shot_draw=ShotDraw.PER_TASK)
+        for name, task in world.config.tasks.items()
+    }
+    run(world, tmp_path, tasks=tasks)
+    rows = rows_of(tmp_path, "pretrain", "captions", 2)
+    common = Counter(tuple(row["shots"]) for row in rows).most_common(1)[0][0]
+    for row in rows:
+        assert row["key"] not in row["shots"]
+        assert tuple(row["shots"]) == common or row["key"] in common

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -62,7 +63,10 @@ def alone(model, tokenizer, task, prompts):
 def generate(model, tokenizer, task, prompts, batch_size=8, *, blind=False, **options):
     features = ImageFeatures(model, task.images, TRANSFORM, blind=blind)
     generator = Generator(model, tokenizer, features, batch_size)
-    return generator.generate(prompts, **{"max_new_tokens": MAX_NEW_TOKENS, "stop": (), **options})
+    defaults = {"max_new_tokens": MAX_NEW_TOKENS, "stop": ()}
+    answers = generator.generate(prompts, **{**defaults, **options})
+    assert all(answer.failure is None for answer in answers)
+    return [answer.text for answer in answers]
 
 
 def test_batched_and_cached_equals_one_by_one(model, tokenizer, task, prompts, alone):
@@ -152,10 +156,10 @@ def test_equal_prompts_are_computed_once(model, tokenizer, make_task, monkeypatc
         lambda self, rows_, m: rows.append(rows_) or make_cache(self, rows_, m),
     )
     blind = generate(model, tokenizer, task, prompts, blind=True)
-    assert rows == [1]
+    assert rows == [2]  # one, and the row for shared beginnings
     assert len(set(blind)) == 1
     generate(model, tokenizer, task, prompts)
-    assert rows == [1, 6]
+    assert rows == [2, 7]
 
 
 class TestImageFeatures:
@@ -195,5 +199,46 @@ class TestImageFeatures:
             for _ in range(2):
                 assert torch.allclose(features(keys), unbounded(keys), atol=1e-5)  # measured 0.0
             features(keys[-1:])
-        assert features.num_encoded == 6 + 4
+        assert features.num_encoded == 6 + 6
         assert unbounded.num_encoded == 6
+
+    def test_announced_neighbours_are_encoded_together_whatever_came_before(self, model, task):
+        keys = list(task.images)
+        with torch.inference_mode():
+            whole = ImageFeatures(model, task.images, TRANSFORM)
+            whole.expect(keys)
+            expected = whole(keys)
+            later = ImageFeatures(model, task.images, TRANSFORM)
+            later.expect(keys)
+            found = later(keys[3:])
+        assert torch.equal(found, expected[3:])
+        assert later.num_encoded == 6
+
+    def test_a_broken_image_fails_alone(self, model, task):
+        keys = list(task.images)
+        images = {**task.images, keys[1]: b"GIF89a"}
+        del images[keys[2]]
+        features = ImageFeatures(model, images, TRANSFORM)
+        features.expect(keys)
+        with torch.inference_mode():
+            assert "image_undecodable" in features.failure(keys[:2])
+            assert "image_missing" in features.failure(keys[2:3])
+            assert features.failure([keys[0], *keys[3:]]) is None
+            with pytest.raises(ValueError, match="image_undecodable"):
+                features(keys)
+
+
+def test_a_broken_image_fails_its_prompts_alone(model, tokenizer, task, prompts, alone):
+    key = prompts[0].images[-1]
+    broken = dataclasses.replace(task, images={**task.images, key: b""})
+    features = ImageFeatures(model, broken.images, TRANSFORM)
+    generator = Generator(model, tokenizer, features, 4)
+    answers = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, stop=())
+    failing = [key in prompt.images for prompt in prompts]
+    assert 0 < sum(failing) < len(prompts)
+    for answer, fails, tokens in zip(answers, failing, alone, strict=True):
+        if fails:
+            assert answer.text == ""
+            assert "image_empty" in answer.failure
+        else:
+            assert answer == (tokenizer.decode(tokens), None)

@@ -27,5 +27,6 @@ def evaluate_models(
         shards_dir=shards.path,
         records_dir=records.path,
         output_dir=staged.directory,
+        work_dir=staged.work_directory,
     )
     return evaluation, held_out, staged.described(counts={"models": len(evaluation["models"])})
