@@ -1,8 +1,8 @@
 """Causal attention over packed documents, and over a key-value cache.
 
-One path serves every device: torch's fused causal attention over buckets of documents. A
-kernel that takes the borders themselves would be chosen in `packed_attention`, by the device of
-its inputs; nothing else knows how it is computed.
+`packed_attention` picks the kernel by the device of its inputs (`models/attention_kernels.py`);
+nothing else knows how it is computed. On a CPU that is torch's fused causal attention over
+buckets of documents.
 
 Shape letters: P positions of a flattened batch, H query heads, K key-value heads (K divides
 H), E dimensions of a head, B rows, S new positions of a row, C slots of a cache.
@@ -11,15 +11,26 @@ H), E dimensions of a head, B rows, S new positions of a row, C slots of a cache
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mm1_pipeline.models.attention_kernels import (
+    Kernel,
+    choose_kernel,
+    document_block_mask,
+    flex_packed_attention,
+    varlen_attention,
+)
 from mm1_pipeline.models.rows import pad_rows, take_rows
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """How a layer's positions look at each other: (layer, q[P, H, E], k[P, K, E], v[P, K, E]) ->
@@ -40,30 +51,28 @@ class Bucket(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
 class DocumentLayout:
-    """Where the documents of a flattened batch lie, and how attention batches them.
+    """Where the documents of a flattened batch lie, and what each kernel needs to know of it.
 
-    Made once a batch, used by every layer. Documents are sorted by length and cut into buckets
-    of similar length; a bucket is padded at the documents' ends, where causal attention never
-    looks, so it needs no mask.
+    Made once a batch, used by every layer; a kernel's plan is made when it is first asked for.
 
-    Attributes:
-        buckets: in the order in which they lie in the padded positions.
-        padded_to_packed: int64[sum of num_documents * length]; the packed position behind each
-            padded one. A pad repeats its document's first position.
-        packed_to_padded: int64[P]; the padded position of each packed one.
+    For buckets, documents are sorted by length and cut where lengths differ much; a bucket is
+    padded at the documents' ends, where causal attention never looks, so it needs no mask.
+
+    Args:
+        borders: int64[num_documents + 1], 0, rising, P; empty documents are left out.
+        device: where the plans are used.
     """
 
-    buckets: tuple[Bucket, ...]
-    padded_to_packed: Tensor
-    packed_to_padded: Tensor
+    def __init__(self, borders: NDArray[np.int64], device: torch.device | str) -> None:
+        self._borders = borders[np.append(np.diff(borders) > 0, True)]
+        self._device = device
 
     @classmethod
     def from_cu_seqlens(
         cls, cu_seqlens: Tensor, num_positions: int, device: torch.device | str | None = None
     ) -> DocumentLayout:
-        """Plans the buckets.
+        """Checks borders and brings them where they are used.
 
         Example: cu_seqlens [0, 2, 7, 9] are documents of 2, 5 and 2 positions; they make the
         buckets (1 document of 5) and (2 documents of 2), without padding.
@@ -80,12 +89,46 @@ class DocumentLayout:
         device = cu_seqlens.device if device is None else device
         borders = cu_seqlens.cpu().numpy().astype(np.int64)
         _check_borders(borders, num_positions)
-        buckets, to_packed, to_padded = _plan(borders)
-        return cls(
-            buckets,
-            torch.from_numpy(to_packed).to(device),
-            torch.from_numpy(to_padded).to(device),
-        )
+        return cls(borders, device)
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """In the order in which they lie in the padded positions."""
+        return self._padding[0]
+
+    @property
+    def padded_to_packed(self) -> Tensor:
+        """int64[sum of num_documents * length]; the packed position behind each padded one.
+
+        A pad repeats its document's first position.
+        """
+        return self._padding[1]
+
+    @property
+    def packed_to_padded(self) -> Tensor:
+        """int64[P]; the padded position of each packed one."""
+        return self._padding[2]
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """int32[num_documents + 1], without empty documents."""
+        return torch.from_numpy(self._borders.astype(np.int32)).to(self._device)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Positions of the longest document."""
+        return int(np.diff(self._borders).max(initial=0))
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """Blocks that hold visible positions, for flex attention."""
+        return document_block_mask(self._borders, self._device)
+
+    @cached_property
+    def _padding(self) -> tuple[tuple[Bucket, ...], Tensor, Tensor]:
+        buckets, to_packed, to_padded = _plan(self._borders)
+        to_packed, to_padded = (torch.from_numpy(rows) for rows in (to_packed, to_padded))
+        return buckets, to_packed.to(self._device), to_padded.to(self._device)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) -> Tensor:
@@ -96,6 +139,27 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) ->
     Args:
         q: float[P, H, E].
         k: float[P, K, E]; query head h reads key-value head h // (H / K).
+        v: float[P, K, E].
+        layout: documents of the P positions.
+
+    Returns:
+        float[P, H, E].
+    """
+    match choose_kernel(q.device.type, q.dtype) if len(q) else Kernel.BUCKETS:
+        case Kernel.BUCKETS:
+            return bucketed_attention(q, k, v, layout)
+        case Kernel.VARLEN:
+            return varlen_attention(q, k, v, layout.cu_seqlens, layout.max_length)
+        case Kernel.FLEX:
+            return flex_packed_attention(q, k, v, layout.block_mask)
+
+
+def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) -> Tensor:
+    """Packed attention by torch's causal attention over buckets; on every device.
+
+    Args:
+        q: float[P, H, E], see `packed_attention`, as are the others.
+        k: float[P, K, E].
         v: float[P, K, E].
         layout: documents of the P positions.
 
