@@ -204,7 +204,7 @@ TURNS = {
     "role": "unknown_role",
     "missing": "image_missing",
     "escape": "unsafe_path",
-    "alone": "malformed_record",
+    "alone": "turns_not_alternating",
     "shape": "malformed_record",
 }
 

@@ -6,6 +6,7 @@ import dataclasses
 from enum import StrEnum
 from typing import Literal
 
+from mm1_pipeline.config import conversation_prompts as prompts
 from mm1_pipeline.config._base import input_path, operational, parameters
 
 
@@ -37,6 +38,24 @@ class SourceFormat(StrEnum):
     """VQAv2 questions and annotations (two JSON files) beside a folder of images."""
     LLAVA = "llava"
     """LLaVA / ShareGPT conversations (JSON) beside their images."""
+    GQA = "gqa"
+    """GQA questions (JSON) beside a folder of images."""
+    A_OKVQA = "a_okvqa"
+    """A-OKVQA questions with options (JSON) beside COCO's images."""
+    OCR_VQA = "ocr_vqa"
+    """OCR-VQA: dataset.json beside a folder of book covers."""
+    TEXT_CAPS = "text_caps"
+    """TextCaps captions (JSON) beside a folder of images."""
+    DVQA = "dvqa"
+    """DVQA questions on bar charts (JSON) beside a folder of images."""
+    CHART_QA = "chart_qa"
+    """ChartQA questions (JSON) beside a folder of images."""
+    AI2D = "ai2d"
+    """AI2D: one JSON file of questions with options an image."""
+    DOC_VQA = "doc_vqa"
+    """DocVQA or InfoVQA questions (JSON) beside a folder of images."""
+    SYNTH_DOG = "synth_dog"
+    """SynthDog: Parquet rows of an image and, as JSON, the text in it."""
     WARC_HTML = "warc_html"
     """Web archives of HTML pages and the images they show."""
     JSONL = "jsonl"
@@ -133,8 +152,43 @@ FORMAT_KINDS = {
     SourceFormat.JSONL: RecordKind.TEXT,
     SourceFormat.VQA_V2: RecordKind.CONVERSATION,
     SourceFormat.LLAVA: RecordKind.CONVERSATION,
+    SourceFormat.GQA: RecordKind.CONVERSATION,
+    SourceFormat.A_OKVQA: RecordKind.CONVERSATION,
+    SourceFormat.OCR_VQA: RecordKind.CONVERSATION,
+    SourceFormat.TEXT_CAPS: RecordKind.CONVERSATION,
+    SourceFormat.DVQA: RecordKind.CONVERSATION,
+    SourceFormat.CHART_QA: RecordKind.CONVERSATION,
+    SourceFormat.AI2D: RecordKind.CONVERSATION,
+    SourceFormat.DOC_VQA: RecordKind.CONVERSATION,
+    SourceFormat.SYNTH_DOG: RecordKind.CONVERSATION,
 }
 """The kind of record that each format holds."""
+
+FORMATS_OF_TWO_KINDS = (
+    SourceFormat.IMG2DATASET,
+    SourceFormat.IMAGE_PARQUET,
+    SourceFormat.COCO_CAPTIONS,
+    SourceFormat.TEXT_CAPS,
+    SourceFormat.SYNTH_DOG,
+)
+"""Pairs of image and text, which may be read as captions or as conversations about them."""
+
+FORMAT_PROMPTS = {
+    SourceFormat.VQA_V2: prompts.SHORT_ANSWER,
+    SourceFormat.GQA: prompts.SHORT_ANSWER,
+    SourceFormat.A_OKVQA: prompts.OPTION_LETTER,
+    SourceFormat.OCR_VQA: prompts.SHORT_ANSWER,
+    SourceFormat.TEXT_CAPS: prompts.ONE_SENTENCE,
+    SourceFormat.DVQA: prompts.SHORT_ANSWER,
+    SourceFormat.CHART_QA: prompts.SHORT_ANSWER,
+    SourceFormat.AI2D: prompts.OPTION_LETTER,
+    SourceFormat.DOC_VQA: prompts.SHORT_ANSWER,
+    SourceFormat.SYNTH_DOG: prompts.READ_TEXT,
+    SourceFormat.IMG2DATASET: prompts.ONE_SENTENCE,
+    SourceFormat.IMAGE_PARQUET: prompts.ONE_SENTENCE,
+    SourceFormat.COCO_CAPTIONS: prompts.ONE_SENTENCE,
+}
+"""What the human says in a conversation that is made from a format without one."""
 
 
 @parameters
@@ -155,20 +209,48 @@ class SourceConfig:
     image_path: str | None = input_path(default=None)
     """Folder that the image names of coco_captions, vqa_v2 and llava refer to; None takes the
     folder of the annotations, and `images` inside it."""
+    prompt: str | None = None
+    """What the human says in conversations that are made from questions or captions, with
+    `{question}` and `{choices}`; None takes the format's (`FORMAT_PROMPTS`)."""
+    ids: str = "*"
+    """Pattern of the entries' `id` (llava); those of other ids are not this source's."""
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
     max_records: int | None = None
     """Reads at most this many records; None reads all."""
 
     def __post_init__(self) -> None:
-        expected = FORMAT_KINDS[self.format]
-        if self.kind != expected:
+        expected = [FORMAT_KINDS[self.format]]
+        if self.format in FORMATS_OF_TWO_KINDS:
+            expected = [RecordKind.CAPTION, RecordKind.CONVERSATION]
+        if self.kind not in expected:
             raise ValueError(
-                f"kind: found {self.kind.value}, expected {expected.value}, the kind of record "
-                f"that format {self.format.value} holds."
+                f"kind: found {self.kind.value}, expected {' or '.join(expected)}, the kind of "
+                f"record that format {self.format.value} holds."
             )
+        self._check_prompt()
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records: found {self.max_records}, expected 1 or more, or null.")
+
+    def _check_prompt(self) -> None:
+        if self.prompt is None:
+            return
+        if self.format not in FORMAT_PROMPTS:
+            raise ValueError(
+                f"prompt: found {self.prompt!r}, but format {self.format.value} brings its own "
+                "turns; remove the prompt."
+            )
+        wanted = prompts.QUESTION in FORMAT_PROMPTS[self.format]
+        if not self.prompt.strip() or self.prompt.count(prompts.QUESTION) != int(wanted):
+            raise ValueError(
+                f"prompt: found {self.prompt!r}, expected text with '{prompts.QUESTION}' "
+                f"{int(wanted)} time(s) for format {self.format.value}."
+            )
+
+    @property
+    def conversation_prompt(self) -> str:
+        """The template of the human's turn."""
+        return FORMAT_PROMPTS[self.format] if self.prompt is None else self.prompt
 
     @property
     def image_rules(self) -> ImageRules:

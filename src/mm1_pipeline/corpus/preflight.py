@@ -57,10 +57,10 @@ def _content_problems(source: Source, expected: str) -> list[str]:
             problems = jsonl.problems
         case SourceFormat.VQA_V2:
             return _missing_halves(source, expected) + _image_folder_problems(source)
-        case SourceFormat.COCO_CAPTIONS | SourceFormat.LLAVA:
-            return _image_folder_problems(source)
-        case _:
+        case SourceFormat.IMG2DATASET | SourceFormat.WARC_HTML | SourceFormat.SYNTH_DOG:
             return []
+        case _:
+            return _image_folder_problems(source)
     for file in source.files:
         try:
             return problems(source, file)

@@ -81,6 +81,8 @@ class SegmentType(StrEnum):
 class Role(StrEnum):
     """Who speaks in a conversation."""
 
+    SYSTEM = "system"
+    """Instructions before the first turn."""
     HUMAN = "human"
     ASSISTANT = "assistant"
 

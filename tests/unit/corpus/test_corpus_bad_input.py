@@ -382,12 +382,18 @@ def test_bad_conversations(tmp_path):
         {"image": "1.jpg", "conversations": turns("no tag", "hello")},
         {"image": ["1.jpg"], "conversations": turns("<image><image>", "hello")},
         {"conversations": turns("<image>no image", "hello")},
-        {"conversations": turns("hi", "hello", speakers=("human", "system"))},
+        {"conversations": turns("hi", "hello", speakers=("human", "narrator"))},
         {"image": "../../etc/passwd", "conversations": turns("<image>hi", "hello")},
         {"image": "missing.jpg", "conversations": turns("<image>hi", "hello")},
         {"image": 5, "conversations": turns("<image>hi", "hello")},
         {"conversations": []},
         {"conversations": [{"from": "human", "value": "alone"}]},
+        {"conversations": turns("hello", "hi", speakers=("gpt", "human"))},
+        {"conversations": turns("hi", "hi", "hello", speakers=("human", "human", "gpt"))},
+        {"conversations": turns("hi", "hello", speakers=("human", "system"))},
+        {"conversations": turns("be kind", speakers=("system",))},
+        {"conversations": turns("hi", " ")},
+        {"image": "1.jpg", "conversations": turns("draw it", "<image>")},
         {"conversations": [{"value": "nobody"}]},
         {"turns": []},
         "no entry",
@@ -400,8 +406,14 @@ def test_bad_conversations(tmp_path):
         "unknown_role",
         "unsafe_path",
         "image_missing",
-        *["malformed_record"] * 6,
+        "malformed_record",
+        "conversation_empty",
+        *["turns_not_alternating"] * 5,
+        "turn_empty",
+        "image_in_answer",
+        *["malformed_record"] * 3,
     ]
+    assert all(row["detail"] for row in result.quarantine)
     assert result.texts == ["[image]|hi|hello"]
 
 

@@ -202,7 +202,8 @@ def test_vqa_training_teaches_the_commonest_answer(tmp_path):
     )
     result = run(tmp_path / "out", "conversation", "vqa_v2", path)
     (record,) = result.records
-    assert result.texts == ["[image]|What colour is it?|red"]
+    prompt = "What colour is it?\nAnswer the question using a single word or phrase."
+    assert result.texts == [f"[image]|{prompt}|red"]
     assert record.segments[2].role == Role.ASSISTANT
     assert record.references == ()
 

@@ -66,12 +66,22 @@ def read_json(source: Source, file: SourceFile) -> dict[str, Any]:
     Raises:
         Rejected: it is no JSON object.
     """
+    value = read_json_value(source, file)
+    if not isinstance(value, dict):
+        raise Rejected(Reason.MALFORMED_RECORD, f"found {type(value).__name__}, expected an object")
+    return value
+
+
+def read_json_value(source: Source, file: SourceFile) -> Any:
+    """Reads a whole JSON file of any content.
+
+    Raises:
+        Rejected: it is no JSON.
+    """
     with source.files.open(file) as stream:
         value = json_streams.parse(stream.read())
     if isinstance(value, Rejected):
         raise value
-    if not isinstance(value, dict):
-        raise Rejected(Reason.MALFORMED_RECORD, f"found {type(value).__name__}, expected an object")
     return value
 
 

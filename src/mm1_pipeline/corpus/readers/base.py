@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from mm1_pipeline.config.ingest import ReaderLimits, SourceConfig, SourceSplit
+from mm1_pipeline.config.ingest import ReaderLimits, RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus import decompression
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
-from mm1_pipeline.corpus.records import Segment
+from mm1_pipeline.corpus.records import Role, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,8 @@ def caption_record(
 ) -> Item:
     """A pair of image and caption; half of a pair is rejected.
 
-    In evaluation sources the caption is a reference, not part of what the model sees.
+    In evaluation sources the caption is a reference, not part of what the model sees. Read as a
+    conversation, the prompt is the human's turn and the caption the assistant's.
     """
     if caption is not None and not isinstance(caption, str):
         found = f"found a caption of type {type(caption).__name__}, expected text"
@@ -145,5 +146,12 @@ def caption_record(
         return RejectedRecord(key, Rejected(Reason.IMAGE_WITHOUT_CAPTION))
     if source.is_evaluation:
         return RawRecord(key, (Segment.of_image(0),), (image,), (caption,), metadata)
-    segments = (Segment.of_image(0), Segment.of_text(caption))
-    return RawRecord(key, segments, (image,), (), metadata)
+    if source.config.kind != RecordKind.CONVERSATION:
+        segments = (Segment.of_image(0), Segment.of_text(caption))
+        return RawRecord(key, segments, (image,), (), metadata)
+    turns = (
+        Segment.of_image(0, Role.HUMAN),
+        Segment.of_text(source.config.conversation_prompt, Role.HUMAN),
+        Segment.of_text(caption, Role.ASSISTANT),
+    )
+    return RawRecord(key, turns, (image,), (), metadata)

@@ -13,6 +13,8 @@ from mm1_pipeline.corpus.readers import (
     interleaved_parquet,
     jsonl,
     llava,
+    question_sets,
+    synth_dog,
     vqa_v2,
 )
 from mm1_pipeline.corpus.readers.base import Item, Source
@@ -24,6 +26,15 @@ FORMAT_FILES = {
     SourceFormat.COCO_CAPTIONS: ("*captions*.json",),
     SourceFormat.VQA_V2: ("*questions*.json", "*annotations*.json"),
     SourceFormat.LLAVA: ("*.json", "*.jsonl"),
+    SourceFormat.GQA: ("*questions*.json",),
+    SourceFormat.A_OKVQA: ("*aokvqa*.json",),
+    SourceFormat.OCR_VQA: ("dataset*.json",),
+    SourceFormat.TEXT_CAPS: ("*textcaps*.json",),
+    SourceFormat.DVQA: ("*qa*.json",),
+    SourceFormat.CHART_QA: ("*.json",),
+    SourceFormat.AI2D: ("*.json",),
+    SourceFormat.DOC_VQA: ("*.json",),
+    SourceFormat.SYNTH_DOG: ("*.parquet",),
     SourceFormat.WARC_HTML: ("*.warc", "*.warc.gz", "*.warc.zst"),
     SourceFormat.JSONL: ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst"),
 }
@@ -52,6 +63,19 @@ def read_source(source: Source) -> Iterator[Item]:
             return vqa_v2.read(source)
         case SourceFormat.LLAVA:
             return llava.read(source)
+        case SourceFormat.SYNTH_DOG:
+            return synth_dog.read(source)
+        case (
+            SourceFormat.GQA
+            | SourceFormat.A_OKVQA
+            | SourceFormat.OCR_VQA
+            | SourceFormat.TEXT_CAPS
+            | SourceFormat.DVQA
+            | SourceFormat.CHART_QA
+            | SourceFormat.AI2D
+            | SourceFormat.DOC_VQA
+        ):
+            return question_sets.read(source)
         case SourceFormat.JSONL:
             return jsonl.read(source)
         case SourceFormat.WARC_HTML:

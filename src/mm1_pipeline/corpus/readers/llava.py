@@ -1,12 +1,17 @@
 """Reads LLaVA / ShareGPT conversations: a JSON array (or JSON lines) beside the image files.
 
-Only files directly in the folder are read; those below it belong to the images.
-Unit of `read`: one conversation. `image` is a file name or a list of them; each `<image>` tag in
-the turns is the place of the next one. Only the human and the assistant may speak.
+Only files directly in the folder are read; those below it belong to the images. Unit of `read`:
+one conversation. The turns lie under `conversations` (`from`, `value`) or `messages` (`role`,
+`content`); `image` or `images` is a file name or a list of them, and each `<image>` tag in the
+turns is the place of the next one. A system turn may come first; then human and assistant take
+turns, the human first and the assistant last. Anything else is rejected, with its reason.
+
+In evaluation sources a conversation is one question, and its answer the reference.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -30,7 +35,13 @@ _ROLES = {
     "user": Role.HUMAN,
     "gpt": Role.ASSISTANT,
     "assistant": Role.ASSISTANT,
+    "chatgpt": Role.ASSISTANT,
+    "bard": Role.ASSISTANT,
+    "bing": Role.ASSISTANT,
+    "system": Role.SYSTEM,
 }
+
+Turn = tuple[Role, str]
 
 
 def read(source: Source) -> Iterator[Item]:
@@ -44,45 +55,94 @@ def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -
         is_array = file.name.endswith(".json")
         parse = json_streams.iterate_array if is_array else json_streams.iterate_lines
         for number, entry in parse(chunks, source.limits.max_line_bytes):
+            if not _is_wanted(entry, source.config.ids):
+                continue
             key = f"{file.stem}/{number:08d}"
             try:
-                yield _to_record(folder, key, entry)
+                record = _to_record(folder, key, entry)
+                yield _to_question(record) if source.is_evaluation else record
             except Rejected as error:
                 yield RejectedRecord(key, error)
+
+
+def _is_wanted(entry: Any, ids: str) -> bool:
+    """Whether an entry is the source's by its `id`; damaged entries are, to be listed."""
+    if ids == "*" or not isinstance(entry, dict):
+        return True
+    return fnmatch.fnmatchcase(str(entry.get("id", "")), ids)
 
 
 def _to_record(folder: ImageFolder, key: str, entry: Any) -> RawRecord:
     if isinstance(entry, Rejected):
         raise entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
-        raise Rejected(Reason.MALFORMED_RECORD, "found no list 'conversations'")
-    segments = [
-        segment for turn in entry["conversations"] for segment in _to_segments(*_read_turn(turn))
-    ]
-    speakers = {segment.role for segment in segments}
-    if speakers != {Role.HUMAN, Role.ASSISTANT}:
-        found = f"found turns of {', '.join(sorted(map(str, speakers))) or 'nobody'}"
-        raise Rejected(Reason.MALFORMED_RECORD, f"{found}, expected human and assistant")
-    names = _image_names(entry.get("image"))
+    turns = [_read_turn(turn) for turn in _find_turns(entry)]
+    _check_order([role for role, _ in turns])
+    segments = [segment for turn in turns for segment in _to_segments(*turn)]
+    names = _image_names(entry)
     segments, num_tags = _number_images(segments)
     if num_tags != len(names):
         raise Rejected(
             Reason.IMAGE_TAG_MISMATCH, f"found {num_tags} {_TAG} tags for {len(names)} images"
         )
     images = tuple(image_by_name(folder, name) for name in names)
-    metadata = {name: entry[name] for name in entry if name != "conversations"}
+    metadata = {name: entry[name] for name in entry if name not in ("conversations", "messages")}
     return RawRecord(key, tuple(segments), images, metadata=metadata)
 
 
-def _read_turn(turn: Any) -> tuple[Role, str]:
-    speaker = turn.get("from") if isinstance(turn, dict) else None
-    text = turn.get("value") if isinstance(turn, dict) else None
+def _to_question(record: RawRecord) -> RawRecord:
+    """The question of a conversation of one exchange, with its answer as the reference."""
+    asked = tuple(s for s in record.segments if s.role == Role.HUMAN)
+    answers = [s.text for s in record.segments if s.role == Role.ASSISTANT and s.text]
+    if len(asked) + len(answers) != len(record.segments) or len(answers) != 1:
+        found = f"found {len(answers)} answers"
+        raise Rejected(Reason.MALFORMED_RECORD, f"{found}, expected one question and its answer")
+    return RawRecord(record.key, asked, record.images, (answers[0],), record.metadata)
+
+
+def _find_turns(entry: Any) -> list[Any]:
+    found = None
+    if isinstance(entry, dict):
+        found = entry.get("conversations", entry.get("messages"))
+    if not isinstance(found, list):
+        raise Rejected(Reason.MALFORMED_RECORD, "found no list 'conversations' or 'messages'")
+    if not found:
+        raise Rejected(Reason.CONVERSATION_EMPTY, "found no turn")
+    return found
+
+
+def _read_turn(turn: Any) -> Turn:
+    fields = turn if isinstance(turn, dict) else {}
+    speaker = fields.get("from", fields.get("role"))
+    text = fields.get("value", fields.get("content"))
     if not isinstance(speaker, str) or not isinstance(text, str):
-        raise Rejected(Reason.MALFORMED_RECORD, "found a turn without 'from' or 'value'")
+        expected = "'from' and 'value', or 'role' and 'content'"
+        raise Rejected(Reason.MALFORMED_RECORD, f"found a turn without {expected} as texts")
     if speaker not in _ROLES:
         known = ", ".join(_ROLES)
         raise Rejected(Reason.UNKNOWN_ROLE, f"found {speaker!r}, expected one of {known}")
-    return _ROLES[speaker], text
+    role = _ROLES[speaker]
+    if not text.strip():
+        raise Rejected(Reason.TURN_EMPTY, f"found an empty turn of the {role.value}")
+    if role != Role.HUMAN and _TAG in text:
+        raise Rejected(Reason.IMAGE_IN_ANSWER, f"found {_TAG} in a turn of the {role.value}")
+    return role, text
+
+
+def _check_order(roles: list[Role]) -> None:
+    """Human and assistant in turns, the human first, the assistant last.
+
+    Raises:
+        Rejected: in any other order; an answer to nothing, or a question without an answer,
+            would teach the wrong thing.
+    """
+    spoken = roles[1:] if roles[0] == Role.SYSTEM else roles
+    expected = [Role.HUMAN, Role.ASSISTANT] * (len(spoken) // 2)
+    if not spoken or spoken != expected:
+        found = ", ".join(role.value for role in roles[:6]) + (", ..." if len(roles) > 6 else "")
+        raise Rejected(
+            Reason.TURNS_NOT_ALTERNATING,
+            f"found turns of {found}; expected human, assistant, human, assistant, ...",
+        )
 
 
 def _to_segments(role: Role, text: str) -> Iterator[Segment]:
@@ -106,7 +166,8 @@ def _number_images(segments: list[Segment]) -> tuple[list[Segment], int]:
     return numbered, count
 
 
-def _image_names(value: Any) -> list[Any]:
+def _image_names(entry: dict[str, Any]) -> list[Any]:
+    value = entry.get("image", entry.get("images"))
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

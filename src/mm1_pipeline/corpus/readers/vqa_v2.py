@@ -1,16 +1,18 @@
-"""Reads VQAv2: a JSON file of questions, one of annotations, and images called by number.
+"""Reads VQAv2 and OKVQA: a JSON file of questions, one of annotations, and images called by number.
 
 Unit of `read`: one question; an annotation without question is one unit as well. In evaluation
-sources all human answers are references; in training sources the commonest one is the
-assistant's turn.
+sources all human answers are references; in training sources the question goes into the source's
+prompt, and the commonest answer is the assistant's turn.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from mm1_pipeline.config.conversation_prompts import fill
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
@@ -105,8 +107,10 @@ def _to_record(
         raise Rejected(Reason.TEXT_MISSING, "found no text in the field 'question'")
     if annotation is None:
         raise Rejected(Reason.QUESTION_WITHOUT_ANNOTATION)
-    segments = [Segment.of_image(0, Role.HUMAN), Segment.of_text(text, Role.HUMAN)]
     answers = _answers(annotation)
+    if not source.is_evaluation:
+        text = fill(source.config.conversation_prompt, text)
+    segments = [Segment.of_image(0, Role.HUMAN), Segment.of_text(text, Role.HUMAN)]
     if not source.is_evaluation:
         segments.append(Segment.of_text(_chosen_answer(annotation, answers), Role.ASSISTANT))
     merged = {**annotation, **question}
@@ -128,4 +132,6 @@ def _answers(annotation: dict[str, Any]) -> list[str]:
 
 def _chosen_answer(annotation: dict[str, Any], answers: list[str]) -> str:
     chosen = annotation.get("multiple_choice_answer")
-    return chosen if isinstance(chosen, str) and chosen.strip() else answers[0]
+    if isinstance(chosen, str) and chosen.strip():
+        return chosen
+    return Counter(answers).most_common(1)[0][0]
