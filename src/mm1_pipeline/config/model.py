@@ -104,6 +104,36 @@ class ConnectorConfig:
 
 
 @parameters
+class MoEConfig:
+    """Which feed-forward layers of a decoder are mixtures of experts, and how they route.
+
+    A dense decoder becomes an MoE by `dataclasses.replace(config, moe=MoEConfig(...))`.
+    Source: MM1, Mixture of experts (top-2, both loss weights).
+    """
+
+    num_experts: int
+    every_n_layers: int = 1
+    """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
+    top_k: int = 2
+    """Experts that compute a position."""
+    renormalise: bool = True
+    """Makes the weights of the chosen experts sum to 1. Our choice: equal experts then compute
+    what one dense layer does, so upcycling starts from the dense model's output."""
+    load_balance_weight: float = 0.01
+    router_z_weight: float = 0.001
+    d_ff: int | None = None
+    """Width of an expert; None takes the decoder's."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"top_k: found {self.top_k}, expected 1..num_experts ({self.num_experts})."
+            )
+        if self.every_n_layers < 1:
+            raise ValueError(f"every_n_layers: found {self.every_n_layers}, expected at least 1.")
+
+
+@parameters
 class DecoderConfig:
     """A pre-norm causal Transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
 
@@ -116,6 +146,11 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    moe: MoEConfig | None = None
+    """None keeps every feed-forward layer dense."""
+    output_z_weight: float = 0.0
+    """Weight of mean(log(sum(exp(logits)))^2), which keeps logits from drifting. 0 leaves it out;
+    PaLM's is 1e-4. Our option: the paper names none."""
 
     @property
     def head_dim(self) -> int:
@@ -125,6 +160,9 @@ class DecoderConfig:
     def non_embedding_parameters(self) -> int:
         """The N of the learning-rate law: everything but token embeddings and output head.
 
+        Of a mixture of experts, that of the dense decoder it has the shape of: the two are
+        trained with the same learning rate.
+
         Source: MM1, Pre-training; that N leaves the embeddings out is unconfirmed.
         """
         attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
@@ -132,8 +170,37 @@ class DecoderConfig:
         norms = 2 * self.d_model
         return self.num_layers * (attention + feed_forward + norms) + self.d_model
 
+    @property
+    def num_parameters(self) -> int:
+        """All weights, those of all experts and the embeddings included."""
+        return self._count(experts_used=self.moe.num_experts if self.moe else 0)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Weights that take part in computing one position."""
+        return self._count(experts_used=self.moe.top_k if self.moe else 0)
+
+    def _count(self, *, experts_used: int) -> int:
+        embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        if self.moe is None:
+            return embeddings + self.non_embedding_parameters
+        expert = 3 * self.d_model * (self.moe.d_ff or self.d_ff)
+        router = self.moe.num_experts * self.d_model
+        replaced = experts_used * expert + router - 3 * self.d_model * self.d_ff
+        num_layers = sum(map(self.has_experts, range(self.num_layers)))
+        return embeddings + self.non_embedding_parameters + num_layers * replaced
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, is a mixture of experts."""
+        return self.moe is not None and (layer + 1) % self.moe.every_n_layers == 0
+
     def __post_init__(self) -> None:
         _check_heads(self.d_model, self.num_heads)
+        if self.moe is not None and self.moe.every_n_layers > self.num_layers:
+            raise ValueError(
+                f"moe.every_n_layers: found {self.moe.every_n_layers}, but there are "
+                f"{self.num_layers} layers, so none would have experts."
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads: found {self.num_kv_heads}, which does not divide "

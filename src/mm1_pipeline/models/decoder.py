@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mm1_pipeline.config.model import DecoderConfig
 from mm1_pipeline.models.attention import Attend
+from mm1_pipeline.models.moe import MoEFeedForward, RouterLog, Routing
 from mm1_pipeline.models.recompute import run_step
 
 
@@ -58,21 +59,33 @@ class Decoder(nn.Module):
         """float[vocab_size, D]: rows whose product with a hidden state is a token's logit."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, embeddings: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        position_ids: Tensor,
+        attend: Attend,
+        router_log: RouterLog | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             embeddings: float[P, D], of tokens and image tokens.
             position_ids: int64[P], place in the own document.
             attend: what each position looks at.
+            router_log: takes what the routers did, if anyone wants to know.
 
         Returns:
             float[P, D].
         """
         rotation = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
         hidden = embeddings
+        counted = router_log.counted if router_log is not None else None
         for layer in self.layers:
-            hidden = run_step(layer, hidden, rotation, attend, recompute=self.recompute)
+            hidden, routing = run_step(
+                layer, hidden, rotation, attend, counted, recompute=self.recompute
+            )
+            if router_log is not None and routing is not None:
+                router_log.add(routing)
         return self.final_norm(hidden)
 
 
@@ -86,10 +99,29 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.d_model, config.norm_eps)
         self.feed_forward = build_feed_forward(config, index)
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """Maps float[P, D] to float[P, D]."""
+    def forward(
+        self, hidden: Tensor, rotation: Rotation, attend: Attend, counted: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """Maps float[P, D] to float[P, D].
+
+        What a router did is returned, not stored: where activations are computed again in the
+        backward pass a layer runs twice, and would store it twice.
+
+        Args:
+            hidden: float[P, D].
+            rotation: angles of the positions.
+            attend: what each position looks at.
+            counted: bool[P], see `MoEFeedForward.forward`.
+
+        Returns:
+            float[P, D]; what the router did, if there is one and `counted` is given.
+        """
         hidden = hidden + self.attention(self.attention_norm(hidden), rotation, attend)
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        normed = self.feed_forward_norm(hidden)
+        if isinstance(self.feed_forward, MoEFeedForward):
+            added, routing = self.feed_forward(normed, counted)
+            return hidden + added, routing
+        return hidden + self.feed_forward(normed), None
 
 
 class Attention(nn.Module):
@@ -128,8 +160,9 @@ class FeedForward(nn.Module):
 
 
 def build_feed_forward(config: DecoderConfig, index: int) -> nn.Module:
-    """The feed-forward module of one layer; a module of experts would be chosen here."""
-    del index  # every layer is dense so far
+    """The feed-forward module of one layer: experts where the config asks for them."""
+    if config.moe is not None and config.has_experts(index):
+        return MoEFeedForward(config.moe, config.d_model, config.moe.d_ff or config.d_ff)
     return FeedForward(config.d_model, config.d_ff)
 
 

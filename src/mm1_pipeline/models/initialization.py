@@ -16,7 +16,12 @@ PLACE_STD = 0.02
 embeddings, queries. Our choice."""
 
 _PLACES = ("position_embeddings", "vision.class_embedding", "connector.queries")
-_RESIDUAL_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight")
+_RESIDUAL_OUTPUTS = (
+    "attention.output.weight",
+    "feed_forward.down.weight",
+    "feed_forward.experts.down",
+)
+_EXPERTS = ".experts."
 
 
 def build_model(
@@ -64,7 +69,9 @@ def _standard_deviation(name: str, parameter: Tensor, depths: dict[str, int]) ->
         return PLACE_STD
     # Outputs of about the size of the inputs, at every width. Token embeddings too, by their use
     # as the map to the vocabulary; measured, that learns faster than 0.02 at small widths.
-    fan_in = parameter.numel() // len(parameter)
+    # A stack of experts is drawn as one tensor, each expert like a dense layer. The router too is
+    # of that size: logits of about 1, so that no expert starts with (nearly) all positions.
+    fan_in = parameter.shape[-1] if _EXPERTS in name else parameter.numel() // len(parameter)
     std = 1 / math.sqrt(fan_in)
     if name.endswith(_RESIDUAL_OUTPUTS):
         # Two maps a layer add to the residual stream: together they keep its variance.

@@ -5,7 +5,7 @@ Shape letters: B rows, T positions of a row, N images, S pixels of a side, D dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from mm1_pipeline.models import losses
 from mm1_pipeline.models.attention import DocumentLayout, KVCache, packed_attention
 from mm1_pipeline.models.connectors import build_connector
 from mm1_pipeline.models.decoder import Decoder
+from mm1_pipeline.models.moe import RouterLog, router_terms
+from mm1_pipeline.models.objective import Term, add_terms
 from mm1_pipeline.models.vit import VisionTransformer
 
 
@@ -25,9 +27,13 @@ class MM1Output(NamedTuple):
     hidden: Tensor
     """float[B, T, D], after the final norm; `MM1.logits` maps it to the vocabulary."""
     token_losses: Tensor | None
-    """float32[B, T], 0 where the label is -100; None without labels."""
+    """float32[B, T], cross-entropy, 0 where the label is -100; None without labels."""
     loss: Tensor | None
-    """float32[], mean over labelled positions; None without labels."""
+    """float32[], what training minimises: the mean over labelled positions plus the
+    terms; None without labels."""
+    terms: Mapping[str, Term] = {}
+    """The router's losses and measurements, and the output's z-loss, where the decoder has
+    them; empty without labels."""
 
 
 class MM1(nn.Module):
@@ -85,16 +91,29 @@ class MM1(nn.Module):
             return packed_attention(q, k, v, layout)
 
         embeddings = self.embed(input_ids, pixel_values).flatten(0, 1)
-        hidden = self.decoder(embeddings, position_ids.flatten(), attend)
-        if labels is None:
-            return MM1Output(hidden.view(*input_ids.shape, -1), None, None)
-        token_losses = losses.token_losses(
-            hidden, self.decoder.vocabulary_weight, labels.flatten()
-        ).view(labels.shape)
+        router_log = None
+        if labels is not None and self.config.decoder.moe is not None:
+            router_log = RouterLog(losses.documents_with_labels(labels.flatten(), cu_seqlens))
+        hidden = self.decoder(embeddings, position_ids.flatten(), attend, router_log)
+        output = MM1Output(hidden.view(*input_ids.shape, -1), None, None)
+        return output if labels is None else self._with_losses(output, labels, router_log)
+
+    def _with_losses(
+        self, output: MM1Output, labels: Tensor, router_log: RouterLog | None
+    ) -> MM1Output:
+        config = self.config.decoder
+        inputs = output.hidden.flatten(0, 1), self.decoder.vocabulary_weight, labels.flatten()
         num_labels = (labels != losses.IGNORED).sum().clamp(min=1)
-        return MM1Output(
-            hidden.view(*input_ids.shape, -1), token_losses, token_losses.sum() / num_labels
-        )
+        terms: dict[str, Term] = {}
+        if config.moe is not None and router_log is not None:
+            terms.update(router_terms(config.moe, router_log.stacked()))
+        if config.output_z_weight:
+            token_losses, z = losses.token_losses_and_z(*inputs)
+            terms["output_z"] = Term(z.sum() / num_labels, config.output_z_weight)
+        else:
+            token_losses = losses.token_losses(*inputs)
+        loss = add_terms(token_losses.sum() / num_labels, terms)
+        return output._replace(token_losses=token_losses.view(labels.shape), loss=loss, terms=terms)
 
     def token_losses(
         self,

@@ -30,19 +30,20 @@ class NextToken(Objective):
         return self.model.config
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
-        """Losses of every position.
+        """Losses of every position, and the decoder's terms.
 
         Returns:
             losses float32[B, T], 0 where there is no label.
         """
-        losses = self.model.token_losses(
+        output = self.model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             cu_seqlens=batch["cu_seqlens"],
             pixel_values=batch["pixel_values"],
             labels=batch["labels"],
         )
-        return ObjectiveOutput(losses, batch["labels"] != IGNORED)
+        assert output.token_losses is not None
+        return ObjectiveOutput(output.token_losses, batch["labels"] != IGNORED, output.terms)
 
     def count_targets(self, batch: Batch) -> int:
         """Positions that have a label."""

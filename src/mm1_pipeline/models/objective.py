@@ -22,10 +22,23 @@ class Term(NamedTuple):
     """A number beside the losses: added to what is minimised, or only logged."""
 
     value: Tensor
-    """float32[], of the (micro)batch. What is logged is the mean over microbatches, each
-    weighted by its number of targets."""
+    """float32[], or of any shape if it is only logged; of the (micro)batch. What is logged is
+    the mean over microbatches, each weighted by its number of targets."""
     coefficient: float
     """Factor with which the value joins the loss; 0 only logs it."""
+
+
+def add_terms(loss: Tensor, terms: Mapping[str, Term]) -> Tensor:
+    """Loss and terms together; the very loss if no term joins it.
+
+    Args:
+        loss: float32[].
+        terms: those without a coefficient are left out.
+    """
+    for term in terms.values():
+        if term.coefficient:
+            loss = loss + term.coefficient * term.value
+    return loss
 
 
 class ObjectiveOutput(NamedTuple):

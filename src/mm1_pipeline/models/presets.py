@@ -7,7 +7,9 @@ multiples of 16.
 
 from __future__ import annotations
 
-from mm1_pipeline.config.model import Activation, DecoderConfig, VisionConfig
+import dataclasses
+
+from mm1_pipeline.config.model import Activation, DecoderConfig, MoEConfig, VisionConfig
 
 VOCAB_SIZE = 100_352
 """Tokens of the decoders, a multiple of 128. Our choice: the paper gives none."""
@@ -80,6 +82,26 @@ def decoder_30b(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
     """
     return _decoder(
         vocab_size, d_model=6400, num_layers=60, num_heads=50, num_kv_heads=50, d_ff=17152
+    )
+
+
+def decoder_3b_moe(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """64.3 billion parameters, of which 3.9 billion compute a position.
+
+    Source: MM1, Mixture of experts (64 experts, every 2nd layer, 64B in total).
+    """
+    return dataclasses.replace(
+        decoder_3b(vocab_size), moe=MoEConfig(num_experts=64, every_n_layers=2)
+    )
+
+
+def decoder_7b_moe(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
+    """46.7 billion parameters, of which 8.2 billion compute a position.
+
+    Source: MM1, Mixture of experts (32 experts, every 4th layer, 47B in total).
+    """
+    return dataclasses.replace(
+        decoder_7b(vocab_size), moe=MoEConfig(num_experts=32, every_n_layers=4)
     )
 
 

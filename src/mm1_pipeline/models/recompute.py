@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+T = TypeVar("T")
 
-def run_step(step: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
+
+def run_step(step: Callable[..., T], *args: Any, recompute: bool) -> T:
     """Calls a layer or function; with `recompute`, the backward pass starts from its inputs.
 
     Nothing here draws random numbers, so the random state is not kept either.
     """
     if recompute and torch.is_grad_enabled():
         result = checkpoint(step, *args, use_reentrant=False, preserve_rng_state=False)
-        return cast(Tensor, result)
+        return cast(T, result)
     return step(*args)

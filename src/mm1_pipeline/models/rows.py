@@ -41,6 +41,21 @@ def pad_rows(x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
     return cast(Tensor, _PadRows.apply(x, rows, places))
 
 
+def repeat_rows(x: Tensor, order: Tensor, places: Tensor, times: int) -> Tensor:
+    """Every row of x the same number of times, in any order.
+
+    Args:
+        x: float[N, ...].
+        order: int64[N * times], all different; number i stands for row i // times.
+        places: int64[N * times], the inverse of `order`.
+        times: how often each row appears.
+
+    Returns:
+        float[N * times, ...].
+    """
+    return cast(Tensor, _RepeatRows.apply(x, order, places, times))
+
+
 class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -68,3 +83,19 @@ class _PadRows(torch.autograd.Function):
         (grad,) = grad_outputs
         (places,) = ctx.saved_tensors
         return grad.index_select(0, places), None, None
+
+
+class _RepeatRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, times: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.times = times
+        return x.index_select(0, order // times)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grad_outputs
+        (places,) = ctx.saved_tensors
+        copies = grad.index_select(0, places).unflatten(0, (-1, ctx.times))
+        return copies.sum(1), None, None, None

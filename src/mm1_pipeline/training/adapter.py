@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mm1_pipeline.models.objective import Objective, ObjectiveOutput
+from mm1_pipeline.models.objective import Objective, ObjectiveOutput, add_terms
 from mm1_pipeline.streams.collation import split_batch
 from mm1_pipeline.training.composer_api import ComposerModel, DataSpec
 
@@ -39,13 +39,10 @@ class TrainableObjective(ComposerModel):
 
         Composer weights it by the microbatch's share of the batch's targets (see
         `data_spec`), so the gradient is that of the mean over the whole batch, whatever the
-        size of a microbatch.
+        size of a microbatch. A term of a microbatch is its own: an MoE's load balance is that of
+        each microbatch, as a mean of products is not the product of means.
         """
-        total = outputs.losses.sum() / max(1, batch[NUM_TARGETS])
-        for term in outputs.terms.values():
-            if term.coefficient:
-                total = total + term.coefficient * term.value
-        return total
+        return add_terms(outputs.losses.sum() / max(1, batch[NUM_TARGETS]), outputs.terms)
 
 
 def prepare(batch: Batch, objective: Objective) -> Batch:

@@ -100,9 +100,9 @@ class TermMeans:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._num_targets += num_targets
 
-    def means(self) -> dict[str, float]:
-        """Means by name; waits for the device."""
-        return {name: value.item() / self._num_targets for name, value in self._sums.items()}
+    def means(self) -> dict[str, Any]:
+        """Means by name, a number or nested lists of them; waits for the device."""
+        return {name: (value / self._num_targets).tolist() for name, value in self._sums.items()}
 
 
 def count_positions(input_ids: Tensor, *, pad_id: int, image_id: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +48,28 @@ def test_sizes_of_the_learning_rate_law(
 def test_sizes_of_the_final_models(preset: Callable[[], DecoderConfig], expected: float) -> None:
     with torch.device("meta"):
         assert count(Decoder(preset())) == pytest.approx(expected, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("preset", "paper", "counted", "active"),
+    [
+        (presets.decoder_3b_moe, 64e9, 64.35e9, 3.94e9),
+        (presets.decoder_7b_moe, 47e9, 46.7e9, 8.17e9),
+    ],
+)
+def test_sizes_of_the_mixtures_of_experts(
+    preset: Callable[[], DecoderConfig], paper: float, counted: float, active: float
+) -> None:
+    config = preset()
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    total = count(decoder)
+    assert total == pytest.approx(paper, rel=0.02)
+    assert total == pytest.approx(counted, rel=0.001)
+    assert total == config.num_parameters
+    assert config.num_active_parameters == pytest.approx(active, rel=0.002)
+    dense = dataclasses.replace(config, moe=None)
+    assert config.non_embedding_parameters == dense.non_embedding_parameters
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
+from mm1_pipeline.config.model import (
+    ConnectorConfig,
+    DecoderConfig,
+    MM1Config,
+    MoEConfig,
+    VisionConfig,
+)
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.next_token import NextToken
 from mm1_pipeline.models.objective import Term
@@ -60,6 +68,26 @@ def test_terms_join_the_loss_by_their_coefficients(batch, objective):
     terms = {"joins": Term(torch.tensor(4.0), 0.5), "is_logged": Term(torch.tensor(9.0), 0.0)}
     loss = adapter.loss(output._replace(terms=terms), counted)
     assert loss.item() == pytest.approx(alone + 2.0)
+
+
+def test_a_mixture_of_experts_trains_on_its_whole_loss(batch):
+    decoder = dataclasses.replace(MODEL.decoder, moe=MoEConfig(num_experts=4), output_z_weight=0.1)
+    model = build_model(dataclasses.replace(MODEL, decoder=decoder), 3, seed=1)
+    objective = NextToken(model)
+    counted = prepare(batch, objective)
+    adapter = TrainableObjective(objective)
+    output = adapter(counted)
+    assert output.terms.keys() == {
+        "load_balance",
+        "router_z",
+        "router_load",
+        "router_entropy",
+        "output_z",
+    }
+    names = ("input_ids", "position_ids", "cu_seqlens", "pixel_values", "labels")
+    whole = model(**{name: batch[name] for name in names}).loss.item()
+    assert adapter.loss(output, counted).item() == pytest.approx(whole, rel=1e-6)
+    assert whole > output.losses.sum().item() / 5 + 0.05
 
 
 def test_parts_know_their_labels_and_one_without_any_has_a_loss_of_0(batch, objective):

@@ -49,6 +49,10 @@ def test_terms_are_means_weighted_by_targets():
     meter.add({"balance": Term(torch.tensor(2.0), 0.01)}, 10)
     assert meter.means() == {"balance": 1.25}
     meter.reset()
+    meter.add({"load": Term(torch.tensor([[1.0, 0.0]]), 0.0)}, 30)
+    meter.add({"load": Term(torch.tensor([[0.0, 1.0]]), 0.0)}, 10)
+    assert meter.means() == {"load": [[0.75, 0.25]]}
+    meter.reset()
     meter.add({}, 10)
     assert meter.means() == {}
 
