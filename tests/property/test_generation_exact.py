@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
+from mm1_pipeline.config.model import (
+    ConnectorConfig,
+    DecoderConfig,
+    MM1Config,
+    MoEConfig,
+    VisionConfig,
+)
 from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
 from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.evaluation.answers import Answer
@@ -127,6 +133,14 @@ def check(model: MM1, tokenizer: Tokenizer, prompts: list[Prompt], batch_size: i
 def test_dense_models(tokenizer, atoms, seed, batch_size):
     prompts = [make_prompt(each, tokenizer) for each in atoms]
     check(random_model(seed, tokenizer), tokenizer, prompts, batch_size)
+
+
+@settings(max_examples=12, deadline=None)
+@given(atom_lists(), st.integers(0, 2**16), st.integers(1, 5), st.integers(1, 2))
+def test_mixtures_of_experts(tokenizer, atoms, seed, batch_size, every_n_layers):
+    prompts = [make_prompt(each, tokenizer) for each in atoms]
+    moe = MoEConfig(num_experts=4, every_n_layers=every_n_layers, renormalise=seed % 2 == 0)
+    check(random_model(seed, tokenizer, moe=moe), tokenizer, prompts, batch_size)
 
 
 def test_the_property_can_fail(tokenizer, monkeypatch):

@@ -261,8 +261,8 @@ class KVCache:
         """Attention of rows that go on by different lengths, laid end to end without padding.
 
         The maps of the layers thus compute real positions only. Where all rows are new, attention
-        is that of training; else each row's queries are padded to the longest for the
-        attention alone.
+        is over buckets of similar length; else each row's queries are padded to the longest for
+        the attention alone.
 
         Example: starts [0, 4], lengths [3, 2] are the positions 0 1 2 of the first row and
         4 5 of the second, which sees what its slots 0 to 3 hold.
@@ -294,7 +294,8 @@ class KVCache:
 
             def attend_within(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 self._write(layer, row_ids, position_ids, k, v)
-                return packed_attention(q, k, v, layout)
+                # Not the kernel of training, which may have to be compiled for every length.
+                return bucketed_attention(q, k, v, layout)
 
             return position_ids, attend_within
 
