@@ -14,6 +14,37 @@ class Activation(StrEnum):
     GELU = "gelu"
     QUICK_GELU = "quick_gelu"
     """x * sigmoid(1.702 x), OpenAI CLIP's."""
+    GELU_TANH = "gelu_tanh"
+    """GELU by a tanh, SigLIP's."""
+    SWIGLU = "swiglu"
+    """silu(gate(x)) * up(x): three maps instead of two, AIMv2's."""
+
+
+class VisionNorm(StrEnum):
+    """How an encoder normalises."""
+
+    LAYER_NORM = "layer_norm"
+    RMS_NORM = "rms_norm"
+
+
+class EmbeddingNorm(StrEnum):
+    """Where an encoder normalises before its first layer."""
+
+    POSITIONED = "positioned"
+    """After position embeddings are added, CLIP's."""
+    PATCHES = "patches"
+    """Before they are added, AIMv2's."""
+    NONE = "none"
+    """Nowhere, as SigLIP and AIM."""
+
+
+class PositionEmbedding(StrEnum):
+    """How an encoder knows where a patch lies."""
+
+    LEARNED = "learned"
+    """A vector a place; interpolated when the model is loaded at another resolution."""
+    SINUSOIDAL = "sinusoidal"
+    """Fixed sines and cosines of row and column, at any resolution; AIM's."""
 
 
 class ConnectorKind(StrEnum):
@@ -29,7 +60,11 @@ class ConnectorKind(StrEnum):
 
 @parameters
 class VisionConfig:
-    """A pre-norm Vision Transformer without a class token in its output."""
+    """A pre-norm Vision Transformer without a class token in its output.
+
+    The defaults are CLIP's layout without class token and with a final norm; presets
+    (models/presets.py) name the combinations that released encoders have.
+    """
 
     image_size: int
     patch_size: int
@@ -46,6 +81,13 @@ class VisionConfig:
     feature_layer: int = -1
     """Layer whose output goes to the connector: -1 the last, -2 the one before (as LLaVA takes
     it from CLIP). Layers after it are not built."""
+    norm: VisionNorm = VisionNorm.LAYER_NORM
+    embedding_norm: EmbeddingNorm = EmbeddingNorm.POSITIONED
+    positions: PositionEmbedding = PositionEmbedding.LEARNED
+    bias: bool = True
+    """Whether the linear maps of the layers have one."""
+    patch_bias: bool = False
+    """Whether the map from pixels has one."""
 
     @property
     def num_built_layers(self) -> int:
@@ -73,6 +115,17 @@ class VisionConfig:
                 f"feature_layer: found {self.feature_layer}, expected -{self.num_layers} "
                 "(the first layer) to -1 (the last)."
             )
+        if self.positions is PositionEmbedding.SINUSOIDAL:
+            if self.class_token:
+                raise ValueError(
+                    "class_token: found true, expected false: sinusoidal positions have no place "
+                    "for a class token."
+                )
+            if self.d_model % 4:
+                raise ValueError(
+                    f"d_model: found {self.d_model}, expected a multiple of 4: sinusoidal "
+                    "positions are sines and cosines of rows and columns."
+                )
         _check_heads(self.d_model, self.num_heads)
 
 

@@ -6,10 +6,12 @@ import hashlib
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mm1_pipeline.config.model import MM1Config
+from mm1_pipeline.config.model import DecoderConfig, MM1Config, VisionConfig
+from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.vit import VisionTransformer
 
 PLACE_STD = 0.02
 """Standard deviation of what is added to patches or asked of them: position and class
@@ -42,8 +44,36 @@ def build_model(
     return model
 
 
+def build_vision_encoder(config: VisionConfig, *, seed: int) -> VisionTransformer:
+    """A new encoder; its weights are those that `build_model` gives it in a whole model.
+
+    Args:
+        config: shape of the encoder.
+        seed: of the weights.
+    """
+    with torch.device("meta"):
+        encoder = VisionTransformer(config)
+    encoder.to_empty(device="cpu")
+    initialize(encoder, seed, prefix="vision.")
+    return encoder
+
+
+def build_decoder(config: DecoderConfig, *, seed: int) -> Decoder:
+    """A new decoder; its weights are those that `build_model` gives it in a whole model.
+
+    Args:
+        config: shape of the decoder.
+        seed: of the weights.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder.to_empty(device="cpu")
+    initialize(decoder, seed, prefix="decoder.")
+    return decoder
+
+
 @torch.no_grad()
-def initialize(model: MM1, seed: int) -> None:
+def initialize(model: nn.Module, seed: int, *, prefix: str = "") -> None:
     """Overwrites all weights with random ones.
 
     Each tensor has a generator of its own, seeded by the seed and the tensor's name: another
@@ -51,17 +81,29 @@ def initialize(model: MM1, seed: int) -> None:
     differ by what is ablated only. The paper gives no initialisation: our choice.
 
     Args:
-        model: all of its weights are overwritten.
+        model: an MM1 or a part of one; all of its weights are overwritten.
         seed: of the draw.
+        prefix: of a part, what its names start with inside an MM1 (`vision.`); the part then
+            gets the weights that it would get there.
     """
-    depths = {"vision": len(model.vision.layers), "decoder": len(model.decoder.layers)}
-    for name, parameter in model.named_parameters():
+    depths = _depths(model, prefix)
+    for short_name, parameter in model.named_parameters():
+        name = prefix + short_name
         if parameter.ndim == 1 and not name.endswith(_PLACES):
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             continue
         std = _standard_deviation(name, parameter, depths)
         values = torch.randn(parameter.shape, generator=_generator(seed, name)) * std
         parameter.copy_(values.to(parameter.dtype))
+
+
+def _depths(model: nn.Module, prefix: str) -> dict[str, int]:
+    """Numbers of layers, by the part of the model."""
+    return {
+        (prefix + name).partition(".")[0]: len(module)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "layers" and isinstance(module, nn.ModuleList)
+    }
 
 
 def _standard_deviation(name: str, parameter: Tensor, depths: dict[str, int]) -> float:

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from mm1_pipeline.config.model import Activation, DecoderConfig, MoEConfig, VisionConfig
+from mm1_pipeline.config.model import (
+    Activation,
+    DecoderConfig,
+    EmbeddingNorm,
+    MoEConfig,
+    PositionEmbedding,
+    VisionConfig,
+    VisionNorm,
+)
 
 VOCAB_SIZE = 100_352
 """Tokens of the decoders, a multiple of 128. Our choice: the paper gives none."""
@@ -105,6 +113,24 @@ def decoder_7b_moe(vocab_size: int = VOCAB_SIZE) -> DecoderConfig:
     )
 
 
+def vit_tiny_16(image_size: int = 224) -> VisionConfig:
+    """ViT-B/16 at a quarter of its width: 5.5 million parameters.
+
+    Source: none; our choice, for laptops.
+    """
+    return VisionConfig(
+        image_size=image_size, patch_size=16, d_model=192, num_layers=12, num_heads=3, d_ff=768
+    )
+
+
+def vit_b_16(image_size: int = 224) -> VisionConfig:
+    """CLIP's ViT-B/16.
+
+    Source: none; the smallest encoder that released weights exist for in many layouts.
+    """
+    return _clip(image_size, patch_size=16, d_model=768, num_layers=12, num_heads=12)
+
+
 def vit_l_14(image_size: int = 336) -> VisionConfig:
     """CLIP's ViT-L/14.
 
@@ -119,6 +145,69 @@ def vit_h_14(image_size: int = 378) -> VisionConfig:
     Source: MM1, Model (encoder of the final recipe, 378 px, DFN-5B).
     """
     return _clip(image_size, d_model=1280, num_layers=32, num_heads=16)
+
+
+def aim_600m(image_size: int = 224) -> VisionConfig:
+    """AIM's smallest encoder, 681 million parameters.
+
+    Source: MM1, Encoder ablation (AIM 600M); shape after AIM (arXiv 2401.08541), unconfirmed.
+    """
+    return _aim(image_size, d_model=1536, num_heads=12)
+
+
+def aim_1b(image_size: int = 224) -> VisionConfig:
+    """AIM's 1.2 billion parameters.
+
+    Source: MM1, Encoder ablation (AIM 1B); shape after AIM (arXiv 2401.08541), unconfirmed.
+    """
+    return _aim(image_size, d_model=2048, num_heads=16)
+
+
+def aim_3b(image_size: int = 224) -> VisionConfig:
+    """AIM's 2.7 billion parameters.
+
+    Source: MM1, Encoder ablation (AIM 3B); shape after AIM (arXiv 2401.08541), unconfirmed.
+    """
+    return _aim(image_size, d_model=3072, num_heads=24)
+
+
+def siglip2_so400m_14(image_size: int = 384) -> VisionConfig:
+    """SigLIP 2's shape-optimised encoder, for import. 14 does not divide its 384 px: 378.
+
+    Source: not in MM1; an encoder users bring.
+    """
+    return VisionConfig(
+        image_size=image_size // 14 * 14,
+        patch_size=14,
+        d_model=1152,
+        num_layers=27,
+        num_heads=16,
+        d_ff=4304,
+        activation=Activation.GELU_TANH,
+        norm_eps=1e-6,
+        embedding_norm=EmbeddingNorm.NONE,
+        patch_bias=True,
+    )
+
+
+def aimv2_l_14(image_size: int = 224) -> VisionConfig:
+    """AIMv2's large encoder, for import.
+
+    Source: not in MM1; the successor of its AIM encoders.
+    """
+    return VisionConfig(
+        image_size=image_size,
+        patch_size=14,
+        d_model=1024,
+        num_layers=24,
+        num_heads=8,
+        d_ff=2816,
+        activation=Activation.SWIGLU,
+        norm=VisionNorm.RMS_NORM,
+        embedding_norm=EmbeddingNorm.PATCHES,
+        bias=False,
+        patch_bias=True,
+    )
 
 
 def _decoder(
@@ -140,11 +229,13 @@ def _decoder(
     )
 
 
-def _clip(image_size: int, *, d_model: int, num_layers: int, num_heads: int) -> VisionConfig:
+def _clip(
+    image_size: int, *, d_model: int, num_layers: int, num_heads: int, patch_size: int = 14
+) -> VisionConfig:
     """A CLIP encoder with the layout of the released DFN and OpenAI weights."""
     return VisionConfig(
         image_size=image_size,
-        patch_size=14,
+        patch_size=patch_size,
         d_model=d_model,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -152,4 +243,21 @@ def _clip(image_size: int, *, d_model: int, num_layers: int, num_heads: int) -> 
         activation=Activation.QUICK_GELU,
         class_token=True,
         final_norm=False,
+    )
+
+
+def _aim(image_size: int, *, d_model: int, num_heads: int) -> VisionConfig:
+    """An AIM encoder: no biases, fixed positions, a norm at the end."""
+    return VisionConfig(
+        image_size=image_size,
+        patch_size=14,
+        d_model=d_model,
+        num_layers=24,
+        num_heads=num_heads,
+        d_ff=4 * d_model,
+        norm_eps=1e-6,
+        embedding_norm=EmbeddingNorm.NONE,
+        positions=PositionEmbedding.SINUSOIDAL,
+        bias=False,
+        patch_bias=True,
     )

@@ -75,6 +75,8 @@ def test_sizes_of_the_mixtures_of_experts(
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
+        (presets.vit_tiny_16(), 5.524e6),
+        (presets.vit_b_16(), 85.8e6),
         (presets.vit_l_14(224), 303.2e6),  # CLIPVisionModel's 303,179,776, less a final norm
         (presets.vit_h_14(224), 630.8e6),  # CLIPVisionModel's 630,766,080, less a final norm
     ],
@@ -82,6 +84,46 @@ def test_sizes_of_the_mixtures_of_experts(
 def test_sizes_of_the_encoders(config: VisionConfig, expected: float) -> None:
     with torch.device("meta"):
         assert count(VisionTransformer(config)) == pytest.approx(expected, rel=0.0002)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(presets.aim_600m(), 0.6e9), (presets.aim_1b(), 1.2e9), (presets.aim_3b(), 2.7e9)],
+)
+def test_sizes_of_aim(config: VisionConfig, name: float) -> None:
+    """24 layers of 12 D^2, which AIM's names round (681M is called 600M)."""
+    with torch.device("meta"):
+        found = count(VisionTransformer(config))
+    assert found == pytest.approx(24 * 12 * config.d_model**2, rel=0.003)
+    assert found == pytest.approx(name, rel=0.14)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        presets.vit_l_14,
+        presets.vit_h_14,
+        presets.aim_600m,
+        presets.aim_1b,
+        presets.aim_3b,
+        presets.aimv2_l_14,
+        presets.siglip2_so400m_14,
+    ],
+)
+@pytest.mark.parametrize("image_size", [224, 336, 378, 672, 14 * 31])
+def test_every_encoder_at_every_resolution(
+    preset: Callable[[int], VisionConfig], image_size: int
+) -> None:
+    config = preset(image_size)
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+        features = model(torch.empty(1, 3, image_size, image_size))
+    assert features.shape == (1, (image_size // 14) ** 2, config.d_model)
+
+
+def test_a_resolution_between_two_multiples_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"image_size: found 378, .* nearest: 368 or 384"):
+        presets.vit_b_16(378)
 
 
 def test_the_papers_grids() -> None:

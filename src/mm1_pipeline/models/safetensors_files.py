@@ -1,0 +1,136 @@
+"""Weights that users bring, read from safetensors files and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_MAX_JSON_BYTES = 16_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class WeightFiles:
+    """The tensors of one checkpoint, read one at a time.
+
+    A pickle is never opened: unpickling runs code from the file.
+
+    Args:
+        source: a .safetensors file, or a folder with one (or with a sharded checkpoint and its
+            `*.safetensors.index.json`) beside the model's JSON configuration.
+
+    Raises:
+        ValueError: there is no such file, or it is of another format.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.folder = source if source.is_dir() else source.parent
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, list[int]] = {}
+        for path in _weight_files(source):
+            self._scan(path)
+
+    def _scan(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  not a mapping
+                    self._file_of[name] = path
+                    self._shapes[name] = list(file.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path}: found no readable safetensors file ({error}). Fetch it anew; a file "
+                "of a few hundred bytes is often a Git LFS pointer."
+            ) from error
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._file_of)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, without reading it."""
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """Reads a tensor as float32 on the CPU."""
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return file.get_tensor(name).to(torch.float32)
+
+    def read_json(self, *names: str) -> dict[str, Any]:
+        """Reads the first of these files that lies beside the weights.
+
+        Returns:
+            Its content; empty if none is there.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        for path in (self.folder / name for name in names):
+            if path.is_file():
+                return _read_object(path)
+        return {}
+
+
+def _weight_files(source: Path) -> list[Path]:
+    if source.is_file():
+        if source.suffix != ".safetensors":
+            raise ValueError(_refusal(source, [source]))
+        return [source]
+    if not source.is_dir():
+        raise ValueError(
+            f"{source}: found nothing there, expected a .safetensors file or a folder."
+        )
+    indices = sorted(source.glob("*.safetensors.index.json"))
+    if indices:
+        return _sharded(indices[0])
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ValueError(_refusal(source, sorted(source.iterdir())))
+    if len(files) > 1:
+        raise ValueError(
+            f"{source}: found {', '.join(file.name for file in files)} and no index, expected one "
+            "checkpoint. Name the file itself."
+        )
+    return files
+
+
+def _sharded(index: Path) -> list[Path]:
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: found no weight_map, expected the index of a checkpoint.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index}: found the file name {name!r}, expected a .safetensors file beside it."
+            )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"{index}: names {', '.join(missing)}, which are missing beside it.")
+    return [index.parent / name for name in names]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path}: found over {_MAX_JSON_BYTES} bytes, too many for a config.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: found no valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def _refusal(source: Path, found: list[Path]) -> str:
+    pickles = [path.name for path in found if path.suffix in _PICKLES]
+    what = f"found only {', '.join(pickles[:3])}" if pickles else "found no .safetensors file"
+    return (
+        f"{source}: {what}, expected safetensors. Pickled weights are never opened, because that "
+        "runs code from the file: fetch the model's safetensors, or convert it where you trust it."
+    )
