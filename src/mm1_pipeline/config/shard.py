@@ -26,6 +26,9 @@ class ImageTransform:
     size: int
     """Side of the square in pixels."""
     resize: Resize = Resize.PAD
+    anchor: Literal["center", "top_left"] = "center"
+    """Where a padded image lies in its square. At the top left, an image that is twice as wide
+    as high fills whole crops of a grid instead of halves."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     """CLIP's channel means, in 0..1."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -34,6 +37,26 @@ class ImageTransform:
     """How the resized image is stored in the shards."""
     quality: int = 95
     """Quality of a lossy encoding, 1..100."""
+
+
+@parameters
+class SubImageConfig:
+    """How a large image is shown by several squares; by default it is not.
+
+    Source: MM1, SFT (grid 2 of 672 pixels is 1344; grid 2 of 896 is 1792).
+    """
+
+    grid: int = 1
+    """n: crops along one side beside the overview; 1 shows the overview alone."""
+    enlarge: bool = False
+    """Decomposes images that fit the overview as well, which only enlarges them. The paper brings
+    every image to one size; leaving small ones alone is our choice."""
+    skip_empty: bool = False
+    """Leaves out crops of nothing but padding. The paper has always n * n."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.grid <= 8:
+            raise ValueError(f"grid: found {self.grid}, expected 1 (no crops) to 8.")
 
 
 @parameters
@@ -80,6 +103,7 @@ class ShardConfig:
 
     packing: PackingConfig
     image: ImageTransform
+    sub_images: SubImageConfig = SubImageConfig()
     validation_fraction: float = 0.02
     """Share of each source's records held out, chosen by a hash of the record's key."""
     compression: str = "zstd:3"
@@ -99,4 +123,13 @@ class ShardConfig:
                 f"packing.sequence_length: found {self.packing.sequence_length}, but one image "
                 f"takes {self.packing.image_tokens} positions; make sequences longer or give the "
                 "connector fewer tokens."
+            )
+        squares = 1 if self.sub_images.grid == 1 else 1 + self.sub_images.grid**2
+        needed = squares * self.packing.image_tokens + 2
+        if squares > self.packing.max_images or needed > self.packing.sequence_length:
+            raise ValueError(
+                f"sub_images.grid: found {self.sub_images.grid}, with which one image is {squares} "
+                f"squares and takes {needed} positions; packing.max_images "
+                f"({self.packing.max_images}) and packing.sequence_length "
+                f"({self.packing.sequence_length}) must be at least that."
             )

@@ -345,9 +345,20 @@ def pretraining_sources(records_dir: Path) -> dict[str, RecordKind]:
     Args:
         records_dir: the artifact of `ingest`.
     """
+    sources = _training_sources(records_dir)
+    return {name: kind for name, kind in sources.items() if kind != RecordKind.CONVERSATION}
+
+
+def conversation_sources(records_dir: Path) -> dict[str, RecordKind]:
+    """Names and kinds of the sources that SFT reads; for arguments, see `pretraining_sources`."""
+    sources = _training_sources(records_dir)
+    return {name: kind for name, kind in sources.items() if kind == RecordKind.CONVERSATION}
+
+
+def _training_sources(records_dir: Path) -> dict[str, RecordKind]:
     content = json.loads((Path(records_dir) / SOURCES).read_text(encoding="utf-8"))
     return {
         name: RecordKind(source["kind"])
         for name, source in content.items()
-        if source["split"] == SourceSplit.TRAIN and source["kind"] != RecordKind.CONVERSATION
+        if source["split"] == SourceSplit.TRAIN
     }

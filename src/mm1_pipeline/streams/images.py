@@ -13,16 +13,9 @@ import numpy as np
 from PIL import Image
 
 from mm1_pipeline.config.shard import ImageTransform, Resize
-from mm1_pipeline.corpus.images import open_image
 
 if TYPE_CHECKING:
     import torch
-
-
-def prepare_images(encoded: Sequence[bytes], transform: ImageTransform) -> list[bytes]:
-    """Opens, resizes and encodes the images of one record for the shards."""
-    squares = (resize_image(open_image(data), transform) for data in encoded)
-    return [encode_image(square, transform) for square in squares]
 
 
 def resize_image(image: Image.Image, transform: ImageTransform) -> Image.Image:
@@ -117,10 +110,25 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
+def content_box(width: int, height: int, transform: ImageTransform) -> tuple[int, int, int, int]:
+    """Where a padded image lies in its square: left, top, right and bottom in pixels.
+
+    Args:
+        width: of the image, in pixels.
+        height: likewise.
+        transform: its size and anchor.
+    """
+    size, longer = transform.size, max(width, height)
+    fitted_width, fitted_height = (max(1, round(side * size / longer)) for side in (width, height))
+    left, top = 0, 0
+    if transform.anchor == "center":
+        left, top = (size - fitted_width) // 2, (size - fitted_height) // 2
+    return left, top, left + fitted_width, top + fitted_height
+
+
 def _pad(image: Image.Image, transform: ImageTransform) -> Image.Image:
-    size = transform.size
-    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
-    square = Image.new("RGB", (size, size), mean_colour(transform))
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    square.paste(resized, ((size - width) // 2, (size - height) // 2))
+    left, top, right, bottom = content_box(*image.size, transform)
+    square = Image.new("RGB", (transform.size, transform.size), mean_colour(transform))
+    resized = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    square.paste(resized, (left, top))
     return square

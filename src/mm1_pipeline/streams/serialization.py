@@ -13,7 +13,7 @@ between two images. A few-shot prompt is thus the beginning of a document the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class TokenizedDocument:
         loss_mask: bool[n], True where a token is worth predicting: text and EOS, never BOS
             or an image.
         images: Index of each image in its record, in order of appearance; image k owns the
-            k-th run of image tokens.
+            k-th run of image tokens, one square's or several.
     """
 
     input_ids: NDArray[np.int32]
@@ -64,6 +64,7 @@ def serialize(
     tokenizer: Tokenizer,
     image_tokens: int,
     *,
+    tiles: Sequence[int] | None = None,
     begin: bool = True,
     end: bool = True,
 ) -> TokenizedDocument:
@@ -72,7 +73,8 @@ def serialize(
     Args:
         segments: Text and images in reading order.
         tokenizer: Encodes the text.
-        image_tokens: Positions one image takes.
+        image_tokens: Positions one square takes.
+        tiles: Squares of each image, by its index (`streams.sub_images`); None is one each.
         begin: Whether BOS stands first.
         end: Whether EOS stands last; a prompt to be continued has none.
 
@@ -85,11 +87,11 @@ def serialize(
     input_ids: list[int] = [tokenizer.bos_id] if begin else []
     loss_mask: list[bool] = [False] * len(input_ids)
     images: list[int] = []
-    for part in _join_texts(segments):
+    for part in join_texts(segments):
         if isinstance(part, str):
             ids = tokenizer.encode(part)
         else:
-            ids = [tokenizer.image_id] * image_tokens
+            ids = [tokenizer.image_id] * (image_tokens * (1 if tiles is None else tiles[part]))
             images.append(part)
         input_ids += ids
         loss_mask += [isinstance(part, str)] * len(ids)
@@ -101,7 +103,7 @@ def serialize(
     )
 
 
-def _join_texts(segments: Iterable[SegmentLike]) -> list[str | int]:
+def join_texts(segments: Iterable[SegmentLike]) -> list[str | int]:
     """Joins neighbouring texts with their separators; images stay as their index."""
     parts: list[str | int] = []
     for segment in segments:

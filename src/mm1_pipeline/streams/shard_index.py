@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import xxhash
 
 from mm1_pipeline.config.ingest import RecordKind
-from mm1_pipeline.config.shard import ImageTransform, PackingConfig
+from mm1_pipeline.config.shard import ImageTransform, PackingConfig, SubImageConfig
 
 SHARDS_FILE = "shards.json"
 INDEX_FILE = "index.json"
@@ -68,6 +68,7 @@ class ShardIndex:
     vocab_size: int
     tokenizer_sha256: str
     sources: dict[str, SourceShards]
+    sub_images: SubImageConfig = field(default_factory=SubImageConfig)
 
     @classmethod
     def read(cls, shards_dir: Path) -> ShardIndex:
@@ -95,6 +96,7 @@ class ShardIndex:
             vocab_size=content["vocab_size"],
             tokenizer_sha256=content["tokenizer_sha256"],
             sources={name: _source(source) for name, source in content["sources"].items()},
+            sub_images=SubImageConfig(**content.get("sub_images", {})),
         )
 
     def write(self, shards_dir: Path) -> None:

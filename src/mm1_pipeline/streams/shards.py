@@ -5,7 +5,8 @@ Columns of a sequence of T positions; nothing is pickled:
     input_ids      int32[T]
     loss_mask      uint8[T]
     cu_seqlens     int32[num_documents + 1]   from 0 to T; padding is the last document
-    images         bytes                      encoded squares, one after the other
+    images         bytes                      encoded squares, one after the other; an image
+                                              that is decomposed gives several
     image_offsets  int32[num_images + 1]      where each begins, and where the last ends
     keys           str                        JSON list of the records' keys
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,7 +32,7 @@ from streaming.base.format.mds import MDSWriter
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import Record, read_records
-from mm1_pipeline.streams.images import prepare_images
+from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import (
@@ -43,7 +45,10 @@ from mm1_pipeline.streams.shard_index import (
     dataset_directory,
     file_sha256,
 )
+from mm1_pipeline.streams.sub_images import prepare_tiles
 from mm1_pipeline.streams.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _RECORDS_AHEAD = 8
 """Records a worker process may have waiting; bounds memory."""
@@ -59,8 +64,11 @@ class SplitCounts:
     real_positions: int = 0
     image_tokens: int = 0
     images: int = 0
+    """Squares: an image, or the overview and each crop of one."""
     truncated_positions: int = 0
-    """Positions that overflow dropped; 0 when it splits."""
+    """Positions that overflow dropped, and those of exchanges that fit no sequence; else 0."""
+    dropped_records: int = 0
+    """Conversations of which not even the first exchange fits a sequence."""
 
     def __add__(self, other: SplitCounts) -> SplitCounts:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -92,16 +100,15 @@ def write_shards(
         config: Packing, image transform, validation share, compression.
         records_dir: The artifact that contains `records/`.
         tokenizer: Encodes the text.
-        sources: Training sources and their kinds.
+        sources: Training sources and their kinds: those of pre-training, or conversations.
         output_dir: Gets `<source>/train`, `<source>/validation` and `shards.json`.
 
     Returns:
         The shard report: counts and fill by source and split, and by kind (training only).
 
     Raises:
-        ValueError: A source has no records, or a kind that is not packed here.
+        ValueError: A source has no records.
     """
-    _check_kinds(sources)
     index_sources: dict[str, SourceShards] = {}
     report: dict[str, Any] = {}
     streams: dict[str, SplitCounts] = {}
@@ -165,9 +172,13 @@ class _SplitWriter:
             size_limit=config.shard_bytes,
         )
 
-    def add(self, document: Piece) -> None:
+    def add(self, document: Piece | None, num_positions: int) -> None:
+        """Takes in what is left of a record of so many positions; None is nothing."""
         self.counts.records += 1
-        self.counts.truncated_positions += len(document)
+        self.counts.truncated_positions += num_positions
+        if document is None:
+            self.counts.dropped_records += 1
+            return
         for sequence in self._packer.add(document):
             self._write(sequence)
 
@@ -212,31 +223,60 @@ def _write_source(
         split: _SplitWriter(config, kind, tokenizer, dataset_directory(output_dir, source, split))
         for split in Split
     }
+    may_lose = kind == RecordKind.CONVERSATION or config.packing.overflow == "truncate"
     records = read_records(records_dir, source)
-    for record, images in _with_square_images(records, kind, config):
-        tokens = serialize(record.segments, tokenizer, config.packing.image_tokens)
-        in_order = tuple(images[index] for index in tokens.images)
+    for record, squares in _with_squares(records, kind, config):
+        piece, num_positions = _to_piece(config, record, squares, tokenizer)
         split = split_of(source, record.key, config.validation_fraction, config.seed)
-        writers[split].add(Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order))
+        writers[split].add(piece, num_positions)
     for split, writer in writers.items():
         writer.finish()
         lost = writer.counts.truncated_positions
-        assert lost == 0 or config.packing.overflow == "truncate", (source, split, lost)
+        assert lost == 0 or may_lose, (source, split, lost)
+        if dropped := writer.counts.dropped_records:
+            logger.warning(
+                "%s, %s: %d of %d conversations are longer than a sequence already in their first "
+                "exchange and are left out; raise packing.sequence_length or max_images.",
+                source,
+                split.value,
+                dropped,
+                writer.counts.records,
+            )
     return {split: writer.counts for split, writer in writers.items()}
 
 
-def _with_square_images(
+def _to_piece(
+    config: ShardConfig, record: Record, squares: list[list[bytes]], tokenizer: Tokenizer
+) -> tuple[Piece | None, int]:
+    """A record as what is packed, and how many positions it had before it was cut to fit."""
+    packing, tiles = config.packing, [len(image) for image in squares]
+    if record.kind == RecordKind.CONVERSATION:
+        whole = serialize_conversation(
+            record.segments, tokenizer, packing.image_tokens, tiles=tiles
+        )
+        tokens = fit_conversation(whole, tokenizer, packing, tiles)
+    else:
+        whole = serialize(record.segments, tokenizer, packing.image_tokens, tiles=tiles)
+        tokens = whole
+    if tokens is None:
+        return None, len(whole.input_ids)
+    in_order = tuple(square for index in tokens.images for square in squares[index])
+    piece = Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order)
+    return piece, len(whole.input_ids)
+
+
+def _with_squares(
     records: Iterable[Record], kind: RecordKind, config: ShardConfig
-) -> Iterator[tuple[Record, list[bytes]]]:
-    """Pairs each record with its resized, encoded images, in the order of the records."""
-    convert = partial(prepare_images, transform=config.image)
+) -> Iterator[tuple[Record, list[list[bytes]]]]:
+    """Pairs each record with the encoded squares of its images, in the order of the records."""
+    convert = partial(prepare_tiles, transform=config.image, sub_images=config.sub_images)
     if config.num_workers <= 1 or kind == RecordKind.TEXT:
         for record in records:
             yield record, convert([image.bytes for image in record.images])
         return
     # Spawned, because forking a process that runs threads (Arrow, tokenizers) can deadlock.
     with ProcessPoolExecutor(config.num_workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque[tuple[Record, Future[list[bytes]]]] = deque()
+        waiting: deque[tuple[Record, Future[list[list[bytes]]]]] = deque()
         for record in records:
             waiting.append((record, pool.submit(convert, [i.bytes for i in record.images])))
             if len(waiting) > config.num_workers * _RECORDS_AHEAD:
@@ -244,16 +284,6 @@ def _with_square_images(
                 yield first, images.result()
         for record, images in waiting:
             yield record, images.result()
-
-
-def _check_kinds(sources: dict[str, RecordKind]) -> None:
-    packed = (RecordKind.CAPTION, RecordKind.INTERLEAVED, RecordKind.TEXT)
-    for source, kind in sources.items():
-        if kind not in packed:
-            raise ValueError(
-                f"sources.{source}: found kind {kind.value!r}, expected one of "
-                f"{', '.join(packed)}; conversations are not pre-training data."
-            )
 
 
 def _split_shards(output_dir: Path, source: str, split: Split, counts: SplitCounts) -> SplitShards:
@@ -267,6 +297,7 @@ def _index(
     return ShardIndex(
         packing=config.packing,
         image=config.image,
+        sub_images=config.sub_images,
         special_ids={
             "pad": tokenizer.pad_id,
             "bos": tokenizer.bos_id,

@@ -176,15 +176,6 @@ def test_truncating_is_counted(
     assert verify_shards(tmp_path) > 0
 
 
-def test_conversations_are_refused(
-    records_dir: Path, tokenizer: Tokenizer, shard_config: ShardConfig, tmp_path: Path
-) -> None:
-    sources = {"pairs": RecordKind.CONVERSATION}
-    with pytest.raises(ValueError, match=r"sources.pairs: found kind 'conversation'"):
-        write_shards(shard_config, records_dir, tokenizer, sources, tmp_path)
-    assert not files_of(tmp_path)
-
-
 def test_the_index_tells_a_reader_everything(
     shards_dir: Path, tokenizer: Tokenizer, shard_config: ShardConfig
 ) -> None:
