@@ -1,0 +1,1 @@
+"""The laboratory: the synthetic world, the arms, the learning-rate law, the verdicts."""
