@@ -156,6 +156,55 @@ class ConnectorConfig:
             )
 
 
+class QKNorm(StrEnum):
+    """What is normed of queries and keys before they are turned."""
+
+    NONE = "none"
+    PER_HEAD = "per_head"
+    """Each head, with weights shared by all (Qwen3)."""
+    WHOLE = "whole"
+    """All heads of a position together (OLMo 2)."""
+
+
+class NormOrder(StrEnum):
+    """Where a layer norms."""
+
+    PRE = "pre"
+    """x + f(norm(x)), as Llama."""
+    POST = "post"
+    """x + norm(f(x)), as OLMo 2."""
+
+
+class RopeScalingKind(StrEnum):
+    """How rotary embeddings reach beyond the positions they were trained on."""
+
+    LINEAR = "linear"
+    """All wavelengths times `factor`."""
+    LLAMA3 = "llama3"
+    """Long wavelengths times `factor`, short ones kept, a smooth passage between (Llama 3.1)."""
+
+
+@parameters
+class RopeScaling:
+    """Stretches the wavelengths of rotary embeddings; for imported decoders."""
+
+    kind: RopeScalingKind
+    factor: float
+    low_frequency_factor: float = 1.0
+    """Llama 3: wavelengths above original_max_positions / this are stretched in full."""
+    high_frequency_factor: float = 4.0
+    """Llama 3: wavelengths below original_max_positions / this are kept."""
+    original_max_positions: int = 8192
+    """Llama 3: positions before stretching."""
+
+    def __post_init__(self) -> None:
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(
+                f"high_frequency_factor: found {self.high_frequency_factor}, expected more than "
+                f"low_frequency_factor ({self.low_frequency_factor})."
+            )
+
+
 @parameters
 class MoEConfig:
     """Which feed-forward layers of a decoder are mixtures of experts, and how they route.
@@ -188,7 +237,10 @@ class MoEConfig:
 
 @parameters
 class DecoderConfig:
-    """A pre-norm causal Transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention."""
+    """A causal Transformer: RMSNorm, RoPE, SwiGLU, grouped-query attention.
+
+    The defaults are Llama's layout; the variants exist for imported decoders.
+    """
 
     vocab_size: int
     d_model: int
@@ -199,6 +251,13 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    d_head: int | None = None
+    """Width of a head; None is d_model / num_heads."""
+    qkv_bias: bool = False
+    """Biases of the query, key and value maps (Qwen2)."""
+    qk_norm: QKNorm = QKNorm.NONE
+    norm_order: NormOrder = NormOrder.PRE
+    rope_scaling: RopeScaling | None = None
     moe: MoEConfig | None = None
     """None keeps every feed-forward layer dense."""
     output_z_weight: float = 0.0
@@ -207,7 +266,7 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.num_heads
+        return self.d_head or self.d_model // self.num_heads
 
     @property
     def non_embedding_parameters(self) -> int:
@@ -218,7 +277,17 @@ class DecoderConfig:
 
         Source: MM1, Pre-training; that N leaves the embeddings out is unconfirmed.
         """
-        attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        attention = self.d_model * self.head_dim * (2 * heads + 2 * kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (heads + 2 * kv_heads)
+        match self.qk_norm:
+            case QKNorm.NONE:
+                pass
+            case QKNorm.PER_HEAD:
+                attention += 2 * self.head_dim
+            case QKNorm.WHOLE:
+                attention += self.head_dim * (heads + kv_heads)
         feed_forward = 3 * self.d_model * self.d_ff
         norms = 2 * self.d_model
         return self.num_layers * (attention + feed_forward + norms) + self.d_model
@@ -248,7 +317,8 @@ class DecoderConfig:
         return self.moe is not None and (layer + 1) % self.moe.every_n_layers == 0
 
     def __post_init__(self) -> None:
-        _check_heads(self.d_model, self.num_heads)
+        if self.d_head is None:
+            _check_heads(self.d_model, self.num_heads)
         if self.moe is not None and self.moe.every_n_layers > self.num_layers:
             raise ValueError(
                 f"moe.every_n_layers: found {self.moe.every_n_layers}, but there are "
@@ -261,7 +331,7 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"num_heads: found {self.num_heads}, which gives heads of "
+                f"{'num_heads' if self.d_head is None else 'd_head'}: found heads of "
                 f"{self.head_dim} dimensions; rotary embeddings need an even number."
             )
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mm1_pipeline.config._base import OPERATIONAL
-from mm1_pipeline.config.model import MM1Config
+from mm1_pipeline.config.model import DecoderConfig, MM1Config
+from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.mm1 import MM1
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_model(model: MM1, directory: Path) -> None:
@@ -30,15 +34,18 @@ def save_model(model: MM1, directory: Path) -> None:
         model: on any device.
         directory: made if it does not exist.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "format_version": FORMAT_VERSION,
-        "image_token_id": model.image_token_id,
-        "model": _stored_config(model.config),
-    }
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    content = {"image_token_id": model.image_token_id, "model": _stored_config(model.config)}
+    _write(model, content, directory)
+
+
+def save_decoder(decoder: Decoder, directory: Path) -> None:
+    """Writes a decoder alone, as `save_model` does a whole model.
+
+    Args:
+        decoder: on any device.
+        directory: made if it does not exist.
+    """
+    _write(decoder, {"decoder": _stored_config(decoder.config)}, directory)
 
 
 def load_model(
@@ -63,19 +70,64 @@ def load_model(
     )
     with torch.device("meta"):
         model = MM1(config, content["image_token_id"])
+    return _with_weights(model, directory, device)
+
+
+def load_decoder(
+    directory: Path, device: torch.device | str = "cpu", *, recompute: bool = False
+) -> Decoder:
+    """Reads a decoder that `save_decoder` wrote.
+
+    Args:
+        directory: folder of the two files.
+        device: where the weights are put.
+        recompute: see `Decoder`.
+
+    Raises:
+        ValueError: a file is missing, the directory holds another kind of model, or the weights
+            are not those of the config.
+    """
+    content = _read_config(directory)
+    if "decoder" not in content:
+        raise ValueError(
+            f"{directory / CONFIG}: found no decoder, expected what save_decoder wrote."
+        )
+    config = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+    with torch.device("meta"):
+        decoder = Decoder(config, recompute=recompute)
+    return _with_weights(decoder, directory, device)
+
+
+def is_saved_decoder(directory: Path) -> bool:
+    """Whether a directory looks like what `save_decoder` wrote, not like another program's."""
+    if not all((directory / name).is_file() for name in (CONFIG, WEIGHTS)):
+        return False
+    content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    return "format_version" in content and "decoder" in content
+
+
+def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    content = {"format_version": FORMAT_VERSION, **content}
+    (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_weights(module: M, directory: Path, device: torch.device | str) -> M:
     weights = load_file(directory / WEIGHTS, device=str(device))
-    _check_weights(weights, model, directory)
-    model.load_state_dict(weights, assign=True)
+    _check_weights(weights, module, directory)
+    module.load_state_dict(weights, assign=True)
     # Loaded tensors take the place of the parameters, and with it whether they are trained.
-    return model.requires_grad_(True)
+    return module.requires_grad_(True)
 
 
-def _stored_config(config: MM1Config) -> dict[str, Any]:
+def _stored_config(config: MM1Config | DecoderConfig) -> dict[str, Any]:
     """The shape of the model, without the fields that change no result."""
     operational = {
         field.name for field in dataclasses.fields(config) if field.metadata.get(OPERATIONAL)
     }
-    return TypeAdapter(MM1Config).dump_python(config, mode="json", exclude=operational)
+    return TypeAdapter(type(config)).dump_python(config, mode="json", exclude=operational)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -94,8 +146,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _check_weights(weights: dict[str, torch.Tensor], model: MM1, directory: Path) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check_weights(weights: dict[str, torch.Tensor], module: nn.Module, directory: Path) -> None:
+    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     differing = sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)

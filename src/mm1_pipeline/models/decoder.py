@@ -1,4 +1,4 @@
-"""The language model: a pre-norm causal Transformer over flattened positions.
+"""The language model: a causal Transformer over flattened positions.
 
 Layers see one long axis of P positions: the rows of a batch laid end to end. What a position
 may attend to is not the layers' business; it comes as the function `attend`. Shape letters:
@@ -7,13 +7,14 @@ P positions, D width, H query heads, K key-value heads, E dimensions of a head.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm1_pipeline.config.model import DecoderConfig
+from mm1_pipeline.config.model import DecoderConfig, NormOrder, QKNorm, RopeScaling, RopeScalingKind
 from mm1_pipeline.models.attention import Attend
 from mm1_pipeline.models.moe import MoEFeedForward, RouterLog, Routing
 from mm1_pipeline.models.recompute import run_step
@@ -77,7 +78,10 @@ class Decoder(nn.Module):
         Returns:
             float[P, D].
         """
-        rotation = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        rotation = rotary_angles(
+            position_ids, config.head_dim, config.rope_theta, config.rope_scaling
+        )
         hidden = embeddings
         counted = router_log.counted if router_log is not None else None
         for layer in self.layers:
@@ -90,10 +94,11 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then a feed-forward map, each normed before and added to its input."""
+    """Attention, then a feed-forward map, each normed (before or after) and added to its input."""
 
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
+        self.norm_order = config.norm_order
         self.attention_norm = nn.RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config, index)
         self.feed_forward_norm = nn.RMSNorm(config.d_model, config.norm_eps)
@@ -116,12 +121,24 @@ class DecoderLayer(nn.Module):
         Returns:
             float[P, D]; what the router did, if there is one and `counted` is given.
         """
-        hidden = hidden + self.attention(self.attention_norm(hidden), rotation, attend)
-        normed = self.feed_forward_norm(hidden)
+        match self.norm_order:
+            case NormOrder.PRE:
+                attended = self.attention(self.attention_norm(hidden), rotation, attend)
+                hidden = hidden + attended
+                mapped, routing = self._feed_forward(self.feed_forward_norm(hidden), counted)
+            case NormOrder.POST:
+                attended = self.attention(hidden, rotation, attend)
+                hidden = hidden + self.attention_norm(attended)
+                mapped, routing = self._feed_forward(hidden, counted)
+                mapped = self.feed_forward_norm(mapped)
+        return hidden + mapped, routing
+
+    def _feed_forward(
+        self, hidden: Tensor, counted: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         if isinstance(self.feed_forward, MoEFeedForward):
-            added, routing = self.feed_forward(normed, counted)
-            return hidden + added, routing
-        return hidden + self.feed_forward(normed), None
+            return self.feed_forward(hidden, counted)
+        return self.feed_forward(hidden), None
 
 
 class Attention(nn.Module):
@@ -133,16 +150,34 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads = (config.num_heads, config.num_kv_heads)
         num_projected = config.num_heads + 2 * config.num_kv_heads
-        self.qkv = nn.Linear(config.d_model, num_projected * config.head_dim, bias=False)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        d_heads = config.num_heads * config.head_dim
+        self.qkv = nn.Linear(config.d_model, num_projected * config.head_dim, bias=config.qkv_bias)
+        self.norm_whole = config.qk_norm == QKNorm.WHOLE
+        match config.qk_norm:
+            case QKNorm.NONE:
+                self.q_norm = self.k_norm = None
+            case QKNorm.PER_HEAD:
+                self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+                self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+            case QKNorm.WHOLE:
+                self.q_norm = nn.RMSNorm(d_heads, config.norm_eps)
+                self.k_norm = nn.RMSNorm(config.num_kv_heads * config.head_dim, config.norm_eps)
+        self.output = nn.Linear(d_heads, config.d_model, bias=False)
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """Maps float[P, D] to float[P, D]."""
         num_heads, num_kv_heads = self.heads
         projected = self.qkv(hidden).unflatten(-1, (-1, self.head_dim))
         qk, v = projected.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split([num_heads, num_kv_heads], dim=1)
+            qk = torch.cat([self._norm(self.q_norm, q), self._norm(self.k_norm, k)], dim=1)
         q, k = rotate(qk, rotation).split([num_heads, num_kv_heads], dim=1)
         return self.output(attend(self.index, q, k, v).flatten(1))
+
+    def _norm(self, norm: nn.RMSNorm, heads: Tensor) -> Tensor:
+        """float[P, heads, E], each head or all together."""
+        return norm(heads.flatten(1)).view_as(heads) if self.norm_whole else norm(heads)
 
 
 class FeedForward(nn.Module):
@@ -166,7 +201,9 @@ def build_feed_forward(config: DecoderConfig, index: int) -> nn.Module:
     return FeedForward(config.d_model, config.d_ff)
 
 
-def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> Rotation:
+def rotary_angles(
+    position_ids: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Rotation:
     """Angles of rotary embeddings in the half-split layout, as Llama's.
 
     Dimension i < E/2 is paired with i + E/2 and turned by position * theta^(-2i/E).
@@ -175,14 +212,29 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> Rotation
         position_ids: int64[P].
         head_dim: E.
         theta: base of the wavelengths.
+        scaling: stretches the wavelengths.
     """
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
-    angles = position_ids.float().unsqueeze(-1) / theta**exponents
+    periods = theta**exponents  # positions a radian
+    if scaling is not None:
+        periods = _stretched(periods, scaling)
+    angles = position_ids.float().unsqueeze(-1) / periods
     cosine, sine = angles.cos(), angles.sin()
     return Rotation(
         torch.cat([cosine, cosine], dim=-1).unsqueeze(1),
         torch.cat([-sine, sine], dim=-1).unsqueeze(1),
     )
+
+
+def _stretched(periods: Tensor, scaling: RopeScaling) -> Tensor:
+    match scaling.kind:
+        case RopeScalingKind.LINEAR:
+            return periods * scaling.factor
+        case RopeScalingKind.LLAMA3:
+            turns = scaling.original_max_positions / (2 * math.pi * periods)
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            kept = ((turns - low) / (high - low)).clamp(0, 1)
+            return periods / ((1 - kept) / scaling.factor + kept)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
