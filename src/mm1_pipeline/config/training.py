@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from typing import Literal
 
 from mm1_pipeline.config._base import operational, parameters
@@ -29,21 +30,49 @@ class LearningRateLaw:
         return math.exp(self.slope * math.log(non_embedding_parameters) + self.intercept)
 
 
-@parameters
-class OptimizerConfig:
-    """AdamW with decoupled weight decay.
+class OptimizerKind(StrEnum):
+    """How gradients become updates."""
 
-    Source: MM1, Pre-training (weight decay 0.1 eta, clipping 1.0). The betas and epsilon
-    are not in the paper: our choice.
+    ADAMW = "adamw"
+    """Adam with decoupled weight decay: pre-training's."""
+    ADAFACTOR = "adafactor"
+    """Second moments of matrices as a row and a column: SFT's, and little memory."""
+
+
+@parameters
+class AdafactorConfig:
+    """What only AdaFactor has. The paper names the optimizer and no more: our choice, the values
+    of Shazeer and Stern (2018, arXiv 1804.04235).
     """
 
+    decay_exponent: float = 0.8
+    """The second moments' average forgets by 1 - t ** -exponent at step t."""
+    clipping_threshold: float = 1.0
+    """Root mean square of a tensor's update above which it is scaled down."""
+    scale_by_parameter: bool = False
+    """Multiplies a tensor's update by the root mean square of its weights (at least 1e-3). Off,
+    the learning rate is the size of a step, as AdamW's is. Unconfirmed which one MM1 means."""
+
+
+@parameters
+class OptimizerConfig:
+    """AdamW or AdaFactor, with decoupled weight decay.
+
+    Source: MM1, Pre-training (AdamW, weight decay 0.1 eta, clipping 1.0) and SFT (AdaFactor). The
+    betas and epsilon are not in the paper: our choice.
+    """
+
+    kind: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float | None = None
     """Peak learning rate; None takes it from the law."""
     law: LearningRateLaw = LearningRateLaw()
     weight_decay: float = 0.1
     """In units of the learning rate: a step shrinks a weight by eta_t * weight_decay."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
     epsilon: float = 1e-8
+    """AdamW's."""
+    adafactor: AdafactorConfig = AdafactorConfig()
     max_grad_norm: float = 1.0
 
 

@@ -19,6 +19,7 @@ from mm1_pipeline.config._base import OPERATIONAL
 from mm1_pipeline.config.model import DecoderConfig, MM1Config
 from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.vit import resize_positions
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -34,8 +35,7 @@ def save_model(model: MM1, directory: Path) -> None:
         model: on any device.
         directory: made if it does not exist.
     """
-    content = {"image_token_id": model.image_token_id, "model": _stored_config(model.config)}
-    _write(model, content, directory)
+    _write(model, _model_content(model.config, model.image_token_id), directory)
 
 
 def save_decoder(decoder: Decoder, directory: Path) -> None:
@@ -53,24 +53,66 @@ def load_model(
     device: torch.device | str = "cpu",
     *,
     gradient_checkpointing: bool = False,
+    image_size: int | None = None,
 ) -> MM1:
     """Reads a model that `save_model` wrote.
+
+    Source: MM1, SFT (position embeddings are interpolated to the higher resolution).
 
     Args:
         directory: folder of the two files.
         device: where the weights are put.
         gradient_checkpointing: see `MM1Config`; how to train is not stored with a model.
+        image_size: pixels of a side that the encoder is to read; position embeddings of the
+            encoder and of the connector are then interpolated. None takes the stored size.
 
     Raises:
         ValueError: a file is missing, or the weights are not those of the config.
     """
-    content = _read_config(directory)
-    config = TypeAdapter(MM1Config).validate_python(
-        {**content["model"], "gradient_checkpointing": gradient_checkpointing}
-    )
+    config, image_token_id = read_model_config(directory)
+    config = dataclasses.replace(config, gradient_checkpointing=gradient_checkpointing)
     with torch.device("meta"):
-        model = MM1(config, content["image_token_id"])
-    return _with_weights(model, directory, device)
+        model = MM1(config, image_token_id)
+    model = _with_weights(model, directory, device)
+    if image_size is None or image_size == config.vision.image_size:
+        return model
+    return _at_resolution(model, image_size)
+
+
+def read_model_config(directory: Path) -> tuple[MM1Config, int]:
+    """Shape and image token of a model that `save_model` wrote, without its weights.
+
+    Raises:
+        ValueError: a file is missing, or of another version.
+    """
+    content = _read_config(directory)
+    if "model" not in content:
+        raise ValueError(f"{directory / CONFIG}: found no model, expected what save_model wrote.")
+    return TypeAdapter(MM1Config).validate_python(content["model"]), content["image_token_id"]
+
+
+def write_model_config(config: MM1Config, image_token_id: int, directory: Path) -> None:
+    """Writes the config.json of weights that are written by other means."""
+    _write_config(_model_content(config, image_token_id), directory)
+
+
+def _model_content(config: MM1Config, image_token_id: int) -> dict[str, Any]:
+    return {"image_token_id": image_token_id, "model": _stored_config(config)}
+
+
+def _at_resolution(model: MM1, image_size: int) -> MM1:
+    """The same model for images of another size; only position embeddings change."""
+    vision = dataclasses.replace(model.config.vision, image_size=image_size)
+    config = dataclasses.replace(model.config, vision=vision)
+    weights = model.state_dict()
+    for name in ("vision.position_embeddings", "connector.position_embeddings"):
+        if name in weights:
+            has_class = name.startswith("vision.") and vision.class_token
+            weights[name] = resize_positions(weights[name], vision.grid, class_token=has_class)
+    with torch.device("meta"):
+        resized = MM1(config, model.image_token_id)
+    resized.load_state_dict(weights, assign=True)
+    return resized.requires_grad_(True)
 
 
 def load_decoder(
@@ -110,6 +152,10 @@ def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    _write_config(content, directory)
+
+
+def _write_config(content: dict[str, Any], directory: Path) -> None:
     content = {"format_version": FORMAT_VERSION, **content}
     (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -93,7 +93,7 @@ def initialize(model: nn.Module, seed: int, *, prefix: str = "") -> None:
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             continue
         std = _standard_deviation(name, parameter, depths)
-        values = torch.randn(parameter.shape, generator=_generator(seed, name)) * std
+        values = torch.randn(parameter.shape, generator=generator_of(seed, name)) * std
         parameter.copy_(values.to(parameter.dtype))
 
 
@@ -121,6 +121,7 @@ def _standard_deviation(name: str, parameter: Tensor, depths: dict[str, int]) ->
     return std
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """The generator of one tensor: equal seeds and names draw equal numbers, in any order."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,15 +1,18 @@
-"""Weights that users bring, read from safetensors files and from nothing else."""
+"""Weights in safetensors files: read one tensor at a time, and written so."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MAX_JSON_BYTES = 16_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -61,6 +64,16 @@ class WeightFiles:
         with safe_open(self._file_of[name], framework="pt") as file:
             return file.get_tensor(name).to(torch.float32)
 
+    def stored(self, name: str) -> Tensor:
+        """Reads a tensor as it is stored, on the CPU."""
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def dtype(self, name: str) -> str:
+        """The type of a tensor as the file calls it (`F32`), without reading the tensor."""
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return file.get_slice(name).get_dtype()
+
     def read_json(self, *names: str) -> dict[str, Any]:
         """Reads the first of these files that lies beside the weights.
 
@@ -74,6 +87,49 @@ class WeightFiles:
             if path.is_file():
                 return _read_object(path)
         return {}
+
+
+class TensorSlot(NamedTuple):
+    """A tensor that is to be written, not yet made."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: `F32`, `BF16`, `F16`."""
+    parts: Callable[[], Iterator[Tensor]]
+    """Gives its content in pieces along the first axis (or the whole), one after the other."""
+
+
+def write_safetensors(path: Path, slots: Sequence[TensorSlot]) -> None:
+    """Writes a file of any size, holding one piece of one tensor at a time.
+
+    The library's own writer wants all tensors at once. The layout is its: the length of the
+    header, the header as JSON, then the tensors' bytes in its order.
+
+    Args:
+        path: the file.
+        slots: what to write; written in the order of their names.
+    """
+    ordered = sorted(slots, key=lambda slot: slot.name)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for slot in ordered:
+        begin, end = end, end + math.prod(slot.shape) * _DTYPES[slot.dtype].itemsize
+        header[slot.name] = {
+            "dtype": slot.dtype,
+            "shape": list(slot.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8, as readers expect
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for slot in ordered:
+            for part in slot.parts():
+                assert part.dtype == _DTYPES[slot.dtype], (slot.name, part.dtype)
+                file.write(part.contiguous().view(torch.uint8).numpy().data)
+        assert file.tell() == 8 + len(text) + end, path
 
 
 def _weight_files(source: Path) -> list[Path]:
