@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from mm1_pipeline.config._base import operational, parameters
+from pydantic import model_validator
+from pydantic_core import ArgsKwargs
+
+from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config.task_files import complete_task
+from mm1_pipeline.config.task_formats import FILES, TaskFormat
 
 
 class Metric(StrEnum):
@@ -15,6 +20,61 @@ class Metric(StrEnum):
     """Consensus of n-grams with the references, times 100."""
     VQA_ACCURACY = "vqa_accuracy"
     """Agreement with ten human answers, times 100."""
+    EXACT_MATCH = "exact_match"
+    """The same text as a reference but for case, outer spaces and a final full stop."""
+    ANLS = "anls"
+    """1 - normalised edit distance to the nearest reference, 0 below a half, times 100."""
+    RELAXED_ACCURACY = "relaxed_accuracy"
+    """Numbers within 5 % of the reference, other texts equal."""
+    CHOICE = "choice"
+    """The right option's letter; questions without options by their text or number."""
+    CIRCULAR = "circular"
+    """Right under every rotation of the options."""
+    POPE_F1 = "pope_f1"
+    """F1 of `yes`, mean of the three splits; accuracy and yes-ratio beside it."""
+    MME_SCORE = "mme_score"
+    """Sum over categories of accuracy by question and by image, each times 100."""
+    MATHVISTA = "mathvista"
+    """Extracted answer equal to the reference at its precision."""
+    JUDGE_RATIO = "judge_ratio"
+    """A judge's marks for the answers over its marks for the reference answers, times 100."""
+    JUDGE_GRADE = "judge_grade"
+    """A judge's grade of 0..1, times 100."""
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether a language model decides the score."""
+        return self in (Metric.JUDGE_RATIO, Metric.JUDGE_GRADE)
+
+    @property
+    def has_letters(self) -> bool:
+        """Whether answers are letters of options."""
+        return self in (Metric.CHOICE, Metric.CIRCULAR)
+
+
+@parameters
+class MixedResolution:
+    """Positions of high and low resolution images in one few-shot prompt.
+
+    Source: MM1, mixed-resolution few-shot (only the last N shots and the query stay high).
+    """
+
+    high_tiles: int = 5
+    """Squares of an image at high resolution: a view and its four quarters. At low resolution
+    it is one square."""
+    num_high_shots: int = 3
+    """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
+    max_positions: int = 4_096
+    """Positions of prompt and answer that the model was trained on."""
+
+    def __post_init__(self) -> None:
+        if self.high_tiles < 2:
+            raise ValueError(
+                f"high_tiles: found {self.high_tiles}, expected 2 or more; one square is low "
+                "resolution."
+            )
+        if self.num_high_shots < 0:
+            raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")
 
 
 class ShotDraw(StrEnum):
@@ -37,16 +97,49 @@ class Precision(StrEnum):
 
 @parameters
 class TaskConfig:
-    """One evaluation task.
+    """One evaluation task: data, prompt, metric.
+
+    `task` names a task file whose values hold wherever this entry says nothing: then only the
+    paths are left to give. A task reads either an ingested `source` or the `files` of an official
+    `format`.
 
     Source: MM1, Evaluation (prompts, stop rules and shots are unconfirmed).
     """
 
-    source: str
-    """Name of the ingested evaluation source."""
     metric: Metric
     prompt: str
-    """Template of one example; `{image}` and, for questions, `{question}` are filled in."""
+    """Template of one example; `{image}`, `{question}` and `{options}` are filled in."""
+    open_prompt: str = ""
+    """Template of questions without options, where a task has both kinds."""
+    task: str | None = None
+    """A task file of the package by name, or the path of one's own."""
+    title: str = ""
+    """How the benchmark is called."""
+    paper: str | None = None
+    """Column of the paper's tables that the task belongs to."""
+    unconfirmed: tuple[str, ...] = ()
+    """What the project only believes to be the paper's way."""
+    source: str | None = None
+    """Name of the ingested evaluation source."""
+    format: TaskFormat | None = None
+    """How the official files are written."""
+    files: dict[str, str] | None = input_path(default=None)
+    """Files and folders by role, for instance `questions`, `annotations`, `images`."""
+    subset: str = ""
+    """Part of the files that is asked, where the format has parts."""
+    image_name: str = ""
+    """File name of an image where the format gives a number: `COCO_val2014_{id:012d}.jpg`."""
+    shot_files: dict[str, str] | None = input_path(default=None)
+    """Files that shots come from, as `files`; the task's own if not given."""
+    shot_subset: str | None = None
+    """As `subset`, for shots."""
+    shot_image_name: str | None = None
+    """As `image_name`, for shots."""
+    interleaved: bool = False
+    """Whether questions and options name the places of their images as `<image 1>`."""
+    judge_prompt: str = ""
+    """What a judge is asked; `{question}`, `{reference}`, `{answer}` and `{context}` are filled
+    in."""
     stop: tuple[str, ...] = ("\n",)
     """Strings at which an answer ends."""
     max_new_tokens: int = 30
@@ -54,22 +147,29 @@ class TaskConfig:
     shots: tuple[int, ...] = (0, 4, 8)
     shot_draw: ShotDraw = ShotDraw.PER_QUERY
     """The paper draws shots for each data set and does not say whether anew for each query."""
+    resolution: MixedResolution | None = None
+    """Keeps only the last shots and the query at high resolution."""
     max_items: int | None = None
     """Scores only the first items (after a seeded shuffle); None scores all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_task_file(cls, given: Any) -> Any:
+        match given:
+            case {"task": str()}:
+                return complete_task(given)
+            case ArgsKwargs(kwargs={"task": str()} as named):
+                return complete_task(named)
+        return given
 
     @property
     def question_slots(self) -> int:
         """How often the prompt must name `{question}`."""
-        return 1 if self.metric == Metric.VQA_ACCURACY else 0
+        return 0 if self.metric == Metric.CIDER else 1
 
     def __post_init__(self) -> None:
-        if self.prompt.count("{image}") != 1:
-            raise ValueError(f"prompt: found {self.prompt!r}, expected '{{image}}' exactly once.")
-        if self.prompt.count("{question}") != self.question_slots:
-            raise ValueError(
-                f"prompt: found {self.prompt!r}, expected '{{question}}' {self.question_slots} "
-                f"time(s) for the metric {self.metric}."
-            )
+        _check_data(self)
+        _check_prompt(self)
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")
         if "" in self.stop:
@@ -83,11 +183,84 @@ class TaskConfig:
             )
 
 
+def _check_data(task: TaskConfig) -> None:
+    """Exactly one place that items come from, with every file its format has."""
+    if (task.source is None) == (task.format is None):
+        found = "both" if task.source else "neither"
+        raise ValueError(
+            f"source: found {found} of `source` and `format`; a task reads either an ingested "
+            "source, or the files of an official format."
+        )
+    if task.format is None:
+        return
+    needed = FILES[task.format]
+    for name, files in (("files", task.files), ("shot_files", task.shot_files)):
+        if files is None and name == "shot_files":
+            continue
+        found = set(files or {})
+        if missing := sorted(needed - found):
+            raise ValueError(
+                f"{name}: found {sorted(found)}, but the format {task.format} also needs "
+                f"{missing}; give each the path of a file or folder."
+            )
+        if unknown := sorted(found - needed):
+            raise ValueError(
+                f"{name}: found {unknown}, which the format {task.format} does not have; it has "
+                f"{sorted(needed)}."
+            )
+
+
+def _check_prompt(task: TaskConfig) -> None:
+    num_images = task.prompt.count("{image}")
+    if num_images != 1 and not (task.interleaved and num_images == 0):
+        raise ValueError(f"prompt: found {task.prompt!r}, expected '{{image}}' exactly once.")
+    if task.prompt.count("{question}") != task.question_slots:
+        raise ValueError(
+            f"prompt: found {task.prompt!r}, expected '{{question}}' {task.question_slots} "
+            f"time(s) for the metric {task.metric}."
+        )
+    if task.metric.has_letters and task.prompt.count("{options}") != 1:
+        raise ValueError(
+            f"prompt: found {task.prompt!r}, expected '{{options}}' exactly once for the metric "
+            f"{task.metric}."
+        )
+    if task.metric.needs_judge and "{answer}" not in task.judge_prompt:
+        raise ValueError(
+            f"judge_prompt: found {task.judge_prompt!r}, expected '{{answer}}' in it: the judge "
+            "must see the answer that it marks."
+        )
+
+
+@parameters
+class JudgeConfig:
+    """A language model that marks answers, behind an OpenAI-compatible address."""
+
+    endpoint: str
+    """Address up to `/v1`; requests go to `<endpoint>/chat/completions`."""
+    model: str
+    """Name that the endpoint knows it by; it stands beside every score it made."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None sends none."""
+    max_tokens: int = 256
+    """Longest reply, in tokens."""
+    timeout_seconds: float = operational(default=120.0)
+    max_retries: int = operational(default=3)
+
+    def __post_init__(self) -> None:
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(
+                f"endpoint: found {self.endpoint!r}, expected an address that starts with http:// "
+                "or https://."
+            )
+
+
 @parameters
 class EvaluateConfig:
     """Parameters of the stage `evaluate`."""
 
     tasks: dict[str, TaskConfig]
+    judge: JudgeConfig | None = None
+    """Marks the answers of tasks whose metric needs a judge."""
     max_validation_items: int = 512
     """Held-out sequences, and captions, whose loss is measured, a source."""
     bootstrap_samples: int = 2_000
@@ -101,3 +274,12 @@ class EvaluateConfig:
     """Positions of a prompt with its answer above which nothing is run: the key-value cache's
     limit."""
     device: Literal["auto", "cpu", "cuda"] = operational(default="auto")
+
+    def __post_init__(self) -> None:
+        for name, task in self.tasks.items():
+            if task.metric.needs_judge and self.judge is None:
+                raise ValueError(
+                    f"tasks.{name}.metric: found {task.metric}, which needs a judge, but "
+                    "evaluate.judge names none; give evaluate.judge.endpoint and "
+                    "evaluate.judge.model of an OpenAI-compatible server, or leave the task out."
+                )

@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mm1_pipeline.config.evaluation import EvaluateConfig, Precision
+from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, MixedResolution, Precision
 from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.held_out import held_out_losses
 from mm1_pipeline.evaluation.images import ImageFeatures
+from mm1_pipeline.evaluation.judge import Judge
+from mm1_pipeline.evaluation.mathvista import RULES
 from mm1_pipeline.evaluation.postprocess import POSTPROCESS
 from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
+from mm1_pipeline.evaluation.resolution import check_budget
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
@@ -107,8 +110,10 @@ def evaluate(
     Raises:
         ValueError: If a task has too few records or examples, a prompt does not fit the cache,
             or a model belongs to another tokenizer or image size.
+        JudgeError: If the judge cannot be asked.
     """
     harness = build_harness(config, tokenizer_dir, shards_dir, records_dir)
+    judge = _judge(config, work_dir)
     device = _device(config.device)
     for name, directory in models.items():
         _check_model(name, load_model(directory), harness)
@@ -122,8 +127,9 @@ def evaluate(
             )
             model = _in_precision(model, config.precision)
             logs = _Logs(work_dir, _made_with(config, directory, shards_dir))
-            seeing = _answer_all(name, model, harness, progress, logs)
-            blind = _answer_all(name + BLIND_SUFFIX, model, harness, progress, logs, blind=True)
+            run = _Run(harness, progress, logs, judge)
+            seeing = _answer_all(name, model, run)
+            blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
             entries[name] = _entry(harness, seeing, blind)
             entries[name + BLIND_SUFFIX] = _entry(harness, blind)
             _write(output_dir / name, seeing)
@@ -137,6 +143,7 @@ def evaluate(
             "prompts_sha256": prompts_sha256(harness.prompts),
             "postprocess": POSTPROCESS,
             "tokenizer": CAPTION_TOKENIZER,
+            **_judge_facts(config),
         },
     }
     return Evaluation(evaluation, {"models": held_out})
@@ -169,6 +176,8 @@ def build_harness(
 
 
 def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
+    if task.config.resolution is not None:
+        _check_budget(harness, task, num_shots, task.config.resolution)
     longest = check_lengths(
         harness.prompts[task.name, num_shots],
         task.config.max_new_tokens,
@@ -184,6 +193,15 @@ def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
             longest,
             trained,
         )
+
+
+def _check_budget(
+    harness: Harness, task: Task, num_shots: int, resolution: MixedResolution
+) -> None:
+    image_tokens = harness.index.packing.image_tokens
+    texts = (len(p) - image_tokens * sum(p.tiles) for p in harness.prompts[task.name, num_shots])
+    num_rest = max(texts, default=0) + task.config.max_new_tokens
+    check_budget(task.name, num_shots, resolution, image_tokens, num_rest)
 
 
 def _check_model(name: str, model: MM1, harness: Harness) -> None:
@@ -211,32 +229,37 @@ def _check_model(name: str, model: MM1, harness: Harness) -> None:
         )
 
 
-def _answer_all(
-    name: str,
-    model: MM1,
-    harness: Harness,
-    progress: EvaluationProgress,
-    logs: _Logs,
-    *,
-    blind: bool = False,
-) -> Scores:
+@dataclass(frozen=True)
+class _Run:
+    """What answering needs besides a model."""
+
+    harness: Harness
+    progress: EvaluationProgress
+    logs: _Logs
+    judge: Judge | None
+
+
+def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Scores:
     scores: Scores = {}
+    harness = run.harness
     for task in harness.tasks:
         features = ImageFeatures(model, task.images, harness.index.image, blind=blind)
         generator = Generator(model, harness.tokenizer, features, harness.config.batch_size)
         for num_shots in task.config.shots:
             prompts = harness.prompts[task.name, num_shots]
             positions = sum(map(len, prompts)) / max(len(prompts), 1) + task.config.max_new_tokens
-            part = progress.part(f"{name} {task.name} {num_shots}-shot", len(prompts), positions)
+            part = run.progress.part(
+                f"{name} {task.name} {num_shots}-shot", len(prompts), positions
+            )
             answers = generator.generate(
                 prompts,
                 max_new_tokens=task.config.max_new_tokens,
                 stop=task.config.stop,
                 advance=part.advance,
-                log=logs.of(name, task, num_shots),
+                log=run.logs.of(name, task, num_shots),
             )
-            scored = score_outputs(task, num_shots, prompts, answers)
-            part.finish(f"{task.config.metric.value} {scored.values.mean():.1f}")
+            scored = score_outputs(task, num_shots, prompts, answers, run.judge)
+            part.finish(f"{task.config.metric.value} {scored.value:.1f}")
             scores[task.name, num_shots] = scored
     return scores
 
@@ -290,6 +313,8 @@ def _frequent_scores(harness: Harness) -> Scores:
     """The same answer to every prompt; it needs no shots, so it scores the same with any."""
     scores: Scores = {}
     for task, num_shots in harness.parts():
+        if task.config.metric.needs_judge:
+            continue  # No judge is paid for one answer to every question.
         prompts = harness.prompts[task.name, num_shots]
         answers = [Answer(most_frequent_answer(task))] * len(prompts)
         scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
@@ -300,7 +325,9 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
     """A model's entry in evaluation.json."""
     num_samples, seed = harness.config.bootstrap_samples, harness.config.seed
     tasks: dict[str, Any] = {
-        task.name: {"metric": task.config.metric.value, "shots": {}} for task in harness.tasks
+        task.name: _task_entry(task)
+        for task in harness.tasks
+        if any(name == task.name for name, _ in scores)
     }
     for (task, num_shots), scored in scores.items():
         summary = scored.summary(num_samples, seed)
@@ -309,6 +336,38 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
             summary["gain_over_blind"] = gain
         tasks[task]["shots"][str(num_shots)] = summary
     return {"tasks": tasks}
+
+
+def _task_entry(task: Task) -> dict[str, Any]:
+    """Metric and, of official benchmarks, what the number may be compared with."""
+    config = task.config
+    entry: dict[str, Any] = {"metric": config.metric.value, "shots": {}}
+    if config.title:
+        entry["title"] = config.title
+    if config.paper is not None:
+        entry["paper"] = config.paper
+    if config.unconfirmed:
+        entry["unconfirmed"] = list(config.unconfirmed)
+    return entry
+
+
+def _judge(config: EvaluateConfig, work_dir: Path | None) -> Judge | None:
+    if config.judge is None:
+        return None
+    return Judge(config.judge, None if work_dir is None else work_dir / "judge.jsonl")
+
+
+def _judge_facts(config: EvaluateConfig) -> dict[str, Any]:
+    """The judge and its prompts, or how answers were extracted without one."""
+    metrics = {task.metric for task in config.tasks.values()}
+    if config.judge is None:
+        return {"mathvista_extraction": RULES} if Metric.MATHVISTA in metrics else {}
+    prompts = {
+        name: hashlib.sha256(task.judge_prompt.encode()).hexdigest()
+        for name, task in config.tasks.items()
+        if task.metric.needs_judge
+    }
+    return {"judge": {"model": config.judge.model, "prompts_sha256": prompts}}
 
 
 def _write(directory: Path, scores: Scores) -> None:

@@ -53,18 +53,29 @@ def cider_scores(
 def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     """Agreement of an answer with people: mean over all but one of them of min(matches / 3, 1).
 
+    Answers are normalised where people differ. Where all of them wrote the same, the official
+    scorer compares as it stands, and so does this one: pass an answer that is normalised already
+    (`process_output` does) to be scored as published models are.
+
     Source: the official VQA evaluation.
 
     Args:
-        answer: The answer; normalised here, which changes nothing if it is already.
+        answer: The answer.
         human_answers: What ten people answered.
 
     Returns:
         0..1.
     """
-    given = normalize_vqa_answer(answer)
-    matches = sum(normalize_vqa_answer(human) == given for human in human_answers)
-    others = len(human_answers) - matches
+    given, humans = _one_line(answer), [_one_line(human) for human in human_answers]
+    if len(set(humans)) > 1:
+        given = normalize_vqa_answer(given)
+        humans = [normalize_vqa_answer(human) for human in humans]
+    matches = sum(human == given for human in humans)
+    others = len(humans) - matches
     agreeing_left_out = min((matches - 1) / 3, 1.0)
     other_left_out = min(matches / 3, 1.0)
-    return (matches * agreeing_left_out + others * other_left_out) / len(human_answers)
+    return (matches * agreeing_left_out + others * other_left_out) / len(humans)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()

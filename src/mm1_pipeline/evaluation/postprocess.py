@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from mm1_pipeline.config.evaluation import Metric
 
-POSTPROCESS = "stop-strings-1;captions=whitespace-1;vqa=vqa-v2-normalization-1"
+POSTPROCESS = (
+    "stop-strings-1;captions=whitespace-1;vqa=vqa-v2-normalization-1;options=named-1;"
+    "yes-no=pope-1,mme-1"
+)
 """Names these rules in evaluation.json; a change of a rule raises its number."""
 
 ARTICLES = frozenset({"a", "an", "the"})
@@ -20,6 +23,9 @@ DIGITS = {
     )
 } | {"none": "0"}
 """Number words that VQAv2 writes as digits."""
+
+_MAX_STOPS = 32
+"""The official script passes a flag where the count of replacements belongs."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
@@ -50,8 +56,9 @@ def _spellings_without_apostrophe() -> dict[str, str]:
     }
 
 
-CONTRACTIONS = _spellings_without_apostrophe()
-"""Misspelt contractions and how VQAv2 writes them: `dont` -> `don't`."""
+CONTRACTIONS = _spellings_without_apostrophe() | {"somebody'd": "somebodyd"}
+"""Misspelt contractions and how VQAv2 writes them: `dont` -> `don't`. The last one is a slip of
+the official list, and scores depend on it."""
 
 
 def has_stop(text: str, stop: Sequence[str]) -> bool:
@@ -76,14 +83,12 @@ def process_output(text: str, metric: Metric, stop: Sequence[str]) -> str:
         stop: Strings at which an answer ends.
 
     Returns:
-        A caption with single spaces, or a normalised VQA answer.
+        A normalised VQA answer, or the text with single spaces.
     """
     answer = cut_at_stop(text, stop)
-    match metric:
-        case Metric.CIDER:
-            return " ".join(answer.split())
-        case Metric.VQA_ACCURACY:
-            return normalize_vqa_answer(answer)
+    if metric == Metric.VQA_ACCURACY:
+        return normalize_vqa_answer(answer)
+    return " ".join(answer.split())
 
 
 def normalize_vqa_answer(text: str) -> str:
@@ -94,8 +99,8 @@ def normalize_vqa_answer(text: str) -> str:
     both sides of a comma (1,000); otherwise it becomes a space. A full stop stays only before
     a digit.
 
-    Source: the rules of the official VQA evaluation; deviation: they hold for every answer,
-    where the official script leaves out answers on which all ten people agree word for word.
+    Source: the rules of the official VQA evaluation, including that it strips at most 32 full
+    stops.
     """
     words = _drop_punctuation(" ".join(text.split())).lower().split()
     digits = (DIGITS.get(word, word) for word in words)
@@ -108,4 +113,4 @@ def _drop_punctuation(text: str) -> str:
         ord(mark): "" if in_number or f"{mark} " in text or f" {mark}" in text else " "
         for mark in _PUNCTUATION
     }
-    return re.sub(r"\.(?!\d)", "", text.translate(replacement))
+    return re.sub(r"\.(?!\d)", "", text.translate(replacement), count=_MAX_STOPS)

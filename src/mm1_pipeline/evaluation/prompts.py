@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.corpus.records import Segment
+from mm1_pipeline.evaluation.resolution import tiles_per_example
 from mm1_pipeline.evaluation.shots import ShotPool
-from mm1_pipeline.evaluation.tasks import Task, TaskItem
+from mm1_pipeline.evaluation.tasks import FilePool, Task, TaskItem, option_lines
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
-IMAGE, QUESTION = "{image}", "{question}"
+IMAGE, QUESTION, OPTIONS = "{image}", "{question}", "{options}"
+
+_SLOT = re.compile(r"(\{image\}|\{question\}|\{options\})")
+_NAMED_IMAGE = re.compile(r"<image (\d+)>")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Prompt:
         sha256: Of `content`.
         input_ids: int32[length], image tokens at the images' places.
         images: SHA-256 of each image in order.
+        tiles: Squares of each image, in the same order; each takes the same positions.
     """
 
     key: str
@@ -46,6 +53,7 @@ class Prompt:
     sha256: str
     input_ids: np.ndarray
     images: tuple[str, ...]
+    tiles: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -54,19 +62,90 @@ class Prompt:
 def example_segments(
     template: str, image: int, question: str | None, answer: str | None
 ) -> list[Segment]:
+    """One example of one image as segments; see `item_segments`."""
+    parts = _fill(template, [image], question or "", (), interleaved=False)
+    return _to_segments(parts, answer)
+
+
+def item_segments(
+    config: TaskConfig, item: TaskItem, first_image: int, answer: str | None
+) -> list[Segment]:
     """One example as segments: the filled template and, for a shot, the answer after a space.
 
     Args:
-        template: Text with `{image}` and, for questions, `{question}`.
-        image: Index of the image.
-        question: What is asked; None if the template asks nothing.
+        config: Gives the template with `{image}`, `{question}` and `{options}`.
+        item: What the slots are filled with. All its images stand at `{image}`; if the task is
+            interleaved, those that question or options name stand where they are named.
+        first_image: Index of the item's first image.
         answer: The answer a shot shows; None leaves the example open.
     """
-    before, after = (part.replace(QUESTION, question or "") for part in template.split(IMAGE))
+    template = config.prompt
+    if config.open_prompt and not item.options:
+        template = config.open_prompt
+    images = list(range(first_image, first_image + len(item.images)))
+    parts = _fill(
+        template, images, item.question or "", item.options, interleaved=config.interleaved
+    )
+    return _to_segments(parts, answer)
+
+
+def _fill(
+    template: str,
+    images: Sequence[int],
+    question: str,
+    options: Sequence[str],
+    *,
+    interleaved: bool,
+) -> list[str | int]:
+    """Texts and image indices in reading order; what fills a slot is never a slot itself."""
+    if not options:
+        template = template.replace(f"\n{OPTIONS}", "").replace(OPTIONS, "")
+    lines = option_lines(options)
+    named = {
+        int(number)
+        for number in _NAMED_IMAGE.findall(question + lines)
+        if interleaved and 0 < int(number) <= len(images)
+    }
+    parts: list[str | int] = []
+    for piece in _SLOT.split(template):
+        if piece == IMAGE:
+            parts += [image for place, image in enumerate(images, 1) if place not in named]
+        elif piece in (QUESTION, OPTIONS):
+            text = question if piece == QUESTION else lines
+            parts += _with_images(text, images, named) if named else [text]
+        else:
+            parts.append(piece)
+    return parts
+
+
+def _with_images(text: str, images: Sequence[int], named: set[int]) -> list[str | int]:
+    """A text with images at the places it names; a second mention stays text."""
+    parts: list[str | int] = []
+    end = 0
+    for match in _NAMED_IMAGE.finditer(text):
+        number = int(match[1])
+        if number in named:
+            parts += [text[end : match.start()], images[number - 1]]
+            end = match.end()
+            named.discard(number)
+    return [*parts, text[end:]]
+
+
+def _to_segments(parts: Iterable[str | int], answer: str | None) -> list[Segment]:
+    """Segments with neighbouring texts joined, and the answer after the last text."""
+    joined: list[str | int] = [""]
+    for part in parts:
+        if isinstance(part, int):
+            joined += [part, ""]
+        else:
+            joined[-1] = f"{joined[-1]}{part}"
     if answer is not None:
-        after = f"{after.rstrip()} {answer}"
-    segments = [Segment.of_text(before), Segment.of_image(image), Segment.of_text(after)]
-    return [segment for segment in segments if segment.text is None or segment.text.strip()]
+        joined[-1] = f"{str(joined[-1]).rstrip()} {answer}"
+    return [
+        Segment.of_image(part) if isinstance(part, int) else Segment.of_text(part)
+        for part in joined
+        if isinstance(part, int) or part.strip()
+    ]
 
 
 def build_prompt(
@@ -79,20 +158,22 @@ def build_prompt(
         item: What is asked.
         shots: Keys of the items shown, in order.
         tokenizer: Encodes the text.
-        image_tokens: Positions one image takes.
+        image_tokens: Positions one square of an image takes.
     """
-    template = task.config.prompt
+    examples = [*(task.pool[key] for key in shots), item]
+    per_example = tiles_per_example(len(shots), task.config.resolution)
     segments: list[Segment] = []
-    for index, key in enumerate(shots):
-        shot = task.pool[key]
-        answer = shot.shown_answer(task.config.metric)
-        segments += example_segments(template, index, shot.question, answer)
-    segments += example_segments(template, len(shots), item.question, None)
-    images = (*(task.pool[key].image for key in shots), item.image)
+    images: list[str] = []
+    tiles: list[int] = []
+    for example, squares in zip(examples, per_example, strict=True):
+        answer = None if example is item else example.shown_answer(task.config.metric)
+        segments += item_segments(task.config, example, len(images), answer)
+        images += example.images
+        tiles += [squares] * len(example.images)
     content = json.dumps(
         [images[s.image] if s.image is not None else s.text for s in segments], ensure_ascii=False
     )
-    document = serialize(segments, tokenizer, image_tokens, end=False)
+    document = serialize(segments, tokenizer, image_tokens, tiles=tiles, end=False)
     return Prompt(
         key=item.key,
         shots=tuple(shots),
@@ -100,6 +181,7 @@ def build_prompt(
         sha256=_sha256(content),
         input_ids=document.input_ids,
         images=tuple(images[index] for index in document.images),
+        tiles=tuple(tiles[index] for index in document.images),
     )
 
 
@@ -111,15 +193,32 @@ def build_prompts(
     Raises:
         ValueError: If the source has too few other examples to show.
     """
-    images = {key: [item.image] for key, item in task.pool.items()}
-    pool = ShotPool(task.name, images, seed, task.config.shot_draw)
+    pool = shot_pool(task, seed)
     return [
         build_prompt(
-            task, item, pool.draw(item.key, [item.image], num_shots), tokenizer, image_tokens
+            task, item, pool.draw(item.key, item.images, num_shots), tokenizer, image_tokens
         )
         for item in task.items
         if item.failure is None
     ]
+
+
+def shot_pool(task: Task, seed: int) -> ShotPool:
+    """The examples that prompts of a task may show.
+
+    Images of examples out of files are read when an example is drawn, and compared by content
+    then: a training split may hold the query's image under another name.
+    """
+    draw = task.config.shot_draw
+    if not isinstance(task.pool, FilePool):
+        images = {key: item.images for key, item in task.pool.items()}
+        return ShotPool(task.name, images, seed, draw)
+
+    def content(key: str) -> tuple[str, ...] | None:
+        example = task.pool[key]
+        return None if example.failure is not None else example.images
+
+    return ShotPool(task.name, dict.fromkeys(task.pool, ()), seed, draw, content)
 
 
 def check_lengths(prompts: Iterable[Prompt], max_new_tokens: int, max_positions: int) -> int:

@@ -5,19 +5,42 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.evaluation.aggregates import (
+    Statistic,
+    circular_statistic,
+    details,
+    group_minimum,
+    mme_statistic,
+    pope_statistic,
+)
+from mm1_pipeline.evaluation.answer_processing import process_answer
 from mm1_pipeline.evaluation.answers import Answer
+from mm1_pipeline.evaluation.judge import Judge
+from mm1_pipeline.evaluation.judged import Judged, judge_items, ratio_statistic
+from mm1_pipeline.evaluation.mathvista import mathvista_score
 from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
-from mm1_pipeline.evaluation.postprocess import process_output
+from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
-from mm1_pipeline.evaluation.statistics import paired_interval, standard_error
+from mm1_pipeline.evaluation.statistics import (
+    Interval,
+    bootstrap_statistic,
+    paired_interval,
+    standard_error,
+)
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
+from mm1_pipeline.evaluation.text_metrics import (
+    anls,
+    exact_match,
+    open_answer_match,
+    relaxed_accuracy,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +54,56 @@ class TaskScores:
 
     Attributes:
         values: float64[n]; an item that could not be asked has 0.
-        images: The image of each item; items of one image are resampled together.
+        images: The cluster of each item, its image or its group; items of one are resampled
+            together.
         rows: What was asked, answered and scored, an item a row.
+        statistic: The task's number as a function of the items' weights; None for the mean.
+        count: What `n` counts where that is not the items.
+        details: Parts of the number, such as its categories; empty without parts.
     """
 
     values: np.ndarray
     images: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    statistic: Statistic | None = None
+    count: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The task's number."""
+        if self.statistic is None:
+            return float(self.values.mean())
+        return self.statistic(np.ones(len(self.values)))
 
     def summary(self, num_samples: int, seed: int) -> dict[str, Any]:
-        """Mean, standard error, items, and those among them that could not be asked.
+        """The task's number, standard error, items, and those that could not be asked.
 
         Args:
             num_samples: Bootstrap resamples.
             seed: Same seed, same resamples.
         """
+        if self.statistic is None:
+            stderr = standard_error(self.values, num_samples, seed, self.images)
+        else:
+            stderr = float(self._resampled(num_samples, seed).std(ddof=1))
         return {
-            "value": round(float(self.values.mean()), _DIGITS),
-            "stderr": round(standard_error(self.values, num_samples, seed, self.images), _DIGITS),
-            "n": len(self.values),
+            "value": round(self.value, _DIGITS),
+            "stderr": round(stderr, _DIGITS),
+            "n": len(self.values) if self.count is None else self.count,
             "failed": sum(row["failure"] is not None for row in self.rows),
+            **({"details": dict(self.details)} if self.details else {}),
         }
 
     def gain_over(self, other: TaskScores, num_samples: int, seed: int) -> dict[str, float]:
-        """Mean of the differences to another model's scores with its paired 95 % interval."""
-        interval = paired_interval(self.values, other.values, num_samples, seed, self.images)
+        """The difference to another model's number with its paired 95 % interval."""
+        if self.statistic is None:
+            interval = paired_interval(self.values, other.values, num_samples, seed, self.images)
+        else:
+            # The same seed draws the same items for both.
+            drawn = self._resampled(num_samples, seed) - other._resampled(num_samples, seed)
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            interval = Interval(self.value - other.value, float(low), float(high))
         return {name: round(value, _DIGITS) for name, value in interval._asdict().items()}
 
     def write(self, path: Path) -> None:
@@ -64,9 +112,17 @@ class TaskScores:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
         path.write_text("".join(lines), encoding="utf-8")
 
+    def _resampled(self, num_samples: int, seed: int) -> np.ndarray:
+        assert self.statistic is not None
+        return bootstrap_statistic(self.statistic, num_samples, seed, self.images)
+
 
 def score_outputs(
-    task: Task, num_shots: int, prompts: Sequence[Prompt], answers: Sequence[Answer]
+    task: Task,
+    num_shots: int,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    judge: Judge | None = None,
 ) -> TaskScores:
     """Scores the answers of one model on one task; what could not be answered is wrong.
 
@@ -75,6 +131,7 @@ def score_outputs(
         num_shots: Shots of the prompts.
         prompts: Prompt of every item that can be asked.
         answers: The answer to each prompt.
+        judge: Marks the answers where the metric needs it, and extracts MathVista's.
     """
     asked = {prompt.key: prompt for prompt in prompts}
     answered = {prompt.key: answer for prompt, answer in zip(prompts, answers, strict=True)}
@@ -82,16 +139,24 @@ def score_outputs(
     failures = task.failures | {
         key: answer.failure for key, answer in answered.items() if answer.failure is not None
     }
+    judged = _judged(task, raw, judge)
+    failures |= {key: mark.failure for key, mark in judged.items() if mark.failure is not None}
     for key in failures.keys() - task.failures.keys():
         logger.warning(
             "%s, %d shots: item %s counts as wrong: %s", task.name, num_shots, key, failures[key]
         )
     processed = {
-        key: process_output(output, task.config.metric, task.config.stop)
-        for key, output in raw.items()
+        item.key: judged[item.key].text
+        if item.key in judged
+        else process_answer(raw[item.key], task.config, item)
+        for item in task.items
+        if item.key in raw
     }
-    values = _PERCENT * _score_items(task, processed)
-    rows = (
+    right = _score_items(task, processed, judged)
+    values = _PERCENT * (
+        group_minimum(task.items, right) if task.config.metric == Metric.CIRCULAR else right
+    )
+    rows = tuple(
         {
             "id": f"{task.name}/{num_shots}shot/{item.key}",
             "source": task.config.source,
@@ -103,23 +168,100 @@ def score_outputs(
             "references": list(item.references),
             "score": round(float(value), _DIGITS),
             "failure": failures.get(item.key),
+            **_facts(task, item, judged.get(item.key)),
         }
         for item, value in zip(task.items, values, strict=True)
     )
-    images = tuple(item.image or item.key for item in task.items)
-    return TaskScores(values, images, tuple(rows))
+    given = [processed.get(item.key, "") for item in task.items]
+    return TaskScores(
+        values=values,
+        images=tuple(item.cluster for item in task.items),
+        rows=rows,
+        statistic=_statistic(task, right, given, judged),
+        count=_count(task),
+        details=details(task.config.metric, task.items, right, given),
+    )
 
 
-def _score_items(task: Task, processed: Mapping[str, str]) -> np.ndarray:
-    match task.config.metric:
+def _facts(task: Task, item: TaskItem, judged: Judged | None) -> dict[str, Any]:
+    """What a row says besides, of items out of official files."""
+    if task.config.format is None:
+        return {}
+    facts: dict[str, Any] = {"question": item.question, "image": item.image}
+    if item.options:
+        facts["options"] = list(item.options)
+    if item.category:
+        facts["category"] = item.category
+    if judged is not None:
+        facts["judge"] = judged.record
+    return facts
+
+
+def _judged(task: Task, raw: Mapping[str, str], judge: Judge | None) -> dict[str, Judged]:
+    items = [item for item in task.items if item.key in raw]
+    texts = {key: cut_at_stop(text, task.config.stop).strip() for key, text in raw.items()}
+    return judge_items(task.config, items, texts, judge)
+
+
+def _score_items(
+    task: Task, processed: Mapping[str, str], judged: Mapping[str, Judged]
+) -> np.ndarray:
+    """float64[n], 0..1 but for CIDEr and ratios; what was not answered is 0."""
+    if task.config.metric == Metric.CIDER:
+        return _cider(task.items, processed)
+    return np.array(
+        [
+            judged[item.key].value
+            if item.key in judged and judged[item.key].value is not None
+            else _score(task.config.metric, item, processed.get(item.key))
+            for item in task.items
+        ],
+        dtype=np.float64,
+    )
+
+
+def _score(metric: Metric, item: TaskItem, answer: str | None) -> float:
+    if answer is None:
+        return 0.0
+    match metric:
         case Metric.VQA_ACCURACY:
-            return np.array([_accuracy(item, processed.get(item.key)) for item in task.items])
-        case Metric.CIDER:
-            return _cider(task.items, processed)
+            return vqa_accuracy(answer, item.references)
+        case Metric.ANLS:
+            return anls(answer, item.references)
+        case Metric.RELAXED_ACCURACY:
+            return relaxed_accuracy(answer, item.references)
+        case Metric.CHOICE if not item.options:
+            return open_answer_match(answer, item.references)
+        case Metric.CHOICE | Metric.CIRCULAR | Metric.POPE_F1 | Metric.MME_SCORE:
+            return float(answer in item.references)
+        case Metric.MATHVISTA:
+            return mathvista_score(answer, item)
+        case Metric.JUDGE_RATIO | Metric.JUDGE_GRADE:
+            return 0.0  # A reply that could not be read; the row's failure says so.
+        case Metric.EXACT_MATCH | Metric.CIDER:
+            return exact_match(answer, item.references)
 
 
-def _accuracy(item: TaskItem, answer: str | None) -> float:
-    return 0.0 if answer is None else vqa_accuracy(answer, item.references)
+def _statistic(
+    task: Task, right: np.ndarray, given: Sequence[str], judged: Mapping[str, Judged]
+) -> Statistic | None:
+    match task.config.metric:
+        case Metric.POPE_F1:
+            return pope_statistic(task.items, given)
+        case Metric.MME_SCORE:
+            return mme_statistic(task.items, right)
+        case Metric.CIRCULAR:
+            return circular_statistic(task.items, right)
+        case Metric.JUDGE_RATIO:
+            return ratio_statistic(task.items, judged)
+    return None
+
+
+def _count(task: Task) -> int | None:
+    """Questions, not their rotations."""
+    if task.config.metric == Metric.CIRCULAR:
+        return len({item.cluster for item in task.items})
+    return None
 
 
 def _cider(items: Sequence[TaskItem], processed: Mapping[str, str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,34 @@ def standard_error(
 ) -> float:
     """Bootstrap standard error of the mean; for the arguments, see `bootstrap_means`."""
     return float(bootstrap_means(values, num_samples, seed, groups).std(ddof=1))
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float],
+    num_samples: int,
+    seed: int,
+    groups: Sequence[Hashable],
+) -> np.ndarray:
+    """Values of a statistic over resamples of whole groups, drawn as in `bootstrap_means`.
+
+    Args:
+        statistic: From the weights of the items, float64[n]: how often each was drawn.
+        num_samples: Resamples.
+        seed: Same seed, same resamples.
+        groups: The group of each item.
+
+    Returns:
+        float64[num_samples].
+    """
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    index = np.array([number[group] for group in groups])
+    rng = np.random.default_rng(seed)
+    found = np.empty(num_samples)
+    for sample in range(num_samples):
+        drawn = rng.integers(0, len(number), len(number))
+        counts = np.bincount(drawn, minlength=len(number))
+        found[sample] = statistic(counts[index].astype(np.float64))
+    return found
 
 
 def paired_interval(

@@ -6,16 +6,22 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from mm1_pipeline.config.evaluation import Metric, TaskConfig
 from mm1_pipeline.corpus.images import RejectedImage, check_image
 from mm1_pipeline.corpus.records import Record, SegmentType, read_records
+from mm1_pipeline.evaluation.formats.base import FormatFiles, RawItem, letter
+from mm1_pipeline.evaluation.formats.dispatch import read_items
+from mm1_pipeline.evaluation.image_store import ImageStore, image_failure
 from mm1_pipeline.evaluation.metrics import NUM_ANSWERS
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", "TaskItem", RawItem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +29,69 @@ class TaskItem:
     """One thing a model is asked.
 
     Attributes:
-        key: The record's key.
-        image: SHA-256 of its encoded image; empty when the item has none.
+        key: Unique within the task.
+        images: SHA-256 of its encoded images; empty when it has none.
         question: What is asked; None for captions.
-        references: Captions, or the answers of ten people.
+        references: Captions, the answers of ten people, the right letter or the right answer.
         failure: Why it cannot be asked; it then scores 0. None if it can.
+        options: Texts of the options, A first.
+        group: Items of one group are judged together; empty for an item alone.
+        category: Split, kind or capability that scores are also given by.
+        facts: What else the metric needs.
     """
 
     key: str
-    image: str
+    images: tuple[str, ...]
     question: str | None
     references: tuple[str, ...]
     failure: str | None = None
+    options: tuple[str, ...] = ()
+    group: str = ""
+    category: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image(self) -> str:
+        """SHA-256 of the first image; empty when the item has none."""
+        return self.images[0] if self.images else ""
+
+    @property
+    def cluster(self) -> str:
+        """What is resampled together: the group, else the image, else the item."""
+        return self.group or self.image or self.key
 
     def shown_answer(self, metric: Metric) -> str:
-        """The answer a prompt shows when the item is a shot.
+        """The answer a prompt shows when the item is a shot; see `shown_answer`."""
+        return shown_answer(self.references, metric)
 
-        A caption shot shows the first reference. A question shows what most people said; the
-        first of them on a tie.
-        """
-        match metric:
-            case Metric.CIDER:
-                return self.references[0]
-            case Metric.VQA_ACCURACY:
-                return Counter(self.references).most_common(1)[0][0]
+
+def shown_answer(references: tuple[str, ...], metric: Metric) -> str:
+    """The answer a prompt shows for an example: what most of ten people said, else the first."""
+    if metric == Metric.VQA_ACCURACY:
+        return Counter(references).most_common(1)[0][0]
+    return references[0]
+
+
+class FilePool(Mapping[str, TaskItem]):
+    """Examples out of files: an image is read only when its example is drawn."""
+
+    def __init__(self, items: Iterable[RawItem], metric: Metric, images: ImageStore) -> None:
+        self._items = {item.key: item for item in items if _failure(item, metric) is None}
+        self._metric = metric
+        self._images = images
+
+    def __getitem__(self, key: str) -> TaskItem:
+        return _hashed(self._items[key], self._metric, self._images)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def shown_answers(self) -> Iterator[str]:
+        """The answer each example would show, without reading an image."""
+        return (shown_answer(item.references, self._metric) for item in self._items.values())
 
 
 @dataclass(frozen=True)
@@ -57,7 +102,8 @@ class Task:
         name: As in `tasks` of the parameters.
         config: Its parameters.
         items: What is asked and scored, in the order of the records.
-        pool: Items that may be shown as shots: every sound item of the source, by key.
+        pool: Items that may be shown as shots, by key. Out of a source, every sound item of it;
+            out of files, those of the training split where given, whose images are yet unread.
         images: Encoded images of items and pool, by SHA-256.
     """
 
@@ -72,9 +118,15 @@ class Task:
         """Why items cannot be asked, by key."""
         return {item.key: item.failure for item in self.items if item.failure is not None}
 
+    def shown_answers(self) -> Iterable[str]:
+        """The answer that each example of the pool would show."""
+        if isinstance(self.pool, FilePool):
+            return self.pool.shown_answers()
+        return (item.shown_answer(self.config.metric) for item in self.pool.values())
+
 
 def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Task:
-    """Reads a task's items from the records of its source.
+    """Reads a task's items from the records of its source, or from official files.
 
     An item without image, question or references, or with an image that does not decode,
     stays in the task as a failure and is never shown as a shot.
@@ -86,34 +138,19 @@ def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Ta
         seed: Chooses the items when `max_items` is set.
 
     Returns:
-        The task, with every encoded image in memory once.
+        The task.
 
     Raises:
-        ValueError: If the source has fewer than two records, or none that can be asked.
+        ValueError: If there are fewer than two items, or none that can be asked.
     """
-    images: dict[str, bytes] = {}
-    items = []
-    for record in read_records(records_dir, config.source):
-        items.append(_read_item(record, config.metric))
-        images.update({image.sha256: image.bytes for image in record.images})
-    items = _fail_broken_images(items, images)
-    if len(items) < 2:
-        raise ValueError(
-            f"tasks.{name}.source: found {len(items)} records in {config.source!r}; a score with "
-            "a standard error needs at least 2."
-        )
-    asked = _choose_items(name, items, config.max_items, seed)
-    task = Task(
-        name=name,
-        config=config,
-        items=tuple(asked),
-        pool={item.key: item for item in items if item.failure is None},
-        images=images,
-    )
-    if not task.pool:
+    if config.source is not None:
+        task = _load_source(name, config, config.source, records_dir, seed)
+    else:
+        task = _load_files(name, config, seed)
+    if not any(item.failure is None for item in task.items) or not task.pool:
         reasons = sorted(set(task.failures.values()))
         raise ValueError(
-            f"tasks.{name}.source: found no usable record in {config.source!r}: "
+            f"tasks.{name}.{_place(config)}: found no usable record in {_data(config)!r}: "
             f"{'; '.join(reasons[:3])}. Check the source's format and the task's metric."
         )
     for key, reason in task.failures.items():
@@ -121,9 +158,132 @@ def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Ta
     return task
 
 
+def _load_source(name: str, config: TaskConfig, source: str, records_dir: Path, seed: int) -> Task:
+    """Every encoded image is in memory once."""
+    images: dict[str, bytes] = {}
+    items = []
+    for record in read_records(records_dir, source):
+        items.append(_read_item(record, config.metric))
+        images.update({image.sha256: image.bytes for image in record.images})
+    items = _fail_broken_images(items, images)
+    _check_count(name, config, len(items))
+    return Task(
+        name=name,
+        config=config,
+        items=tuple(_choose_items(name, items, config.max_items, seed)),
+        pool={item.key: item for item in items if item.failure is None},
+        images=images,
+    )
+
+
+def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
+    """Images of the asked items are read and checked; those of the pool when they are drawn."""
+    assert config.format is not None
+    assert config.files is not None
+    raw = _unique(read_items(config.format, _files(config.files, config.subset, config.image_name)))
+    _check_count(name, config, len(raw))
+    images = ImageStore()
+    chosen = _choose_items(name, raw, config.max_items, seed)
+    return Task(
+        name=name,
+        config=config,
+        items=tuple(_hashed(item, config.metric, images) for item in chosen),
+        pool=FilePool(_shot_items(config, raw), config.metric, images),
+        images=images,
+    )
+
+
+def _shot_items(config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
+    """Items of the training files or subset where there are; else those that are asked."""
+    if max(config.shots) == 0 or (config.shot_files is None and config.shot_subset is None):
+        return asked
+    assert config.format is not None
+    assert config.files is not None
+    own_files = config.shot_files is None
+    subset = config.shot_subset if config.shot_subset is not None else config.subset
+    name = config.image_name if own_files else config.shot_image_name or config.image_name
+    paths = config.files if config.shot_files is None else config.shot_files
+    return _unique(read_items(config.format, _files(paths, subset, name)))
+
+
+def _files(paths: Mapping[str, str], subset: str, image_name: str) -> FormatFiles:
+    return FormatFiles({role: Path(path) for role, path in paths.items()}, subset, image_name)
+
+
+def _unique(items: Iterable[RawItem]) -> list[RawItem]:
+    """All items; one with a key that was there before fails under a key of its own."""
+    found: dict[str, RawItem] = {}
+    for item in items:
+        if item.key in found:
+            key = f"{item.key} (again, {len(found)})"
+            found[key] = replace(item, key=key, failure=f"malformed: found {item.key!r} twice")
+        else:
+            found[item.key] = item
+    return list(found.values())
+
+
+def _hashed(item: RawItem, metric: Metric, images: ImageStore) -> TaskItem:
+    """The item with its images by SHA-256; a broken image makes it a failure."""
+    failure = _failure(item, metric)
+    hashes: list[str] = []
+    if failure is None:
+        try:
+            hashes = [images.add(source) for source in item.images]
+        except (RejectedImage, ValueError) as error:
+            failure = image_failure(error)
+    return TaskItem(
+        key=item.key,
+        images=tuple(hashes),
+        question=item.question,
+        references=tuple(text for text in item.references if text or metric != Metric.CIDER),
+        failure=failure,
+        options=item.options,
+        group=item.group,
+        category=item.category,
+        facts=item.facts,
+    )
+
+
+def _failure(item: RawItem, metric: Metric) -> str | None:
+    """Why an item cannot be asked, as far as that shows without its images."""
+    if item.failure is not None:
+        return item.failure
+    if not item.images:
+        return "found 0 images, expected 1"
+    if metric == Metric.CIDER:
+        return None if any(item.references) else "found no reference caption"
+    if not item.question:
+        return "found no question"
+    if metric == Metric.VQA_ACCURACY and len(item.references) != NUM_ANSWERS:
+        return f"found {len(item.references)} answers, expected {NUM_ANSWERS}"
+    if not item.references:
+        return "found no reference answer"
+    if len(item.options) == 1:
+        return "found 1 option, expected 2 or more"
+    return None
+
+
+def _place(config: TaskConfig) -> str:
+    return "source" if config.source is not None else "files"
+
+
+def _data(config: TaskConfig) -> str:
+    if config.source is not None:
+        return config.source
+    return ", ".join(sorted((config.files or {}).values()))
+
+
+def _check_count(name: str, config: TaskConfig, count: int) -> None:
+    if count < 2:
+        raise ValueError(
+            f"tasks.{name}.{_place(config)}: found {count} records in {_data(config)!r}; a score "
+            "with a standard error needs at least 2."
+        )
+
+
 def _read_item(record: Record, metric: Metric) -> TaskItem:
     texts = [s.text or "" for s in record.segments if s.type == SegmentType.TEXT]
-    question = "\n".join(texts).strip() if metric == Metric.VQA_ACCURACY else None
+    question = None if metric == Metric.CIDER else "\n".join(texts).strip()
     references = tuple(text.strip() for text in record.references)
     failure = None
     if len(record.images) != 1:
@@ -134,9 +294,11 @@ def _read_item(record: Record, metric: Metric) -> TaskItem:
         failure = "found no reference caption"
     elif metric == Metric.VQA_ACCURACY and len(references) != NUM_ANSWERS:
         failure = f"found {len(references)} answers, expected {NUM_ANSWERS}"
+    elif not references:
+        failure = "found no reference answer"
     return TaskItem(
         key=record.key,
-        image=record.images[0].sha256 if record.images else "",
+        images=(record.images[0].sha256,) if record.images else (),
         question=question,
         references=tuple(text for text in references if text or metric != Metric.CIDER),
         failure=failure,
@@ -149,7 +311,7 @@ def _fail_broken_images(items: Iterable[TaskItem], images: Mapping[str, bytes]) 
         try:
             check_image(data)
         except RejectedImage as error:
-            broken[key] = f"image: {error}"
+            broken[key] = image_failure(error)
     return [
         replace(item, failure=broken[item.image])
         if item.failure is None and item.image in broken
@@ -158,14 +320,20 @@ def _fail_broken_images(items: Iterable[TaskItem], images: Mapping[str, bytes]) 
     ]
 
 
-def _choose_items(
-    name: str, items: list[TaskItem], max_items: int | None, seed: int
-) -> list[TaskItem]:
+def _choose_items(name: str, items: list[T], max_items: int | None, seed: int) -> list[T]:
     if max_items is None or max_items >= len(items):
         return items
 
-    def rank(item: TaskItem) -> str:
-        return hashlib.sha256(json.dumps([seed, name, item.key]).encode()).hexdigest()
+    def rank(item: T) -> str:
+        return hashlib.sha256(json.dumps([seed, name, item.group or item.key]).encode()).hexdigest()
 
-    chosen = {item.key for item in sorted(items, key=rank)[:max_items]}
-    return [item for item in items if item.key in chosen]
+    # Whole groups: half of a group would be judged by another rule.
+    ranked = sorted(items, key=rank)
+    chosen = {item.key for item in ranked[:max_items]}
+    groups = {item.group for item in ranked[:max_items] if item.group}
+    return [item for item in items if item.key in chosen or item.group in groups]
+
+
+def option_lines(options: Iterable[str]) -> str:
+    """Options as a prompt shows them: a letter and a text a line."""
+    return "\n".join(f"{letter(index)}. {text}" for index, text in enumerate(options))

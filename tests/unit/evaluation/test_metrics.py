@@ -113,9 +113,11 @@ def test_caption_words_are_those_of_stanfords_tokenizer():
         # 3 agree: 7 times 1, three times 2/3.
         ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9),
         ("cat", ["cat"] * 4 + ["dog"] * 6, 1.0),
-        # Both sides are normalised.
+        # Both sides are normalised where people differ, as they stand where all agree.
         ("Two.", ["2"] * 5 + ["two"] * 5, 1.0),
-        ("the t-shirt", ["T shirt"] * 10, 1.0),
+        ("the t-shirt", ["T shirt"] * 9 + ["shirt"], 1.0),
+        ("the t-shirt", ["T shirt"] * 10, 0.0),
+        ("t-shirt", ["t-shirt"] * 10, 1.0),
         # An empty answer agrees with nobody, unless people gave none.
         ("", ["yes"] * 10, 0.0),
     ],

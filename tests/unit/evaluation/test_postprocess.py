@@ -99,7 +99,10 @@ def test_a_normalised_answer_stays_as_it_is(answer):
 def test_contractions_are_those_of_the_official_rules():
     # 113 spellings in lower case that the official table changes; it also has forms with a
     # capital I, which nothing lower-cased matches, and one reversed entry (somebody'd).
-    assert len(CONTRACTIONS) == 113
+    assert len(CONTRACTIONS) == 114
+    assert CONTRACTIONS["somebody'd"] == "somebodyd"
     for wrong, right in CONTRACTIONS.items():
+        if wrong == "somebody'd":
+            continue
         assert len(wrong) == len(right) - 1
         assert wrong.replace("'", "") == right.replace("'", "")

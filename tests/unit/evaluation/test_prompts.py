@@ -61,7 +61,7 @@ def test_shots_come_first_with_their_answers(make_task, tokenizer):
         assert prompt.key == item.key
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", [Metric.CIDER, Metric.VQA_ACCURACY])
 @pytest.mark.parametrize("num_shots", [0, 1, 4])
 def test_a_prompt_is_the_beginning_of_a_training_document(make_task, tokenizer, metric, num_shots):
     records = sample_captions() if metric == Metric.CIDER else sample_questions()

@@ -1,0 +1,1 @@
+"""Official benchmark files as items: one reader a format, nothing downloaded."""

@@ -1,0 +1,177 @@
+"""What readers of benchmark files share: raw items, and rows that may be malformed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ImageSource = Path | bytes
+"""A file, or an encoded image."""
+
+_ID_FIELDS = ("question_id", "questionId", "id", "image_id", "index", "qid")
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class RawItem:
+    """One thing a benchmark asks, as its files say it.
+
+    Attributes:
+        key: Unique within the task.
+        images: In the order in which the question counts them.
+        question: What is asked; None for captions.
+        references: Captions, answers, or the letter of the right option.
+        options: Texts of the options, A first.
+        group: Items of one group are drawn and judged together; empty for an item alone.
+        category: Split, kind or capability that scores are also given by.
+        facts: What else the metric needs, such as the precision of a number.
+        failure: Why it cannot be asked.
+    """
+
+    key: str
+    images: tuple[ImageSource, ...] = ()
+    question: str | None = None
+    references: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    group: str = ""
+    category: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FormatFiles:
+    """Where the files of one benchmark lie.
+
+    Attributes:
+        paths: By role.
+        subset: Part that is read.
+        image_name: File name of an image whose number is known.
+    """
+
+    paths: Mapping[str, Path]
+    subset: str = ""
+    image_name: str = ""
+
+    def image(self, name: str) -> Path:
+        """Path of an image inside the folder `images`.
+
+        Raises:
+            ValueError: The name leads out of the folder.
+        """
+        return inside(self.paths["images"], name)
+
+    def numbered_image(self, number: int) -> Path:
+        """Path of the image with this number."""
+        template = self.image_name or "{id}.jpg"
+        return self.image(template.format(id=int(number)))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A path below a folder.
+
+    Raises:
+        ValueError: The name leads out of the folder.
+    """
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise ValueError(f"found the image name {name!r}, which leads out of its folder")
+    return path
+
+
+def parse_rows(rows: Iterable[Any], parse: Callable[[Any], RawItem]) -> Iterator[RawItem]:
+    """Parses each row; a malformed one becomes an item that says why it cannot be asked."""
+    for number, row in enumerate(rows):
+        try:
+            yield parse(row)
+        except _MALFORMED as error:
+            yield RawItem(key=_key_of(row, number), failure=f"malformed: {_describe(error)}")
+
+
+def parse_keyed(
+    pairs: Iterable[tuple[Any, Any]], parse: Callable[[str, Any], RawItem]
+) -> Iterator[RawItem]:
+    """As `parse_rows`, for rows whose key stands beside them."""
+    for key, row in pairs:
+        try:
+            yield parse(str(key), row)
+        except _MALFORMED as error:
+            yield RawItem(key=str(key), failure=f"malformed: {_describe(error)}")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: The file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Found no readable JSON at {path}: {error}.") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Rows of a JSON-lines file; a line that is no JSON stays as text and fails as an item.
+
+    Raises:
+        ValueError: The file is missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Found no readable JSON lines at {path}: {error}.") from error
+    return [_parsed(line) for line in lines if line.strip()]
+
+
+def listed(content: Any, name: str, path: Path) -> list[Any]:
+    """The list that a JSON file holds under a name.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    found = content.get(name) if isinstance(content, Mapping) else None
+    if not isinstance(found, list):
+        raise ValueError(f"Found no list {name!r} in {path}; expected the official format.")
+    return found
+
+
+def text_of(value: Any) -> str:
+    """A text field; numbers and None are malformed.
+
+    Raises:
+        TypeError: It is no text.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"found {type(value).__name__}, expected text")
+    return value.strip()
+
+
+def letter(index: int) -> str:
+    """The letter of an option: A for 0."""
+    return chr(ord("A") + index)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
+
+
+def _key_of(row: Any, number: int) -> str:
+    if isinstance(row, Mapping):
+        for name in _ID_FIELDS:
+            if isinstance(row.get(name), str | int):
+                return str(row[name])
+    return f"row {number}"
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"found no field {error.args[0]!r}"
+    return str(error) or type(error).__name__

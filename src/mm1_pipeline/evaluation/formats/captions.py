@@ -1,0 +1,74 @@
+"""Captioning benchmarks: COCO in Karpathy's splits, NoCaps, TextCaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mm1_pipeline.evaluation.formats.base import (
+    FormatFiles,
+    RawItem,
+    listed,
+    parse_rows,
+    read_json,
+    text_of,
+)
+
+
+def read_karpathy(files: FormatFiles) -> Iterator[RawItem]:
+    """Images of one of Karpathy's splits; `train` also means its rest, `restval`."""
+    path = files.paths["annotations"]
+    splits = {"train": ("train", "restval")}.get(files.subset, (files.subset,))
+    images = listed(read_json(path), "images", path)
+    wanted = [row for row in images if not files.subset or _field(row, "split") in splits]
+
+    def parse(row: Any) -> RawItem:
+        return RawItem(
+            key=str(row["cocoid"] if "cocoid" in row else row["imgid"]),
+            images=(files.image(f"{row.get('filepath', '')}/{row['filename']}".lstrip("/")),),
+            references=tuple(text_of(sentence["raw"]) for sentence in row["sentences"]),
+        )
+
+    return parse_rows(wanted, parse)
+
+
+def read_coco_captions(files: FormatFiles) -> Iterator[RawItem]:
+    """Images with all their captions; NoCaps also says how far each is from COCO."""
+    path = files.paths["annotations"]
+    content = read_json(path)
+    captions: dict[Any, list[Any]] = {}
+    for row in listed(content, "annotations", path):
+        captions.setdefault(_field(row, "image_id"), []).append(row)
+
+    def parse(row: Any) -> RawItem:
+        return RawItem(
+            key=str(row["id"]),
+            images=(files.image(row["file_name"]),),
+            references=tuple(text_of(caption["caption"]) for caption in captions[row["id"]]),
+            category=str(row.get("domain", "")),
+        )
+
+    return parse_rows(listed(content, "images", path), parse)
+
+
+def read_textcaps(files: FormatFiles) -> Iterator[RawItem]:
+    """Images with all their captions; the training file has a row a caption."""
+    path = files.paths["annotations"]
+    by_image: dict[Any, Any] = {}
+    for row in listed(read_json(path), "data", path):
+        by_image.setdefault(_field(row, "image_id"), row)
+
+    def parse(row: Any) -> RawItem:
+        return RawItem(
+            key=str(row["image_id"]),
+            images=(files.image(f"{row['image_id']}.jpg"),),
+            references=tuple(text_of(text) for text in row["reference_strs"]),
+        )
+
+    return parse_rows(by_image.values(), parse)
+
+
+def _field(row: Any, name: str) -> Any:
+    """A field of what may not even be a mapping; None then, so that it fails as an item."""
+    value = row.get(name) if isinstance(row, dict) else None
+    return value if isinstance(value, str | int) else None

@@ -1,0 +1,197 @@
+"""Questions with options: ScienceQA, MMMU, MMBench, SEED-Bench."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from mm1_pipeline.evaluation.formats.base import (
+    FormatFiles,
+    ImageSource,
+    RawItem,
+    letter,
+    listed,
+    parse_keyed,
+    parse_rows,
+    read_json,
+    text_of,
+)
+
+MAX_IMAGES = 7
+"""Images a question of MMMU may have."""
+
+_LETTERS = "ABCD"
+_HIDDEN = ("", "?")
+"""How sets without public answers leave the answer open."""
+
+
+def read_scienceqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions of a split that have an image, with their hint before them."""
+    problems = read_json(files.paths["problems"])
+    splits = read_json(files.paths["splits"])
+    subset = files.subset or "test"
+    wanted = [
+        (key, problems.get(key))
+        for key in splits.get(subset, [])
+        if not isinstance(problems.get(key), dict) or problems[key].get("image")
+    ]
+
+    def parse(key: str, row: Any) -> RawItem:
+        if row is None:
+            return RawItem(key=key, failure="malformed: found no such problem")
+        hint = text_of(row.get("hint", ""))
+        options = _options(row["choices"])
+        return RawItem(
+            key=key,
+            images=(files.image(f"{subset}/{key}/{row['image']}"),),
+            question=f"Context: {hint}\n{row['question']}" if hint else text_of(row["question"]),
+            references=(_right_letter(int(row["answer"]), options),),
+            options=options,
+            category=str(row.get("subject", "")),
+        )
+
+    return parse_keyed(wanted, parse)
+
+
+def read_mmmu(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions of all subjects; the test set hides its answers, which leaves no reference."""
+    folder = files.paths["data"]
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
+    if not paths:
+        raise ValueError(f"Found no Parquet file in {folder}; expected MMMU's files.")
+    for path in paths:
+        yield from parse_rows(pq.read_table(path).to_pylist(), _parse_mmmu)
+
+
+def _parse_mmmu(row: Any) -> RawItem:
+    options = _options(_list_of(row["options"]))
+    answer = _list_of(row["answer"]) if str(row["answer"]).startswith("[") else [row["answer"]]
+    references = tuple(str(text).strip() for text in answer if str(text).strip() not in _HIDDEN)
+    if options and references and references[0] not in map(letter, range(len(options))):
+        raise ValueError(f"found the answer {references[0]!r} to {len(options)} options")
+    return RawItem(
+        key=str(row["id"]),
+        images=tuple(_embedded(row, MAX_IMAGES)),
+        question=text_of(row["question"]),
+        references=references,
+        options=options,
+        category=str(row["id"])
+        .removeprefix("validation_")
+        .removeprefix("test_")
+        .rpartition("_")[0],
+    )
+
+
+def _embedded(row: Any, most: int) -> Iterator[ImageSource]:
+    for number in range(1, most + 1):
+        image = row.get(f"image_{number}")
+        if image:
+            yield image["bytes"]
+
+
+def read_mmbench(files: FormatFiles) -> Iterator[RawItem]:
+    """Each question once for every rotation of its options: circular evaluation."""
+    csv.field_size_limit(sys.maxsize)
+    with files.paths["data"].open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    images: dict[str, bytes] = {}
+    for row in rows:
+        for item in parse_rows([row], lambda found: _parse_mmbench(found, images)):
+            yield from rotations(item)
+
+
+def _parse_mmbench(row: Any, images: dict[str, bytes]) -> RawItem:
+    index, encoded = str(row["index"]), text_of(row["image"])
+    if len(encoded) < 64 and encoded in images:
+        images[index] = images[encoded]  # The file names an earlier row that has the image.
+    else:
+        images[index] = base64.b64decode(encoded, validate=True)
+    options = _options([row[name] for name in _LETTERS if (row.get(name) or "").strip()])
+    hint = (row.get("hint") or "").strip()
+    question = text_of(row["question"])
+    answer = (row.get("answer") or "").strip()
+    return RawItem(
+        key=index,
+        images=(images[index],),
+        question=f"{hint}\n{question}" if hint else question,
+        references=() if answer in _HIDDEN else (_right_letter(_LETTERS.index(answer), options),),
+        options=options,
+        group=index,
+        category=str(row.get("category", "")),
+    )
+
+
+def rotations(item: RawItem) -> Iterator[RawItem]:
+    """The item with its options rotated in every way; one that failed stays as it is."""
+    if item.failure is not None or not item.options:
+        yield item
+        return
+    count = len(item.options)
+    for shift in range(count):
+        right = [letter((ord(found) - ord("A") - shift) % count) for found in item.references]
+        yield RawItem(
+            key=f"{item.key}/{shift}",
+            images=item.images,
+            question=item.question,
+            references=tuple(right),
+            options=(*item.options[shift:], *item.options[:shift]),
+            group=item.group or item.key,
+            category=item.category,
+        )
+
+
+def read_seed(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions on images and, unless the subset is `image`, on one frame of videos.
+
+    A video's frame is `<question_id>.png` in the folder of the images, as others extract it: our
+    choice, because the videos are no images.
+    """
+    path = files.paths["questions"]
+    content = read_json(path)
+    kinds = {number: name for name, number in content.get("question_type", {}).items()}
+
+    def parse(row: Any) -> RawItem:
+        options = _options([row[f"choice_{name}"] for name in "abcd"])
+        is_image = row["data_type"] == "image"
+        return RawItem(
+            key=str(row["question_id"]),
+            images=(files.image(row["data_id"] if is_image else f"{row['question_id']}.png"),),
+            question=text_of(row["question"]),
+            references=(_right_letter(_LETTERS.index(row["answer"]), options),),
+            options=options,
+            category=str(kinds.get(row["question_type_id"], row["question_type_id"])),
+            facts={"data_type": str(row["data_type"])},
+        )
+
+    rows = [
+        row
+        for row in listed(content, "questions", path)
+        if files.subset != "image" or not isinstance(row, dict) or row.get("data_type") != "video"
+    ]
+    return parse_rows(rows, parse)
+
+
+def _options(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"found options of type {type(values).__name__}, expected a list")
+    return tuple(str(value).strip() for value in values)
+
+
+def _right_letter(index: int, options: tuple[str, ...]) -> str:
+    if not 0 <= index < len(options):
+        raise ValueError(f"found {letter(index)!r} as answer to {len(options)} options")
+    return letter(index)
+
+
+def _list_of(value: Any) -> list[Any]:
+    """A list, or the text of one, as MMMU's columns hold it."""
+    parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    if not isinstance(parsed, list | tuple):
+        raise TypeError(f"found {type(parsed).__name__}, expected a list")
+    return list(parsed)

@@ -1,0 +1,127 @@
+"""Open questions with short answers: VQAv2, OK-VQA, TextVQA, VizWiz, GQA, DocVQA, ChartQA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mm1_pipeline.evaluation.formats.base import (
+    FormatFiles,
+    RawItem,
+    listed,
+    parse_keyed,
+    parse_rows,
+    read_json,
+    text_of,
+)
+
+
+def read_vqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions and the answers of ten people, in two files joined by question."""
+    path = files.paths["annotations"]
+    annotations = {
+        row["question_id"]: row
+        for row in listed(read_json(path), "annotations", path)
+        if isinstance(row, dict) and "question_id" in row
+    }
+
+    def parse(row: Any) -> RawItem:
+        annotation = annotations.get(row["question_id"])
+        if annotation is None:
+            raise ValueError("found no annotation of this question")
+        return RawItem(
+            key=str(row["question_id"]),
+            images=(files.numbered_image(row["image_id"]),),
+            question=text_of(row["question"]),
+            references=tuple(text_of(answer["answer"]) for answer in annotation["answers"]),
+            category=str(annotation.get("answer_type", "")),
+        )
+
+    questions = files.paths["questions"]
+    return parse_rows(listed(read_json(questions), "questions", questions), parse)
+
+
+def read_textvqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions on images of Open Images, with ten answers each."""
+
+    def parse(row: Any) -> RawItem:
+        return RawItem(
+            key=str(row["question_id"]),
+            images=(files.image(f"{row['image_id']}.jpg"),),
+            question=text_of(row["question"]),
+            references=tuple(text_of(answer) for answer in row["answers"]),
+        )
+
+    path = files.paths["annotations"]
+    return parse_rows(listed(read_json(path), "data", path), parse)
+
+
+def read_vizwiz(files: FormatFiles) -> Iterator[RawItem]:
+    """One question a photo, with ten answers; `unanswerable` is an answer like any other."""
+
+    def parse(row: Any) -> RawItem:
+        return RawItem(
+            key=str(row["image"]),
+            images=(files.image(row["image"]),),
+            question=text_of(row["question"]),
+            references=tuple(text_of(answer["answer"]) for answer in row["answers"]),
+            category=str(row.get("answer_type", "")),
+        )
+
+    return parse_rows(_rows(files, "annotations"), parse)
+
+
+def read_gqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions by their number, with one answer each."""
+    path = files.paths["questions"]
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"Found no questions by number in {path}; expected the official format.")
+
+    def parse(key: str, row: Any) -> RawItem:
+        return RawItem(
+            key=key,
+            images=(files.image(f"{row['imageId']}.jpg"),),
+            question=text_of(row["question"]),
+            references=(text_of(row["answer"]),),
+            category=str(row.get("types", {}).get("structural", "")),
+        )
+
+    return parse_keyed(content.items(), parse)
+
+
+def read_docvqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions on scanned pages, with every accepted answer."""
+
+    def parse(row: Any) -> RawItem:
+        name = str(row["image"])
+        return RawItem(
+            key=str(row["questionId"]),
+            images=(files.image(name.removeprefix("documents/")),),
+            question=text_of(row["question"]),
+            references=tuple(text_of(answer) for answer in row["answers"]),
+        )
+
+    path = files.paths["annotations"]
+    return parse_rows(listed(read_json(path), "data", path), parse)
+
+
+def read_chartqa(files: FormatFiles) -> Iterator[RawItem]:
+    """Questions on charts; they have no number, so their place in the file is their key."""
+
+    def parse(key: str, row: Any) -> RawItem:
+        return RawItem(
+            key=key,
+            images=(files.image(row["imgname"]),),
+            question=text_of(row["query"]),
+            references=(text_of(row["label"]),),
+        )
+
+    return parse_keyed(enumerate(_rows(files, "annotations")), parse)
+
+
+def _rows(files: FormatFiles, role: str) -> list[Any]:
+    content = read_json(files.paths[role])
+    if not isinstance(content, list):
+        raise ValueError(f"Found no list in {files.paths[role]}; expected the official format.")
+    return content

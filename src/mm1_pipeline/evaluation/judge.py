@@ -1,0 +1,183 @@
+"""A language model that marks answers, behind an OpenAI-compatible address.
+
+Judged scores change with the judge: its name and the prompt's hash stand in every row. Replies
+are kept in a file, so an interrupted evaluation asks nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mm1_pipeline.config.evaluation import JudgeConfig
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLY_BYTES = 1_000_000
+_RETRIED = (408, 409, 429, 500, 502, 503, 504)
+_MARK = re.compile(r"(?<![\d.])\d+(?:\.\d+)?(?![\d.]*\d)")
+_SLOT = re.compile(r"\{(question|reference|answer|context)\}")
+
+
+class JudgeError(ValueError):
+    """A judge that cannot be asked; nothing is scored without it."""
+
+
+class Judgement(NamedTuple):
+    """One reply."""
+
+    reply: str
+    prompt_sha256: str
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key must not travel to an address that no one wrote down."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """Follows none."""
+
+
+class Judge:
+    """Asks a language model, at temperature 0.
+
+    Args:
+        config: Address, model, limits.
+        log: File of earlier replies; new ones are added. None keeps none.
+    """
+
+    def __init__(self, config: JudgeConfig, log: Path | None = None) -> None:
+        self.model = config.model
+        self._config = config
+        self._log = log
+        self._replies = _read_log(log)
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._key = _api_key(config)
+        self.num_asked = 0
+        """Requests that went out so far."""
+
+    def ask(self, prompt: str) -> Judgement:
+        """The judge's reply to a prompt.
+
+        Raises:
+            JudgeError: The endpoint cannot be reached, refuses, or replies in another format.
+        """
+        digest = hashlib.sha256(json.dumps([self.model, prompt]).encode()).hexdigest()
+        if digest not in self._replies:
+            reply = self._request(prompt)
+            self._replies[digest] = reply
+            self._remember(digest, reply)
+        return Judgement(self._replies[digest], hashlib.sha256(prompt.encode()).hexdigest())
+
+    def _request(self, prompt: str) -> str:
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self._config.max_tokens,
+        }
+        problem = "nothing"
+        for attempt in range(self._config.max_retries + 1):
+            try:
+                self.num_asked += 1
+                return _content(self._post(json.dumps(body).encode()))
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code} {error.reason}"
+                if error.code not in _RETRIED:
+                    break
+            except (OSError, HTTPException) as error:
+                problem = str(error)
+            if attempt < self._config.max_retries:
+                logger.warning("judge: %s; trying again.", problem)
+                time.sleep(min(2**attempt, 30) * 0.5)
+        raise JudgeError(
+            f"evaluate.judge.endpoint: {self._config.endpoint} gave {problem}; check that the "
+            "server runs, knows the model, and takes the key. Answers and replies so far are kept."
+        )
+
+    def _post(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(  # noqa: S310 (the parameters allow http and https only)
+            f"{self._config.endpoint.rstrip('/')}/chat/completions", body, headers
+        )
+        with self._opener.open(request, timeout=self._config.timeout_seconds) as response:
+            return response.read(MAX_REPLY_BYTES)
+
+    def _remember(self, digest: str, reply: str) -> None:
+        if self._log is None:
+            return
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"sha256": digest, "reply": reply}) + "\n")
+
+
+def fill_judge_prompt(
+    template: str, *, question: str, reference: str, answer: str, context: str
+) -> str:
+    """The template with its slots filled; what fills a slot is never a slot itself."""
+    values = {"question": question, "reference": reference, "answer": answer, "context": context}
+    return _SLOT.sub(lambda match: values[match[1]], template)
+
+
+def parse_two_marks(reply: str) -> tuple[float, float] | None:
+    """Marks of 0 to 10 on the first line: the reference answer's, the answer's; None if not so."""
+    lines = reply.strip().splitlines()
+    marks = [float(found) for found in _MARK.findall(lines[0])] if lines else []
+    if len(marks) != 2 or not all(0 <= mark <= 10 for mark in marks) or marks[0] == 0:
+        return None
+    return marks[0], marks[1]
+
+
+def parse_grade(reply: str) -> float | None:
+    """The one number of 0 to 1 in a reply; None if there is no such number, or several."""
+    grades = [float(found) for found in _MARK.findall(reply)]
+    return grades[0] if len(grades) == 1 and 0 <= grades[0] <= 1 else None
+
+
+def _api_key(config: JudgeConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env)
+    if not key:
+        raise JudgeError(
+            f"evaluate.judge.api_key_env: found no environment variable {config.api_key_env}; set "
+            "it to the endpoint's key, or leave the parameter out for a server without keys."
+        )
+    return key
+
+
+def _content(data: bytes) -> str:
+    try:
+        content = json.loads(data)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        content = None
+    if not isinstance(content, str):
+        raise JudgeError(
+            f"evaluate.judge.endpoint: found a reply that starts with {data[:80]!r}, expected "
+            "choices[0].message.content as OpenAI's chat completions have it."
+        )
+    return content
+
+
+def _read_log(log: Path | None) -> dict[str, str]:
+    """Replies of an earlier run; half a line at the end, from a killed one, is left out."""
+    if log is None or not log.is_file():
+        return {}
+    content = log.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]
+    if len(whole) < len(content):
+        log.write_text(whole, encoding="utf-8")
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {row["sha256"]: row["reply"] for row in rows}

@@ -1,0 +1,103 @@
+"""Scores of single texts: exact match, ANLS, relaxed accuracy, open answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MIN_SIMILARITY = 0.5
+"""Similarity below which ANLS gives nothing. Source: the ANLS metric of ST-VQA and DocVQA."""
+RELAXED_TOLERANCE = 0.05
+"""Relative error that relaxed accuracy forgives. Source: ChartQA."""
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+_OPEN_DIGITS = 2
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """1 if the answer is one of the references but for case, spaces and a final full stop."""
+    return float(_plain(answer) in {_plain(reference) for reference in references})
+
+
+def anls(answer: str, references: Sequence[str]) -> float:
+    """Similarity to the nearest reference: 1 - edit distance / longer length, or 0 below a half.
+
+    Case and runs of spaces do not count.
+    """
+    given = " ".join(answer.casefold().split())
+    return max(
+        (_similarity(given, " ".join(text.casefold().split())) for text in references), default=0.0
+    )
+
+
+def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
+    """1 if a number is within 5 % of a reference number, or another text is equal to one."""
+    return float(any(_relaxed_equal(answer, reference) for reference in references))
+
+
+def open_answer_match(answer: str, references: Sequence[str]) -> float:
+    """1 if an answer in free words holds a reference: its number to 2 digits, or its words.
+
+    Deviation from MMMU's own rules: they first cut out likely answer sentences; here the whole
+    answer counts.
+    """
+    numbers = {round(number, _OPEN_DIGITS) for number in numbers_in(answer)}
+    text = f" {_words(answer)} "
+    for reference in references:
+        value = parse_number(reference)
+        if value is not None:
+            if round(value, _OPEN_DIGITS) in numbers:
+                return 1.0
+        elif f" {_words(reference)} " in text:
+            return 1.0
+    return 0.0
+
+
+def numbers_in(text: str) -> list[float]:
+    """Numbers of a text in order; commas between thousands are no decimals."""
+    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
+
+
+def parse_number(text: str) -> float | None:
+    """The number a text is, `50%` as 0.5; None if it is none."""
+    cleaned = text.strip().rstrip(".").replace(",", "")
+    is_percentage = cleaned.endswith("%")
+    cleaned = cleaned.rstrip("%").strip()
+    if not re.fullmatch(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", cleaned):
+        return None
+    return float(cleaned) / 100 if is_percentage else float(cleaned)
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein's distance: insertions, deletions and replacements of one character."""
+    row = list(range(len(second) + 1))
+    for number, character in enumerate(first, 1):
+        diagonal, row[0] = row[0], number
+        for place, other in enumerate(second, 1):
+            cost = diagonal + (character != other)
+            diagonal = row[place]
+            row[place] = min(cost, row[place] + 1, row[place - 1] + 1)
+    return row[-1]
+
+
+def _similarity(first: str, second: str) -> float:
+    longer = max(len(first), len(second))
+    similarity = 1 - edit_distance(first, second) / longer if longer else 1.0
+    return similarity if similarity >= MIN_SIMILARITY else 0.0
+
+
+def _relaxed_equal(answer: str, reference: str) -> bool:
+    given, right = parse_number(answer), parse_number(reference)
+    if given is None or right is None:
+        return _plain(answer) == _plain(reference)
+    if right == 0:
+        return given == 0
+    return abs(given - right) <= RELAXED_TOLERANCE * abs(right)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _plain(text: str) -> str:
+    return text.strip().removesuffix(".").strip().casefold()

@@ -1,0 +1,95 @@
+"""Task files: data that is checked as parameters are, and overridden entry by entry."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, TaskConfig
+from mm1_pipeline.config.task_files import FOLDER, task_names
+from mm1_pipeline.config.task_formats import FILES
+from mm1_pipeline.config.validation import ParameterError, check_parameters
+from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
+from mm1_pipeline.staleness.parameters import flatten_parameters
+
+VQA_FILES = {"questions": "q.json", "annotations": "a.json", "images": "images"}
+COLUMNS = {name for name, _ in (*TASKS, *SFT_TASKS)} - {"MMMU-test"}
+"""The test set's answers are not public."""
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_task_file_is_a_task_that_lacks_only_its_paths(name):
+    content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
+    assert not {"files", "shot_files", "source", "max_items", "task"} & content.keys()
+    task = TaskConfig(task=name, files=dict.fromkeys(FILES[content["format"]], "x"))
+    assert task.title
+    assert "prompt" in task.unconfirmed
+    assert task.paper is None or task.paper in COLUMNS
+
+
+def test_every_column_of_the_papers_tables_has_a_task_file():
+    papers = {
+        yaml.safe_load((FOLDER / f"{name}.yml").read_text())["paper"] for name in task_names()
+    }
+    assert papers - {None} == COLUMNS
+
+
+def test_an_entry_overrides_its_task_file():
+    task = TaskConfig(task="vqav2", files=VQA_FILES, shots=(0, 2), prompt="{image} {question} A:")
+    assert (task.metric, task.shots) == (Metric.VQA_ACCURACY, (0, 2))
+    assert task.prompt == "{image} {question} A:"
+    assert task.stop == ("\n", ".", ",")
+    assert dataclasses.replace(task, shots=(1,)).prompt == task.prompt
+
+
+def test_a_task_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text('format: textvqa\nmetric: anls\nprompt: "{image} {question}"\nshots: [0]\n')
+    files = {"annotations": "a.json", "images": "i"}
+    assert TaskConfig(task=str(path), files=files).metric == Metric.ANLS
+    path.write_text("format: textvqa\nmetric: no_such\nprompt: x\n")
+    with pytest.raises(ValueError, match="metric"):
+        TaskConfig(task=str(path), files=files)
+
+
+def problem(**entry) -> str:
+    with pytest.raises(ParameterError) as caught:
+        check_parameters({"evaluate": {"tasks": {"t": entry}}}, {"evaluate": EvaluateConfig})
+    return str(caught.value)
+
+
+def test_errors_name_the_entry_what_was_found_and_what_is_there():
+    assert "did you mean `vqav2`?" in problem(task="vqav22", files=VQA_FILES)
+    assert "no such task file" in problem(task="../vqav2", files=VQA_FILES)
+    missing = problem(task="vqav2", files={"questions": "q"})
+    assert "evaluate.tasks.t.files: found ['questions']" in missing
+    assert "also needs ['annotations', 'images']" in missing
+    assert "does not have" in problem(task="vqav2", files={**VQA_FILES, "pictures": "x"})
+    assert "shot_files: found []" in problem(task="vqav2", files=VQA_FILES, shot_files={})
+    assert "found both" in problem(task="vqav2", files=VQA_FILES, source="s")
+    assert "found neither" in problem(metric="cider", prompt="{image}")
+    assert "'{options}' exactly once" in problem(
+        task="scienceqa_img",
+        files=dict.fromkeys(FILES["scienceqa"], "x"),
+        prompt="{image} {question}",
+    )
+    assert "judge_prompt" in problem(
+        task="mm_vet", files={"annotations": "a", "images": "i"}, judge_prompt="grade it"
+    )
+    assert "did you mean `shots`?" in problem(task="vqav2", files=VQA_FILES, shotss=[0])
+
+
+def test_prompts_count_for_staleness_and_places_of_files_do_not():
+    def flat(**changes):
+        task = TaskConfig(task="vqav2", **{"files": VQA_FILES, **changes})
+        return flatten_parameters(EvaluateConfig(tasks={"t": task}), "params:evaluate")
+
+    first = flat()
+    assert first.values["params:evaluate.tasks.t.prompt"].startswith('"{image} Question:')
+    moved = flat(files={role: f"/elsewhere/{path}" for role, path in VQA_FILES.items()})
+    assert moved.values == first.values
+    assert moved.input_paths != first.input_paths
+    assert first.input_paths["params:evaluate.tasks.t.files.images"] == "images"
+    assert flat(prompt="{image} {question}").values != first.values
