@@ -144,6 +144,26 @@ def verify(
     ctx.exit(maintenance.EXIT_DAMAGED if problems else maintenance.EXIT_FRESH)
 
 
+@mm1.command(cls=UserErrorCommand)
+@click.option(
+    "--output",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Where to; `00_world` beside the environment's other data if not given.",
+)
+@env_option
+@conf_source_option
+def world(output: Path | None, env: str, conf_source: str | None) -> None:
+    """Draws the lab's synthetic world as raw data, by the parameters `world`."""
+    from mm1_pipeline.lab.world import prepare_world
+
+    session = _open_session(env, conf_source)
+    parameters = session.load_context().config_loader["parameters"]
+    folder = output or session.data_root() / "00_world"
+    counts = prepare_world(parameters.get("world", {}), folder)
+    click.echo(f"{folder}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
 def _open_session(env: str, conf_source: str | None) -> StalenessSession:
     from kedro.framework.project import settings
 

@@ -7,9 +7,13 @@ from typing import Any
 
 from kedro.framework.hooks import hook_impl
 
+from mm1_pipeline.config.lab import WorldConfig
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 
 logger = logging.getLogger(__name__)
+
+COMMAND_GROUPS = {"world": WorldConfig}
+"""Parameter groups that a command reads and no node; an environment need not have them."""
 
 
 class ParameterHooks:
@@ -25,8 +29,10 @@ class ParameterHooks:
         from kedro.validation.type_extractor import TypeExtractor
 
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
+        raw = context.config_loader["parameters"]
+        types |= {name: cls for name, cls in COMMAND_GROUPS.items() if name in raw}
         switches = settings.SESSION_CLASS.staleness_settings.switches
-        check_parameters(context.config_loader["parameters"], types, switches)
+        check_parameters(raw, types, switches)
 
 
 class PreflightHooks:

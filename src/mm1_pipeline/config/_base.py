@@ -5,10 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: entry for name, entry in value.items() if entry is not None}
+
+
+NULL_REMOVES = BeforeValidator(_without_nulls)
+"""Metadata of a mapping whose entries an environment may take out: environments are merged into
+`base` entry by entry, so one that wants other sources sets those of `base` to null."""
 
 OPERATIONAL = "operational"
 """Metadata key of a field that cannot change results, so it does not count for staleness."""

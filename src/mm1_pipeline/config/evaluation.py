@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
-from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import FILES, TaskFormat
 
@@ -258,7 +258,7 @@ class JudgeConfig:
 class EvaluateConfig:
     """Parameters of the stage `evaluate`."""
 
-    tasks: dict[str, TaskConfig]
+    tasks: Annotated[dict[str, TaskConfig], NULL_REMOVES]
     judge: JudgeConfig | None = None
     """Marks the answers of tasks whose metric needs a judge."""
     max_validation_items: int = 512

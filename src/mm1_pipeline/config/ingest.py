@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
-from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
 
 
 class RecordKind(StrEnum):
@@ -296,7 +296,7 @@ class ReaderLimits:
 class IngestConfig:
     """Parameters of the stage `ingest`."""
 
-    sources: dict[str, SourceConfig]
+    sources: Annotated[dict[str, SourceConfig], NULL_REMOVES]
     deduplication: DeduplicationConfig = DeduplicationConfig()
     limits: ReaderLimits = ReaderLimits()
     engine: Literal["native"] = operational(default="native")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 
 class ParameterError(ValueError):
@@ -38,6 +40,21 @@ def check_parameters(
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ParameterError(f"{len(problems)} parameter(s) cannot be used:\n{listed}")
+
+
+def build_parameters(cls: type[T], name: str, raw: Mapping[str, Any]) -> T:
+    """Builds one group, for what is not a node.
+
+    Args:
+        cls: The group's class.
+        name: The group's name.
+        raw: Its values.
+
+    Raises:
+        ParameterError: As `check_parameters`.
+    """
+    check_parameters({name: raw}, {name: cls})
+    return TypeAdapter(cls).validate_python(raw)
 
 
 def _problems(name: str, cls: type, value: Any) -> list[str]:
