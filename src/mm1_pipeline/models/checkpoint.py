@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mm1_pipeline.config._base import OPERATIONAL
-from mm1_pipeline.config.model import DecoderConfig, MM1Config
+from mm1_pipeline.config.model import DecoderConfig, MM1Config, VisionConfig
 from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.mm1 import MM1
-from mm1_pipeline.models.vit import resize_positions
+from mm1_pipeline.models.vit import VisionTransformer, resize_positions
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -140,6 +140,53 @@ def load_decoder(
     return _with_weights(decoder, directory, device)
 
 
+def save_vision_encoder(encoder: VisionTransformer, directory: Path) -> None:
+    """Writes an encoder alone, as `save_model` does a whole model.
+
+    Args:
+        encoder: on any device.
+        directory: made if it does not exist.
+    """
+    _write(encoder, {"vision": _stored_config(encoder.config)}, directory)
+
+
+def load_vision_encoder(
+    directory: Path,
+    *,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+    recompute: bool = False,
+) -> VisionTransformer:
+    """Reads an encoder that `save_vision_encoder` wrote.
+
+    Source: MM1, SFT (position-embedding interpolation).
+
+    Args:
+        directory: folder of the two files.
+        image_size: interpolates the position embeddings for images of this size; None keeps
+            the stored one.
+        device: where the weights are put.
+        recompute: see `VisionTransformer`.
+
+    Raises:
+        ValueError: a file is missing, the directory holds another kind of model, or the weights
+            are not those of the config.
+    """
+    content = _read_config(directory)
+    if "vision" not in content:
+        raise ValueError(
+            f"{directory / CONFIG}: found no vision encoder, expected what save_vision_encoder "
+            "wrote."
+        )
+    config = TypeAdapter(VisionConfig).validate_python(content["vision"])
+    with torch.device("meta"):
+        encoder = VisionTransformer(config, recompute=recompute)
+    encoder = _with_weights(encoder, directory, device)
+    if image_size is not None:
+        encoder.resize(image_size)
+    return encoder
+
+
 def is_saved_decoder(directory: Path) -> bool:
     """Whether a directory looks like what `save_decoder` wrote, not like another program's."""
     if not all((directory / name).is_file() for name in (CONFIG, WEIGHTS)):
@@ -168,7 +215,7 @@ def _with_weights(module: M, directory: Path, device: torch.device | str) -> M:
     return module.requires_grad_(True)
 
 
-def _stored_config(config: MM1Config | DecoderConfig) -> dict[str, Any]:
+def _stored_config(config: MM1Config | VisionConfig | DecoderConfig) -> dict[str, Any]:
     """The shape of the model, without the fields that change no result."""
     operational = {
         field.name for field in dataclasses.fields(config) if field.metadata.get(OPERATIONAL)

@@ -87,33 +87,8 @@ class MM1(nn.Module):
         # cu_seqlens while nothing else is queued.
         layout = DocumentLayout.from_cu_seqlens(cu_seqlens, input_ids.numel(), input_ids.device)
 
-        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return packed_attention(q, k, v, layout)
-
-        embeddings = self.embed(input_ids, pixel_values).flatten(0, 1)
-        router_log = None
-        if labels is not None and self.config.decoder.moe is not None:
-            router_log = RouterLog(losses.documents_with_labels(labels.flatten(), cu_seqlens))
-        hidden = self.decoder(embeddings, position_ids.flatten(), attend, router_log)
-        output = MM1Output(hidden.view(*input_ids.shape, -1), None, None)
-        return output if labels is None else self._with_losses(output, labels, router_log)
-
-    def _with_losses(
-        self, output: MM1Output, labels: Tensor, router_log: RouterLog | None
-    ) -> MM1Output:
-        config = self.config.decoder
-        inputs = output.hidden.flatten(0, 1), self.decoder.vocabulary_weight, labels.flatten()
-        num_labels = (labels != losses.IGNORED).sum().clamp(min=1)
-        terms: dict[str, Term] = {}
-        if config.moe is not None and router_log is not None:
-            terms.update(router_terms(config.moe, router_log.stacked()))
-        if config.output_z_weight:
-            token_losses, z = losses.token_losses_and_z(*inputs)
-            terms["output_z"] = Term(z.sum() / num_labels, config.output_z_weight)
-        else:
-            token_losses = losses.token_losses(*inputs)
-        loss = add_terms(token_losses.sum() / num_labels, terms)
-        return output._replace(token_losses=token_losses.view(labels.shape), loss=loss, terms=terms)
+        embeddings = self.embed(input_ids, pixel_values)
+        return decode_packed(self.decoder, embeddings, position_ids, layout, cu_seqlens, labels)
 
     def token_losses(
         self,
@@ -245,3 +220,51 @@ class MM1(nn.Module):
                 f"the connector gives {num_images * per_image} image tokens ({num_images} images "
                 f"x {per_image}). Packing must insert {per_image} placeholders an image."
             )
+
+
+def decode_packed(
+    decoder: Decoder,
+    embeddings: Tensor,
+    position_ids: Tensor,
+    layout: DocumentLayout,
+    cu_seqlens: Tensor,
+    labels: Tensor | None,
+) -> MM1Output:
+    """One pass of a decoder over packed sequences, with the losses of next tokens.
+
+    Args:
+        decoder: of a whole model, or alone.
+        embeddings: float[B, T, D], of tokens and image tokens.
+        position_ids: int64[B, T], from 0 in each document.
+        layout: of the documents.
+        cu_seqlens: int32[num_documents + 1], which `layout` was made of.
+        labels: int64[B, T]; the token to predict at each position, or -100.
+    """
+
+    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return packed_attention(q, k, v, layout)
+
+    router_log = None
+    if labels is not None and decoder.config.moe is not None:
+        router_log = RouterLog(losses.documents_with_labels(labels.flatten(), cu_seqlens))
+    hidden = decoder(embeddings.flatten(0, 1), position_ids.flatten(), attend, router_log)
+    output = MM1Output(hidden.view(*position_ids.shape, -1), None, None)
+    return output if labels is None else _with_losses(decoder, output, labels, router_log)
+
+
+def _with_losses(
+    decoder: Decoder, output: MM1Output, labels: Tensor, router_log: RouterLog | None
+) -> MM1Output:
+    config = decoder.config
+    inputs = output.hidden.flatten(0, 1), decoder.vocabulary_weight, labels.flatten()
+    num_labels = (labels != losses.IGNORED).sum().clamp(min=1)
+    terms: dict[str, Term] = {}
+    if config.moe is not None and router_log is not None:
+        terms.update(router_terms(config.moe, router_log.stacked()))
+    if config.output_z_weight:
+        token_losses, z = losses.token_losses_and_z(*inputs)
+        terms["output_z"] = Term(z.sum() / num_labels, config.output_z_weight)
+    else:
+        token_losses = losses.token_losses(*inputs)
+    loss = add_terms(token_losses.sum() / num_labels, terms)
+    return output._replace(token_losses=token_losses.view(labels.shape), loss=loss, terms=terms)

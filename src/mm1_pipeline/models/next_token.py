@@ -1,13 +1,15 @@
-"""Next-token prediction: the objective of multimodal pre-training and fine-tuning."""
+"""Next-token prediction: the objective of a whole model and of a decoder alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mm1_pipeline.config.model import MM1Config
-from mm1_pipeline.models.checkpoint import save_model
+from mm1_pipeline.config.model import DecoderConfig, MM1Config
+from mm1_pipeline.models.attention import DocumentLayout
+from mm1_pipeline.models.checkpoint import save_decoder, save_model
+from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.losses import IGNORED
-from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.mm1 import MM1, decode_packed
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
 
 
@@ -65,3 +67,71 @@ class NextToken(Objective):
     def law_parameters(self) -> int:
         """Source: MM1, Pre-training (the decoder's size, not the encoder's)."""
         return self.config.decoder.non_embedding_parameters
+
+
+class NextTextToken(Objective):
+    """Cross-entropy of the next token of a decoder alone, on sequences without images.
+
+    Source: MM1, Pre-training (the decoder starts from one trained on text).
+
+    Args:
+        decoder: trained in place; the weights it holds are the start.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Shape of the decoder."""
+        return self.decoder.config
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Losses of every position, and the decoder's terms.
+
+        Returns:
+            losses float32[B, T], 0 where there is no label.
+        """
+        input_ids = batch["input_ids"]
+        layout = DocumentLayout.from_cu_seqlens(
+            batch["cu_seqlens"], input_ids.numel(), input_ids.device
+        )
+        output = decode_packed(
+            self.decoder,
+            self.decoder.embedding(input_ids),
+            batch["position_ids"],
+            layout,
+            batch["cu_seqlens"],
+            batch["labels"],
+        )
+        assert output.token_losses is not None
+        return ObjectiveOutput(output.token_losses, batch["labels"] != IGNORED, output.terms)
+
+    def count_targets(self, batch: Batch) -> int:
+        """Positions that have a label.
+
+        Raises:
+            ValueError: there are images, which a decoder alone cannot see.
+        """
+        if len(batch["pixel_values"]):
+            raise ValueError(
+                f"text_pretrain.training.mixture: found {len(batch['pixel_values'])} images in a "
+                f"batch ({'; '.join(batch['sample_keys'][:3])}), expected none: the decoder is "
+                "trained alone. Name sources of text only."
+            )
+        return int((batch["labels"] != IGNORED).sum())
+
+    def save(self, directory: Path) -> None:
+        """Writes the decoder."""
+        save_decoder(self.decoder, directory)
+
+    @property
+    def needs(self) -> ShardNeeds:
+        """Tokens only."""
+        return ShardNeeds(vocab_size=self.config.vocab_size)
+
+    @property
+    def law_parameters(self) -> int:
+        """Source: MM1, Pre-training."""
+        return self.config.non_embedding_parameters

@@ -5,6 +5,8 @@ Shape letters: N images, S pixels of a side, G patches (+ 1 with a class token),
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,6 +93,20 @@ class VisionTransformer(nn.Module):
         for layer in self.layers:
             hidden = run_step(layer, hidden, mask, recompute=self.recompute)
         return self.final_norm(hidden)
+
+    @torch.no_grad()
+    def resize(self, image_size: int) -> None:
+        """Makes the encoder one for images of another size; see `resize_positions`.
+
+        Args:
+            image_size: pixels of a side, a multiple of the patch size.
+        """
+        self.config = dataclasses.replace(self.config, image_size=image_size)
+        if self.position_embeddings is not None:
+            resized = resize_positions(
+                self.position_embeddings, self.config.grid, class_token=self.config.class_token
+            )
+            self.position_embeddings = nn.Parameter(resized.detach())
 
     def patches(self, pixel_values: Tensor) -> Tensor:
         """Cuts images into patches, each laid out as a kernel of CLIP's patch convolution:

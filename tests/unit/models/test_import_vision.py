@@ -30,7 +30,7 @@ from mm1_pipeline.config.model import (
     VisionConfig,
     VisionNorm,
 )
-from mm1_pipeline.models.convert_vision import describe_vision_encoder, import_vision_encoder
+from mm1_pipeline.models.convert.vision import describe_vision_encoder, import_vision_encoder
 
 TOLERANCE = 1e-5
 """Worst measured over all cases here: 3.8e-6 (CLIP, values up to 6.8)."""

@@ -1,0 +1,191 @@
+"""AIM: an encoder learns to predict an image's next patch from those before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm1_pipeline.config.model import VisionConfig
+from mm1_pipeline.config.pretraining import AimConfig
+from mm1_pipeline.models.checkpoint import save_vision_encoder
+from mm1_pipeline.models.initialization import initialize
+from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
+from mm1_pipeline.models.pairs import mix
+from mm1_pipeline.models.vit import VisionTransformer
+
+_STEP_STRIDE = -0x61C8864680B583EB
+"""Keeps the draws of neighbouring steps apart: 2^64 over the golden ratio."""
+_VARIANCE_FLOOR = 1e-6
+"""Added to a patch's variance, so that a patch of one colour is 0 and not noise."""
+
+
+@dataclass(frozen=True)
+class PatchPredictionShape:
+    """What fixes the weights and the loss of `PatchPrediction`."""
+
+    vision: VisionConfig
+    aim: AimConfig
+
+
+class PatchPrediction(Objective):
+    """Squared error of each patch after a prefix, predicted from all patches before it.
+
+    Patches come in reading order. A prefix of 1 to all but one patches is drawn for every
+    image; its patches see each other, later ones see what comes before them, and losses are
+    counted after the prefix only. So the encoder learns attention in both directions, which it
+    is used with afterwards. An image's loss is the mean over its predicted patches.
+
+    Source: MM1, Model (AIM = autoregressive pixel reconstruction); the prefix, the normalised
+    pixels and the head are AIM's (arXiv 2401.08541); that every image counts alike is our
+    choice.
+
+    Args:
+        vision: trained in place; the weights it holds are the start.
+        config: the head and the targets.
+        seed: of the head's weights.
+
+    Raises:
+        ValueError: the encoder has a class token, which has no place in an order of patches.
+    """
+
+    def __init__(self, vision: VisionTransformer, config: AimConfig, *, seed: int) -> None:
+        super().__init__()
+        if vision.class_embedding is not None:
+            raise ValueError(
+                "model.vision.class_token: found true, expected false: patches are predicted in "
+                "order, and a class token has no place in it."
+            )
+        if vision.config.num_patches < 2:
+            raise ValueError(
+                f"model.vision: found {vision.config.num_patches} patch, expected at least 2, so "
+                "that there is one to predict."
+            )
+        self.aim = config
+        self.vision = vision
+        self.head = PixelHead(config, vision.config.d_model, 3 * vision.config.patch_size**2)
+        initialize(self.head, seed, prefix="head.")
+
+    @property
+    def config(self) -> PatchPredictionShape:
+        """Shape of encoder and head."""
+        return PatchPredictionShape(self.vision.config, self.aim)
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Losses of the images of each sequence.
+
+        Returns:
+            losses float32[B], summed over a sequence's images; weights int64[B], how many
+            there are.
+        """
+        pixel_values = batch["pixel_values"]
+        prefix_lengths = draw_prefix_lengths(
+            pixel_values, batch["step"], self.vision.config.num_patches
+        )
+        predictions = self.head(self.vision(pixel_values, prefix_lengths))
+        losses = patch_losses(
+            predictions,
+            self.vision.patches(pixel_values),
+            prefix_lengths,
+            normalise=self.aim.normalise_pixels,
+        )
+        counts = batch["images_per_sequence"].to(losses.device)
+        rows = torch.arange(len(counts), device=losses.device)
+        sequences = rows.repeat_interleave(counts, output_size=len(losses))
+        return ObjectiveOutput(losses @ F.one_hot(sequences, len(counts)).to(losses.dtype), counts)
+
+    def count_targets(self, batch: Batch) -> int:
+        """Images."""
+        return len(batch["pixel_values"])
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoder alone."""
+        save_vision_encoder(self.vision, directory)
+
+    @property
+    def needs(self) -> ShardNeeds:
+        """Images must be of the encoder's size."""
+        return ShardNeeds(image_size=self.vision.config.image_size)
+
+
+class PixelHead(nn.Module):
+    """From patch embeddings to pixels of the next patch; thrown away after training."""
+
+    def __init__(self, config: AimConfig, d_model: int, num_pixels: int) -> None:
+        super().__init__()
+        width = config.head_width
+        self.input = nn.Linear(d_model, width)
+        self.layers = nn.ModuleList(HeadLayer(width) for _ in range(config.head_layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, num_pixels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps float[N, G, D] to float[N, G, num_pixels]."""
+        hidden = self.input(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.output(self.norm(hidden))
+
+
+class HeadLayer(nn.Module):
+    """A residual feed-forward map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.feed_forward = nn.ModuleDict(
+            {"up": nn.Linear(width, width), "down": nn.Linear(width, width)}
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps float[N, G, width] to float[N, G, width]."""
+        inner = F.gelu(self.feed_forward["up"](self.norm(hidden)))
+        return hidden + self.feed_forward["down"](inner)
+
+
+def patch_losses(
+    predictions: Tensor, patches: Tensor, prefix_lengths: Tensor, *, normalise: bool
+) -> Tensor:
+    """Mean squared error of the patches after the prefix.
+
+    Args:
+        predictions: float[N, G, P]; place k holds the prediction of patch k + 1, and the last
+            place's is not used.
+        patches: float[N, G, P], the pixels.
+        prefix_lengths: int64[N], 1..G - 1.
+        normalise: makes each target have mean 0 and variance 1 over its pixels.
+
+    Returns:
+        float32[N].
+    """
+    targets = patches[:, 1:].float()
+    if normalise:
+        targets = targets - targets.mean(dim=-1, keepdim=True)
+        variance = targets.square().mean(dim=-1, keepdim=True)
+        targets = targets * torch.rsqrt(variance + _VARIANCE_FLOOR)
+    errors = (predictions[:, :-1].float() - targets).square().mean(dim=-1)
+    places = torch.arange(1, patches.shape[1], device=patches.device)
+    counts = places >= prefix_lengths.unsqueeze(1)
+    return (errors * counts).sum(dim=1) / counts.sum(dim=1)
+
+
+def draw_prefix_lengths(pixel_values: Tensor, step: int, num_patches: int) -> Tensor:
+    """Draws a prefix for every image, from 1 to all patches but one, uniformly.
+
+    The draw depends on the image and the step alone: it is the same on any number of ranks,
+    in any microbatch and after a resume.
+
+    Args:
+        pixel_values: float[N, 3, S, S].
+        step: optimizer step, from 0.
+        num_patches: G.
+
+    Returns:
+        int64[N].
+    """
+    bits = pixel_values.float().contiguous().view(torch.int32)
+    keys = mix(bits.flatten(1).sum(dim=1, dtype=torch.int64) + step * _STEP_STRIDE % 2**63)
+    return 1 + ((keys >> 33) & 0x7FFFFFFF) % (num_patches - 1)
