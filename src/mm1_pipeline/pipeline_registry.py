@@ -5,6 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline
 
 from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
+from mm1_pipeline.pipelines.export.pipeline import create_pipeline as export
 from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
 from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
 from mm1_pipeline.pipelines.report.pipeline import create_pipeline as report
@@ -19,15 +20,19 @@ STAGES = {
 }
 """Stages in the order of the default run."""
 
+OUTSIDE = {"export": export}
+"""Goals that the default run does not build."""
+
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Names every goal, as targets in make; `--tags=<stage>` runs one stage alone.
 
     Imports neither torch nor Composer nor Streaming: nodes import what they call.
     """
-    every_node = sum((create() for create in STAGES.values()), Pipeline([]))
+    default = sum((create() for create in STAGES.values()), Pipeline([]))
+    every_node = sum((create() for create in OUTSIDE.values()), default)
     goals = {
         stage: every_node.to_nodes(*(node.name for node in create().nodes))
-        for stage, create in STAGES.items()
+        for stage, create in {**STAGES, **OUTSIDE}.items()
     }
-    return {**goals, "__default__": every_node}
+    return {**goals, "__default__": default}

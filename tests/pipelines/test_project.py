@@ -28,7 +28,16 @@ def open_context(environment: str):
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_environment_resolves_into_typed_parameters(environment):
     context = open_context(environment)
-    for name in ("ingest", "tokenizer", "shard", "model", "pretrain", "evaluate", "report"):
+    for name in (
+        "ingest",
+        "tokenizer",
+        "shard",
+        "model",
+        "pretrain",
+        "evaluate",
+        "report",
+        "export",
+    ):
         assert not isinstance(context.params[name], dict), name
 
 
@@ -37,7 +46,8 @@ def test_every_catalogue_entry_is_used_and_everything_between_stages_is_on_disk(
     from kedro.framework.project import pipelines
 
     catalog = open_context(environment).catalog
-    used = {name for name in pipelines["__default__"].datasets() if not name.startswith("param")}
+    read_or_written = set().union(*(pipeline.datasets() for pipeline in pipelines.values()))
+    used = {name for name in read_or_written if not name.startswith("param")}
     entries = {name for name in catalog.keys() if not name.startswith("param")}  # noqa: SIM118
     assert used == entries
 
@@ -87,8 +97,17 @@ def test_every_node_carries_the_tag_of_its_stage():
     from kedro.framework.project import pipelines
 
     stages = set(pipelines) - {"__default__"}
-    for node in pipelines["__default__"].nodes:
+    for node in sum(pipelines.values()).nodes:
         assert len(node.tags & stages) == 1, node.name
+
+
+def test_export_is_a_goal_outside_the_default_run():
+    from kedro.framework.project import pipelines
+
+    names = {node.name for node in pipelines["export"].nodes}
+    assert {"export_pretrained", "pretrain_model", "ingest_sources"} <= names
+    assert "evaluate_models" not in names
+    assert "export_pretrained" not in {node.name for node in pipelines["__default__"].nodes}
 
 
 def test_registry_imports_no_heavy_library():

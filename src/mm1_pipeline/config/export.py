@@ -1,0 +1,23 @@
+"""Parameters of `export`: a trained model as a directory of Hugging Face's layout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mm1_pipeline.config._base import parameters
+
+
+@parameters
+class ExportConfig:
+    """How a model is written for transformers."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the stored weights. float32 keeps every bit of the trained model."""
+    max_shard_bytes: int = 5_000_000_000
+    """Size of a safetensors file above which another is begun; transformers' own value."""
+    chat_template: str | None = None
+    """Jinja template of conversations; None takes the one that SFT trains with."""
+
+    def __post_init__(self) -> None:
+        if self.max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes: found {self.max_shard_bytes}, expected at least 1.")
