@@ -77,6 +77,17 @@ class MixedResolution:
             raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")
 
 
+class CaptionWords(StrEnum):
+    """Which tokenizer gives the words that CIDEr counts."""
+
+    REGEX = "regex"
+    """Ours, without Java."""
+    STANFORD = "stanford"
+    """Stanford's, as published numbers have it; needs Java."""
+    AUTO = "auto"
+    """Stanford's where Java is, else ours; evaluation.json says which."""
+
+
 class ShotDraw(StrEnum):
     """Whether the prompts of a task show the same examples."""
 
@@ -137,6 +148,8 @@ class TaskConfig:
     """As `image_name`, for shots."""
     interleaved: bool = False
     """Whether questions and options name the places of their images as `<image 1>`."""
+    caption_words: CaptionWords = CaptionWords.REGEX
+    """How captions become words."""
     judge_prompt: str = ""
     """What a judge is asked; `{question}`, `{reference}`, `{answer}` and `{context}` are filled
     in."""

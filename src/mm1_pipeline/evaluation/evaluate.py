@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, MixedResolution, Precision
+from mm1_pipeline.config.evaluation import (
+    CaptionWords,
+    EvaluateConfig,
+    Metric,
+    MixedResolution,
+    Precision,
+)
 from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
@@ -25,6 +31,7 @@ from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
 from mm1_pipeline.evaluation.resolution import check_budget
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
+from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
@@ -344,6 +351,8 @@ def _task_entry(task: Task) -> dict[str, Any]:
     entry: dict[str, Any] = {"metric": config.metric.value, "shots": {}}
     if config.title:
         entry["title"] = config.title
+    if config.metric == Metric.CIDER and config.caption_words != CaptionWords.REGEX:
+        entry["tokenizer"] = tokenizer_name(config.caption_words)
     if config.paper is not None:
         entry["paper"] = config.paper
     if config.unconfirmed:

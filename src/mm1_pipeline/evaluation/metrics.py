@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pycocoevalcap.cider.cider import Cider
 
-from mm1_pipeline.evaluation.caption_tokens import caption_tokens
+from mm1_pipeline.config.evaluation import CaptionWords
 from mm1_pipeline.evaluation.postprocess import normalize_vqa_answer
+from mm1_pipeline.evaluation.stanford_tokens import caption_words
 
 NUM_ANSWERS = 10
 """Human answers to a question of VQAv2, OK-VQA, TextVQA and VizWiz."""
 
 
 def cider_scores(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    words: CaptionWords = CaptionWords.REGEX,
 ) -> np.ndarray:
-    """CIDEr of every caption, as pycocoevalcap computes it, on the words of `caption_tokens`.
+    """CIDEr of every caption, as pycocoevalcap computes it.
 
     The weights of n-grams come from all references together, so an item's score depends on
     which other items are scored with it.
@@ -25,6 +28,7 @@ def cider_scores(
     Args:
         captions: One caption an item, by item key.
         references: The captions people wrote, by the same keys.
+        words: Which tokenizer gives the words.
 
     Returns:
         float64[len(captions)], in the order of `captions`; 1.0 is printed as 100.
@@ -42,11 +46,11 @@ def cider_scores(
         raise ValueError(f"Found items without a reference caption: {empty[:5]}.")
     if not captions:
         return np.zeros(0)
-    words = {key: [" ".join(caption_tokens(text))] for key, text in captions.items()}
-    reference_words = {
-        key: [" ".join(caption_tokens(text)) for text in references[key]] for key in captions
-    }
-    _, scores = Cider().compute_score(reference_words, words)
+    texts = [*captions.values(), *(text for key in captions for text in references[key])]
+    tokenized = iter(caption_words(texts, words))
+    caption_text = {key: [next(tokenized)] for key in captions}
+    reference_text = {key: [next(tokenized) for _ in references[key]] for key in captions}
+    _, scores = Cider().compute_score(reference_text, caption_text)
     return np.asarray(scores, dtype=np.float64)
 
 

@@ -208,7 +208,7 @@ def _score_items(
 ) -> np.ndarray:
     """float64[n], 0..1 but for CIDEr and ratios; what was not answered is 0."""
     if task.config.metric == Metric.CIDER:
-        return _cider(task.items, processed)
+        return _cider(task, processed)
     return np.array(
         [
             judged[item.key].value
@@ -264,9 +264,10 @@ def _count(task: Task) -> int | None:
     return None
 
 
-def _cider(items: Sequence[TaskItem], processed: Mapping[str, str]) -> np.ndarray:
+def _cider(task: Task, processed: Mapping[str, str]) -> np.ndarray:
     """An item that could not be asked counts as an empty caption, its references all the same."""
-    references = {item.key: item.references for item in items if item.references}
+    references = {item.key: item.references for item in task.items if item.references}
     captions = {key: processed.get(key, "") for key in references}
-    scores = dict(zip(references, cider_scores(captions, references), strict=True))
-    return np.array([scores.get(item.key, 0.0) for item in items])
+    values = cider_scores(captions, references, task.config.caption_words)
+    scores = dict(zip(references, values, strict=True))
+    return np.array([scores.get(item.key, 0.0) for item in task.items])

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
+from mm1_pipeline.config.evaluation import CaptionWords
 from mm1_pipeline.evaluation.caption_tokens import caption_tokens
 from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
+from mm1_pipeline.evaluation.stanford_tokens import caption_words, tokenizer_name
 
 WORDS = [
     "a",
@@ -88,6 +90,68 @@ def test_cider_needs_one_caption_and_a_reference_for_every_item():
         cider_scores({"1": "a"}, {"1": ["a"], "2": ["b"]})
     with pytest.raises(ValueError, match=r"without a reference caption: \['2'\]"):
         cider_scores({"1": "a", "2": "b"}, {"1": ["a"], "2": []})
+
+
+def random_coco_captions(count: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Captions of frequent and rare words, with clitics, marks, hyphens and repeated n-grams."""
+    rng = random.Random(1)
+    words = [*WORDS, "man's", "doesn't", "well-known", "3.5", "(left)", "it's", "U.S.", '"stop"']
+    words += [f"rare{number}" for number in range(300)]
+    weights = [30] * len(WORDS) + [3] * 8 + [1] * 300
+
+    def caption() -> str:
+        chosen = rng.choices(words, weights, k=rng.randint(1, 16))
+        return " ".join(chosen).capitalize() + rng.choice([".", "", "!", " ."])
+
+    references = {str(n): [caption() for _ in range(5)] for n in range(count)}
+
+    def near(texts: list[str]) -> str:
+        found = rng.choice(texts).split()
+        del found[rng.randrange(len(found))]
+        return " ".join([*found, *rng.choices(words, weights, k=2)])
+
+    captions = {key: near(texts) if rng.random() < 0.8 else "" for key, texts in references.items()}
+    return captions, references
+
+
+def words_of_stanford(texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    rows = {key: [{"caption": text} for text in group] for key, group in texts.items()}
+    return PTBTokenizer().tokenize(rows)
+
+
+def words_of_ours(texts: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {key: [" ".join(caption_tokens(text)) for text in group] for key, group in texts.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "tokenize"),
+    [
+        (CaptionWords.REGEX, words_of_ours),
+        pytest.param(
+            CaptionWords.STANFORD,
+            words_of_stanford,
+            marks=pytest.mark.skipif(shutil.which("java") is None, reason="needs Java"),
+        ),
+    ],
+)
+def test_cider_is_pycocoevalcaps_on_1000_random_captions(words, tokenize):
+    captions, references = random_coco_captions(1000)
+    single = {key: [text] for key, text in captions.items()}
+    mean, scores = Cider().compute_score(tokenize(references), tokenize(single))
+    ours = cider_scores(captions, references, words)
+    # Worst difference measured: 0.0, for both tokenizers.
+    assert np.abs(ours - scores).max() < 1e-6
+    assert abs(ours.mean() - mean) < 1e-6
+    assert 0.5 < mean < 9
+
+
+def test_stanfords_tokenizer_is_refused_or_replaced_without_java(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert tokenizer_name(CaptionWords.AUTO) == tokenizer_name(CaptionWords.REGEX) == "regex-ptb-1"
+    with pytest.raises(ValueError, match="found `stanford`, but there is no `java`"):
+        caption_words(["a cat"], CaptionWords.STANFORD)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Stanford's tokenizer needs Java")
