@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic_core import ArgsKwargs
 from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import FILES, TaskFormat
+from mm1_pipeline.config.text_tasks import TextTaskConfig
 
 
 class Metric(StrEnum):
@@ -272,6 +274,10 @@ class EvaluateConfig:
     """Parameters of the stage `evaluate`."""
 
     tasks: Annotated[dict[str, TaskConfig], NULL_REMOVES]
+    text_tasks: Annotated[dict[str, TextTaskConfig], NULL_REMOVES] = dataclasses.field(
+        default_factory=dict
+    )
+    """Tasks without images, by log-likelihood."""
     judge: JudgeConfig | None = None
     """Marks the answers of tasks whose metric needs a judge."""
     max_validation_items: int = 512
@@ -289,6 +295,8 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = operational(default="auto")
 
     def __post_init__(self) -> None:
+        if twice := sorted(self.tasks.keys() & self.text_tasks.keys()):
+            raise ValueError(f"text_tasks: found {twice}, which are names of `tasks` as well.")
         for name, task in self.tasks.items():
             if task.metric.needs_judge and self.judge is None:
                 raise ValueError(

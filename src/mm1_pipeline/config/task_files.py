@@ -17,31 +17,36 @@ import yaml
 
 FOLDER = Path(__file__).with_name("tasks")
 """The package's own task files."""
+TEXT_FOLDER = FOLDER / "text"
+"""Those of text-only tasks."""
 
 
-def task_names() -> list[str]:
+def task_names(folder: Path = FOLDER) -> list[str]:
     """Names of the package's own task files."""
-    return sorted(path.stem for path in FOLDER.glob("*.yml"))
+    return sorted(path.stem for path in folder.glob("*.yml"))
 
 
-def complete_task(entry: Mapping[str, Any]) -> dict[str, Any]:
+def complete_task(entry: Mapping[str, Any], folder: Path = FOLDER) -> dict[str, Any]:
     """An entry with the values of its task file where it has none of its own.
 
     Args:
         entry: Has `task`: a name of `task_names()`, or the path of a file that ends in `.yml`.
+        folder: Where the names are looked up.
 
     Raises:
         ValueError: If there is no such file, or it is no mapping.
     """
-    return {**read_task_file(str(entry["task"])), **entry}
+    return {**read_task_file(str(entry["task"]), folder), **entry}
 
 
-def read_task_file(task: str) -> dict[str, Any]:
-    """The values that a task file gives; for argument and errors, see `complete_task`."""
-    path = Path(task) if task.endswith((".yml", ".yaml")) else FOLDER / f"{task}.yml"
-    if not path.is_file() or (path.parent == FOLDER and task not in task_names()):
-        close = difflib.get_close_matches(task, task_names(), n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(task_names())}."
+def read_task_file(task: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """The values that a task file gives; for arguments and errors, see `complete_task`."""
+    names = task_names(folder)
+    own = task.endswith((".yml", ".yaml"))
+    path = Path(task) if own else folder / f"{task}.yml"
+    if not path.is_file() or not (own or task in names):
+        close = difflib.get_close_matches(task, names, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(names)}."
         raise ValueError(f"task: found {task!r}, but there is no such task file; {hint}")
     return dict(_parse(path, path.stat().st_mtime_ns))
 

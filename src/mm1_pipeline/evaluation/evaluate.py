@@ -33,6 +33,8 @@ from mm1_pipeline.evaluation.resolution import check_budget
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
 from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
 from mm1_pipeline.evaluation.tasks import Task, load_task
+from mm1_pipeline.evaluation.text_run import TextRunner
+from mm1_pipeline.evaluation.text_tasks import TextTask, load_text_task
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
@@ -63,6 +65,7 @@ class Harness:
         prompts: By task and number of shots.
         tokenizer: The one the models were trained with.
         index: `shards.json`: image transform and tokens of the training.
+        text_tasks: Tasks without images.
     """
 
     config: EvaluateConfig
@@ -70,6 +73,7 @@ class Harness:
     prompts: Mapping[tuple[str, int], Sequence[Prompt]]
     tokenizer: Tokenizer
     index: ShardIndex
+    text_tasks: tuple[TextTask, ...] = ()
 
     def parts(self) -> Iterator[tuple[Task, int]]:
         """Each task with each of its numbers of shots."""
@@ -139,7 +143,9 @@ def evaluate(
             blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
             entries[name] = _entry(harness, seeing, blind)
             entries[name + BLIND_SUFFIX] = _entry(harness, blind)
-            _write(output_dir / name, seeing)
+            texts = _text_runner(harness).run(name, model, progress)
+            entries[name]["tasks"] |= _text_entries(harness, texts)
+            _write(output_dir / name, {**seeing, **texts})
             _write(output_dir / (name + BLIND_SUFFIX), blind)
     frequent = _frequent_scores(harness)
     entries[FREQUENT] = _entry(harness, frequent)
@@ -176,7 +182,10 @@ def build_harness(
         for task in tasks
         for num_shots in task.config.shots
     }
-    harness = Harness(config, tasks, prompts, tokenizer, index)
+    text_tasks = tuple(
+        load_text_task(name, task, config.seed) for name, task in config.text_tasks.items()
+    )
+    harness = Harness(config, tasks, prompts, tokenizer, index, text_tasks)
     for task, num_shots in harness.parts():
         _check_prompts(harness, task, num_shots)
     return harness
@@ -343,6 +352,32 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
             summary["gain_over_blind"] = gain
         tasks[task]["shots"][str(num_shots)] = summary
     return {"tasks": tasks}
+
+
+def _text_runner(harness: Harness) -> TextRunner:
+    config = harness.config
+    return TextRunner(
+        harness.text_tasks, harness.tokenizer, harness.index.image, config.seed, config.batch_size
+    )
+
+
+def _text_entries(harness: Harness, scores: Mapping[tuple[str, int], TaskScores]) -> dict[str, Any]:
+    """Text tasks of a model's entry: no blind twin, for there is nothing to see."""
+    entries: dict[str, Any] = {}
+    for task in harness.text_tasks:
+        config = task.config
+        entries[task.name] = {
+            "metric": config.metric.value,
+            "shots": {
+                str(num_shots): scores[task.name, num_shots].summary(
+                    harness.config.bootstrap_samples, harness.config.seed
+                )
+                for num_shots in config.shots
+            },
+            "title": config.title,
+            "unconfirmed": list(config.unconfirmed),
+        }
+    return entries
 
 
 def _task_entry(task: Task) -> dict[str, Any]:

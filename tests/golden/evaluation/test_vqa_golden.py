@@ -23,7 +23,7 @@ def test_vqa_accuracy_is_the_official_one_on_5000_answers():
     rows = random_answers(5000)
     assert len(expected) == len(rows) == 5000
     found = [vqa_accuracy(answer, humans) for answer, humans in rows]
-    # Worst difference measured: 1.1e-16.
+    # Worst difference measured: 0.0.
     worst = max(abs(a - b) for a, b in zip(found, expected, strict=True))
     assert worst < 1e-12
     assert {code: expected.count(value) for code, value in VALUES.items()}["6"] > 400

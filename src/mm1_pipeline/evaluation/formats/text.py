@@ -1,0 +1,220 @@
+"""Text benchmarks as pairs of context and continuation, worded as lm-evaluation-harness does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm1_pipeline.config.text_tasks import TextFormat
+from mm1_pipeline.evaluation.formats.base import (
+    RawItem,
+    letter,
+    listed,
+    parse_keyed,
+    read_json,
+    read_json_lines,
+    text_of,
+)
+
+_BRACKETS = re.compile(r"\[.*?\]")
+_DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"]+))\)')
+
+
+@dataclass(frozen=True, slots=True)
+class TextItem:
+    """One question of a text benchmark.
+
+    Attributes:
+        key: Unique within the task.
+        contexts: What stands before each option; one for all where it is the same.
+        options: What may follow, without the space before it.
+        right: Places of the right options.
+        failure: Why it cannot be asked.
+    """
+
+    key: str
+    contexts: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+    failure: str | None = None
+
+    def pairs(self, shots: str = "") -> list[tuple[str, str]]:
+        """Context and continuation of each option, after some solved examples."""
+        contexts = self.contexts * (len(self.options) if len(self.contexts) == 1 else 1)
+        return [
+            (f"{shots}{context}", f" {option}")
+            for context, option in zip(contexts, self.options, strict=True)
+        ]
+
+    def solved(self) -> str:
+        """The item as an example: context and the first right continuation."""
+        context, continuation = self.pairs()[self.right[0]]
+        return context + continuation
+
+
+def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[TextItem]:
+    """Items of a text benchmark, in the order of its files; a malformed one says why.
+
+    Args:
+        kind: How the files are written.
+        files: By role.
+
+    Raises:
+        ValueError: If a file is missing or is not in the format at all.
+    """
+    path = files["questions"]
+    match kind:
+        case TextFormat.ARC:
+            return _items(_numbered(read_json_lines(path), "id"), _arc)
+        case TextFormat.PIQA:
+            return _items(_numbered(_piqa_rows(files)), _piqa)
+        case TextFormat.LAMBADA:
+            return _items(_numbered(read_json_lines(path)), _lambada)
+        case TextFormat.WINOGRANDE:
+            return _items(_numbered(read_json_lines(path), "qID"), _winogrande)
+        case TextFormat.HELLASWAG:
+            return _items(_numbered(read_json_lines(path)), _hellaswag)
+        case TextFormat.SCIQ:
+            return _items(_numbered(_list(path)), _sciq)
+        case TextFormat.TRIVIAQA:
+            rows = listed(read_json(path), "Data", path)
+            return _items(_numbered(rows, "QuestionId"), _triviaqa)
+        case TextFormat.WEBQS:
+            return _items(_numbered(_list(path)), _webqs)
+
+
+def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
+    found: dict[str, TextItem] = {}
+
+    def keep(key: str, row: Any) -> RawItem:
+        found[key] = parse(key, row)
+        return RawItem(key=key)
+
+    for raw in parse_keyed(pairs, keep):
+        if raw.failure is None:
+            yield found.pop(raw.key)
+        else:
+            yield TextItem(raw.key, failure=raw.failure)
+
+
+def _numbered(rows: Iterable[Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Rows with their id; with their place where they have none, or one that came before."""
+    seen: set[str] = set()
+    for number, row in enumerate(rows):
+        key = str(row.get(name, number)) if isinstance(row, Mapping) else str(number)
+        key = f"{key} (row {number})" if key in seen else key
+        seen.add(key)
+        yield key, row
+
+
+def _arc(key: str, row: Any) -> TextItem:
+    choices = row["question"]["choices"]
+    labels = [choice["label"] for choice in choices]
+    return TextItem(
+        key,
+        (f"Question: {row['question']['stem']}\nAnswer:",),
+        tuple(str(choice["text"]) for choice in choices),
+        (labels.index(row["answerKey"]),),
+    )
+
+
+def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
+    rows = read_json_lines(files["questions"])
+    labels = files["labels"].read_text(encoding="utf-8").split()
+    if len(rows) != len(labels):
+        raise ValueError(
+            f"Found {len(rows)} questions in {files['questions']}, but {len(labels)} labels."
+        )
+    return [[row, label] for row, label in zip(rows, labels, strict=True)]
+
+
+def _piqa(key: str, pair: Any) -> TextItem:
+    row, label = pair
+    options = (text_of(row["sol1"]), text_of(row["sol2"]))
+    return TextItem(key, (f"Question: {row['goal']}\nAnswer:",), options, (_place(label, options),))
+
+
+def _lambada(key: str, row: Any) -> TextItem:
+    context, space, last = row["text"].rpartition(" ")
+    if not space or not last:
+        raise ValueError("found no last word after a space")
+    return TextItem(key, (context,), (last,), (0,))
+
+
+def _winogrande(key: str, row: Any) -> TextItem:
+    before, gap, after = row["sentence"].partition("_")
+    if not gap:
+        raise ValueError("found no gap `_` in the sentence")
+    options = (str(row["option1"]), str(row["option2"]))
+    return TextItem(
+        key,
+        tuple(before + option for option in options),
+        (after.strip(),) * len(options),
+        (_place(int(row["answer"]) - 1, options),),
+    )
+
+
+def _hellaswag(key: str, row: Any) -> TextItem:
+    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    options = tuple(_wikihow(ending) for ending in row["endings"])
+    return TextItem(key, (_wikihow(context),), options, (_place(row["label"], options),))
+
+
+def _wikihow(text: str) -> str:
+    """Without the marks that its WikiHow part left."""
+    text = text.strip().replace(" [title]", ". ")
+    return _BRACKETS.sub("", text).replace("  ", " ")
+
+
+def _sciq(key: str, row: Any) -> TextItem:
+    options = [row[f"distractor{number}"] for number in (1, 2, 3)]
+    support = text_of(row["support"]) if not row["support"] else row["support"].lstrip()
+    return TextItem(
+        key,
+        (f"{support}\nQuestion: {row['question']}\nAnswer:",),
+        (*map(str, options), str(row["correct_answer"])),
+        (3,),
+    )
+
+
+def _triviaqa(key: str, row: Any) -> TextItem:
+    aliases = tuple(str(alias) for alias in row["Answer"]["Aliases"])
+    if not aliases:
+        raise ValueError("found no alias of the answer")
+    return TextItem(
+        key, (f"Question: {row['Question']}?\nAnswer:",), aliases, tuple(range(len(aliases)))
+    )
+
+
+def _webqs(key: str, row: Any) -> TextItem:
+    """Names that begin with another one are left out: that one is enough to be right."""
+    names = sorted(quoted or plain for quoted, plain in _DESCRIPTION.findall(row["targetValue"]))
+    kept: list[str] = []
+    for name in (name.replace('\\"', '"').strip() for name in names):
+        if name and not (kept and name.startswith(kept[-1])):
+            kept.append(name)
+    if not kept:
+        raise ValueError("found no name in targetValue")
+    return TextItem(
+        key,
+        (f"Question: {row['utterance']}\nAnswer:",),
+        tuple(kept),
+        tuple(range(len(kept))),
+    )
+
+
+def _place(label: Any, options: tuple[str, ...]) -> int:
+    index = int(label)
+    if not 0 <= index < len(options):
+        raise ValueError(f"found {letter(index) if index >= 0 else index} as the right option")
+    return index
+
+
+def _list(path: Path) -> list[Any]:
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise ValueError(f"Found no list in {path}; expected the official format.")
+    return content

@@ -1,0 +1,85 @@
+"""Runs text-only tasks with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from mm1_pipeline.config.shard import ImageTransform
+from mm1_pipeline.evaluation.generation import Generator
+from mm1_pipeline.evaluation.images import ImageFeatures
+from mm1_pipeline.evaluation.likelihood import log_likelihoods
+from mm1_pipeline.evaluation.progress import EvaluationProgress
+from mm1_pipeline.evaluation.scoring import TaskScores
+from mm1_pipeline.evaluation.text_tasks import (
+    TextTask,
+    score_likelihoods,
+    score_written,
+    text_pairs,
+    written_prompts,
+)
+from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.streams.tokenizer import Tokenizer
+
+
+class TextRunner:
+    """Scores models on text tasks.
+
+    Args:
+        tasks: With their items.
+        tokenizer: The one the models were trained with.
+        transform: How images become pixels; a generator wants to know, though none come.
+        seed: Draws the shots.
+        batch_size: Written answers computed together.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TextTask],
+        tokenizer: Tokenizer,
+        transform: ImageTransform,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self._tasks = tasks
+        self._tokenizer = tokenizer
+        self._transform = transform
+        self._seed = seed
+        self._batch_size = batch_size
+
+    def run(
+        self, name: str, model: MM1, progress: EvaluationProgress
+    ) -> Mapping[tuple[str, int], TaskScores]:
+        """Scores by task and number of shots."""
+        scores = {}
+        for task in self._tasks:
+            for num_shots in task.config.shots:
+                title = f"{name} {task.name} {num_shots}-shot"
+                part = progress.part(title, len(task.items), 0.0)
+                score = self._written if task.is_written else self._likely
+                scored = score(task, num_shots, model, part.advance)
+                part.finish(f"{task.config.metric.value} {scored.value:.1f}")
+                scores[task.name, num_shots] = scored
+        return scores
+
+    def _likely(
+        self, task: TextTask, num_shots: int, model: MM1, advance: Callable[[int], None]
+    ) -> TaskScores:
+        asked = text_pairs(task, num_shots, self._seed)
+        pairs = [pair for _, group in asked.values() for pair in group]
+        likelihoods = log_likelihoods(model, self._tokenizer, pairs)
+        advance(len(asked))
+        return score_likelihoods(task, num_shots, asked, likelihoods)
+
+    def _written(
+        self, task: TextTask, num_shots: int, model: MM1, advance: Callable[[int], None]
+    ) -> TaskScores:
+        prompts = written_prompts(task, num_shots, self._seed, self._tokenizer)
+        features = ImageFeatures(model, {}, self._transform)
+        generator = Generator(model, self._tokenizer, features, self._batch_size)
+        answers = generator.generate(
+            prompts,
+            max_new_tokens=task.config.max_new_tokens,
+            stop=task.config.stop,
+            advance=advance,
+        )
+        return score_written(task, num_shots, prompts, [answer.text for answer in answers])
