@@ -148,6 +148,45 @@ class CheckpointConfig:
 
 
 @parameters
+class LossSpikeConfig:
+    """What happens when a step's loss leaps away from those before it.
+
+    A step's score is how many robust standard deviations (1.4826 times the median distance
+    from the median) its loss lies above the median of the last `window_steps` steps; there is
+    none until as many are known. The paper does not say what MM1 did: our choice.
+    """
+
+    action: Literal["warn", "skip", "stop"] = "warn"
+    """`skip` leaves the step's gradient out; `stop` ends the training before the step."""
+    threshold: float = 10.0
+    window_steps: int = 100
+    """A short window takes ordinary noise for spikes."""
+
+    def __post_init__(self) -> None:
+        if self.threshold <= 0:
+            raise ValueError(f"threshold: found {self.threshold}, expected more than 0.")
+        if self.window_steps < 4:
+            raise ValueError(f"window_steps: found {self.window_steps}, expected at least 4.")
+
+
+@parameters
+class TimeoutConfig:
+    """How long silence may last before a training stops rather than hangs, in seconds."""
+
+    loader_seconds: float = operational(default=1_800.0)
+    """Of a process that reads data."""
+    collective_seconds: float = operational(default=1_800.0)
+    """Of another rank; it must be longer than writing a checkpoint takes."""
+    step_seconds: float = operational(default=3_600.0)
+    """Of the whole step, a checkpoint written after it included."""
+
+    def __post_init__(self) -> None:
+        for name in ("loader_seconds", "collective_seconds", "step_seconds"):
+            if (found := getattr(self, name)) <= 0:
+                raise ValueError(f"{name}: found {found}, expected more than 0.")
+
+
+@parameters
 class TrainingConfig:
     """Parameters of one training, the same for every stage."""
 
@@ -155,6 +194,8 @@ class TrainingConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    loss_spikes: LossSpikeConfig = LossSpikeConfig()
+    timeouts: TimeoutConfig = operational(default=TimeoutConfig())
     global_batch_size: int = 512
     """Sequences in one optimizer step, over all ranks."""
     seed: int = 0
@@ -165,10 +206,17 @@ class TrainingConfig:
     log_interval_steps: int = operational(default=1)
     device: Literal["auto", "cpu", "cuda"] = operational(default="auto")
     """Where to train; `auto` takes a GPU if there is one."""
+    num_processes: int | None = operational(default=None)
+    """Processes that train together on this node, each with a device of its own; None takes one
+    a GPU (as many as divide the batch), and one on a CPU. Weights are sharded over them."""
+    compile: bool = operational(default=False)
+    """Compiles feed-forward and encoder layers. Like another device, it reorders roundings and
+    changes no result beyond them, so it is operational; a compiler has to be installed."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; `bfloat16` needs CUDA. Weights stay float32."""
 
     def __post_init__(self) -> None:
         _check_at_least_one(self, "global_batch_size", "log_interval_steps")
-        if self.microbatch_size is not None:
-            _check_at_least_one(self, "microbatch_size")
+        for name in ("microbatch_size", "num_processes"):
+            if getattr(self, name) is not None:
+                _check_at_least_one(self, name)

@@ -99,6 +99,17 @@ class Objective(nn.Module, ABC):
     def needs(self) -> ShardNeeds:
         """What the shards have to agree with."""
 
+    def count_flops(self, batch: Batch) -> int | None:
+        """Floating-point operations of a training step on a batch, counted on the CPU.
+
+        Forward and backward pass, without what is computed a second time to save memory.
+
+        Returns:
+            None where nobody has counted them.
+        """
+        del batch
+        return None
+
     @property
     def law_parameters(self) -> int | None:
         """N of the learning-rate law; None where the law does not hold."""

@@ -37,9 +37,6 @@ __all__ = ["MixtureLoader", "build_loader", "build_validation_loader", "verify_s
 
 _CACHE = "shard_cache"
 
-_WORKER_TIMEOUT_SECONDS = 1_800
-"""Silence of a worker after which a training stops rather than hangs."""
-
 
 class MixtureLoader(DataLoader):
     """Delivers each batch of a training once, and notices when one is missing.
@@ -97,6 +94,7 @@ def build_loader(
     seed: int,
     num_workers: int = 0,
     cache_dir: Path | None = None,
+    timeout_seconds: float = 1_800,
 ) -> MixtureLoader:
     """Builds the loader of a training: one epoch of `num_steps` batches.
 
@@ -112,6 +110,7 @@ def build_loader(
         num_workers: Processes that read and decode, on each rank.
         cache_dir: Gets the uncompressed shards, in a folder that is emptied first. It belongs
             to one run and one node, whose ranks all name the same. None takes a temporary one.
+        timeout_seconds: Silence of a reading process after which iterating raises.
 
     Returns:
         The loader of `collate`d batches.
@@ -138,7 +137,7 @@ def build_loader(
         num_workers=num_workers,
         collate_fn=partial(collate, transform=ShardIndex.read(shards_dir).image),
         pin_memory=torch.cuda.is_available(),
-        timeout=_WORKER_TIMEOUT_SECONDS if num_workers else 0,
+        timeout=timeout_seconds if num_workers else 0,
     )
     if cache_dir is None:
         weakref.finalize(loader, _remove_cache, cache, os.getpid())

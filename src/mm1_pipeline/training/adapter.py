@@ -10,6 +10,7 @@ from torch import Tensor
 from mm1_pipeline.models.objective import Objective, ObjectiveOutput, add_terms
 from mm1_pipeline.streams.collation import split_batch
 from mm1_pipeline.training.composer_api import ComposerModel, DataSpec
+from mm1_pipeline.training.distributed import sum_counts
 
 Batch = dict[str, Any]
 
@@ -24,11 +25,13 @@ class TrainableObjective(ComposerModel):
 
     Args:
         objective: stays a plain module, which `state_dict` names under `objective.`.
+        loss_factor: see `sharding.loss_factor`.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, *, loss_factor: float = 1.0) -> None:
         super().__init__()
         self.objective = objective
+        self._loss_factor = loss_factor
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Losses of everything that a microbatch predicts."""
@@ -42,17 +45,20 @@ class TrainableObjective(ComposerModel):
         size of a microbatch. A term of a microbatch is its own: an MoE's load balance is that of
         each microbatch, as a mean of products is not the product of means.
         """
-        return add_terms(outputs.losses.sum() / max(1, batch[NUM_TARGETS]), outputs.terms)
+        mean = outputs.losses.sum() / max(1, batch[NUM_TARGETS])
+        total = add_terms(mean, outputs.terms)
+        return total if self._loss_factor == 1.0 else total * self._loss_factor
 
 
 def prepare(batch: Batch, objective: Objective) -> Batch:
-    """Counts the targets of a whole batch and refuses one without any.
+    """Counts the targets of a whole batch and refuses one in which no rank has any.
 
     Raises:
         ValueError: there is nothing to learn from, and no mean to take.
     """
     counted = _count(batch, objective)
-    if counted[NUM_TARGETS] == 0:
+    # A rank may have none, as one that drew only images has no pair or token to predict.
+    if sum_counts([counted[NUM_TARGETS]]) == [0]:
         raise ValueError(
             f"Found no target in a batch ({'; '.join(batch['sample_keys'])}), expected at least "
             "one thing to predict: a labelled position, or for an encoder an image (with a text "

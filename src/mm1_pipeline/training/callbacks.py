@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mm1_pipeline.models.objective import ObjectiveOutput
 from mm1_pipeline.training.adapter import NUM_TARGETS, STEP
 from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.composer_api import Callback, Logger, State
+from mm1_pipeline.training.distributed import ALONE, World, gather, sum_counts
+from mm1_pipeline.training.errors import TrainingStoppedError
 from mm1_pipeline.training.metrics import (
     TIMING,
     MetricsLog,
@@ -25,14 +29,11 @@ from mm1_pipeline.training.metrics import (
     stream_shares,
 )
 from mm1_pipeline.training.progress import TrainingDisplay
+from mm1_pipeline.training.spikes import SpikeDetector
 
 _SHOWN_KEYS = 8
 _SHOWN_CHARACTERS = 100
 """Of one key; a packed sequence's names all the records in it."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """A training that cannot go on as planned; its message says why and what to do."""
 
 
 class StepStamp(Callback):
@@ -64,7 +65,10 @@ class LossMeter(Callback):
 
 
 class GradientGuard(Callback):
-    """Clips gradients to a norm, and stops before a step that is not finite is taken.
+    """Clips gradients to a norm, and decides whether a step is taken.
+
+    A step that is not finite stops the training; one whose loss leaps is treated as the
+    parameters say. Norm and losses are those of the global batch, so all ranks decide alike.
 
     Source: MM1, Pre-training (clipping 1.0).
 
@@ -73,41 +77,85 @@ class GradientGuard(Callback):
         meter: the losses of the step.
         store: names the last good checkpoint.
         work_dir: where the keys of the batch are written when training stops.
+        spikes: judges losses; None judges none.
+        world: rank 0 writes for all.
     """
 
     def __init__(
-        self, max_norm: float, *, meter: LossMeter, store: CheckpointStore, work_dir: Path
+        self,
+        max_norm: float,
+        *,
+        meter: LossMeter,
+        store: CheckpointStore,
+        work_dir: Path,
+        spikes: SpikeDetector | None = None,
+        world: World = ALONE,
     ) -> None:
         self._max_norm = max_norm
         self._meter = meter
         self._store = store
         self._work_dir = work_dir
+        self._spikes = spikes
+        self._world = world
         self.norm = math.nan
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Runs between the backward pass and the optimizer."""
         parameters = [p for p in state.model.parameters() if p.grad is not None]
-        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+        self.norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         loss, by_stream = self._meter.losses.means()
         if not (math.isfinite(self.norm) and math.isfinite(loss)):
-            self._stop(state, loss, by_stream)
+            self._stop_for_good(state, loss, by_stream)
+        elif self._spikes is not None and self._spikes.judge(loss).is_spike:
+            self._handle_spike(state, loss, self._spikes)
 
-    def _stop(self, state: State, loss: float, by_stream: dict[str, float]) -> None:
-        step = state.timestamp.batch.value + 1
-        keys = list(state.batch["sample_keys"])
-        file = self._work_dir / f"non_finite_step_{step}.json"
-        details = {"step": step, "loss": str(loss), "sample_keys": keys}
-        file.write_text(json.dumps(details, indent=2), encoding="utf-8")
-        shown = "; ".join(_shorten(key) for key in keys[:_SHOWN_KEYS])
+    def _stop_for_good(self, state: State, loss: float, by_stream: dict[str, float]) -> None:
         bad_streams = [name for name, value in by_stream.items() if not math.isfinite(value)]
         raise TrainingStoppedError(
-            f"Found a loss of {loss:.4g} and a gradient norm of {self.norm:.4g} at step {step}, "
-            f"expected finite numbers (streams with a non-finite loss: "
-            f"{', '.join(bad_streams) or 'none'}). The step was not taken. The batch's samples: "
-            f"{shown} (all {len(keys)}, in full, in {file}). Last good checkpoint: "
-            f"{self._store.newest_path() or 'none yet'}. The same call would meet the same batch "
+            f"Found a loss of {loss:.4g} and a gradient norm of {self.norm:.4g} at step "
+            f"{_step(state)}, expected finite numbers (streams with a non-finite loss: "
+            f"{', '.join(bad_streams) or 'none'}). The step was not taken. "
+            f"{self._samples(state, loss, 'non_finite')} The same call would meet the same batch "
             "again: look at these samples, or lower optimizer.learning_rate or "
             "optimizer.max_grad_norm."
+        )
+
+    def _handle_spike(self, state: State, loss: float, spikes: SpikeDetector) -> None:
+        config = spikes.config
+        found = (
+            f"Found a loss of {loss:.4g} at step {_step(state)}, {spikes.last.score:.1f} robust "
+            f"standard deviations above the last {config.window_steps} steps' (limit "
+            f"{config.threshold:g}, loss_spikes.threshold). "
+        )
+        if config.action == "stop":
+            raise TrainingStoppedError(
+                f"{found}The step was not taken. {self._samples(state, loss, 'spike')} Look at "
+                "these samples, lower optimizer.learning_rate, or set loss_spikes.action to skip "
+                "or warn; another policy is another training, which needs another work_dir."
+            )
+        if config.action == "skip":
+            # AdamW passes over weights without a gradient: neither they nor its averages move.
+            for parameter in state.model.parameters():
+                parameter.grad = None
+        if self._world.leads:
+            taken = "left out" if config.action == "skip" else "taken"
+            logging.getLogger(__name__).warning(
+                "%sThe step was %s (%d found so far).", found, taken, spikes.num_found
+            )
+
+    def _samples(self, state: State, loss: float, reason: str) -> str:
+        """Writes the keys of the global batch and says where; every rank has to call it."""
+        step = _step(state)
+        keys = [key for of_rank in gather(list(state.batch["sample_keys"])) for key in of_rank]
+        file = self._work_dir / f"{reason}_step_{step}.json"
+        details = {"step": step, "loss": str(loss), "sample_keys": keys}
+        if self._world.leads:
+            file.write_text(json.dumps(details, indent=2), encoding="utf-8")
+        shown = "; ".join(_shorten(key) for key in keys[:_SHOWN_KEYS])
+        return (
+            f"The batch's samples: {shown} (all {len(keys)}, in full, in {file}). Last good "
+            f"checkpoint: {self._store.newest_path() or 'none yet'}."
         )
 
 
@@ -119,21 +167,24 @@ class LoaderGuard(Callback):
 
     Args:
         num_steps: steps of the whole training.
-        batch_size: sequences in each of its batches.
+        batch_size: sequences in each of its global batches.
+        world: whose ranks share a batch evenly.
     """
 
-    def __init__(self, *, num_steps: int, batch_size: int) -> None:
+    def __init__(self, *, num_steps: int, batch_size: int, world: World = ALONE) -> None:
         self._num_steps = num_steps
         self._batch_size = batch_size
+        self._rows = batch_size // world.size
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """Checks a batch that was read."""
         found = len(state.batch["input_ids"])
-        if found != self._batch_size:
+        if found != self._rows:
             raise TrainingStoppedError(
-                f"Found {found} sequences in the batch of step {state.timestamp.batch.value + 1}, "
-                f"expected {self._batch_size} (global_batch_size). The loader lost samples: check "
-                "the shards and make them again if one is missing."
+                f"Found {found} sequences in this rank's part of the batch of step "
+                f"{_step(state)}, expected {self._rows} (of global_batch_size "
+                f"{self._batch_size}). The loader lost samples: check the shards and make them "
+                "again if one is missing."
             )
 
     def epoch_end(self, state: State, logger: Logger) -> None:
@@ -160,8 +211,8 @@ class MetricsRecorder(Callback):
     """Makes a row of every logged step, writes it and shows it.
 
     Args:
-        log: where rows are written.
-        display: the terminal.
+        log: where rows are written; None on the ranks that do not write.
+        display: the terminal; None where nothing is shown.
         meter: losses of the step.
         guard: gradient norm of the step.
         streams: names, in the order of the batch's `stream_ids`.
@@ -169,12 +220,15 @@ class MetricsRecorder(Callback):
         image_id: token that stands for a position filled by the connector.
         interval_steps: a row every so many steps, and at the last one.
         num_steps: steps of the whole training.
+        spikes: what it says of a step joins the row.
+        count_flops: floating-point operations of a training step on a batch, if they are known.
+        peak_flops: operations a second of all devices together, if they are known.
     """
 
     def __init__(
         self,
-        log: MetricsLog,
-        display: TrainingDisplay,
+        log: MetricsLog | None,
+        display: TrainingDisplay | None,
         *,
         meter: LossMeter,
         guard: GradientGuard,
@@ -183,6 +237,9 @@ class MetricsRecorder(Callback):
         image_id: int,
         interval_steps: int,
         num_steps: int,
+        spikes: SpikeDetector | None = None,
+        count_flops: Callable[[Mapping[str, Any]], int | None] = lambda _batch: None,
+        peak_flops: float | None = None,
     ) -> None:
         self._log = log
         self._display = display
@@ -193,6 +250,9 @@ class MetricsRecorder(Callback):
         self._image_id = image_id
         self._interval_steps = interval_steps
         self._num_steps = num_steps
+        self._spikes = spikes
+        self._count_flops = count_flops
+        self._peak_flops = peak_flops
         self._of_batch: dict[str, Any] = {}
         self._started = time.perf_counter()
         self._batch_read = self._started
@@ -204,7 +264,9 @@ class MetricsRecorder(Callback):
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """Describes the batch while it is still whole and on the CPU."""
         self._batch_read = time.perf_counter()
+        flops = self._count_flops(state.batch)
         self._of_batch = {
+            "flops": None if flops is None else sum_counts([flops])[0],
             "shares": stream_shares(state.batch["stream_ids"], self._streams),
             "positions": count_positions(
                 state.batch["input_ids"], pad_id=self._pad_id, image_id=self._image_id
@@ -219,8 +281,9 @@ class MetricsRecorder(Callback):
         """Makes the row."""
         step = state.timestamp.batch.value
         row = self._row(step)
-        self._display.update(row)
-        if step % self._interval_steps == 0 or step == self._num_steps:
+        if self._display is not None:
+            self._display.update(row)
+        if self._log is not None and (step % self._interval_steps == 0 or step == self._num_steps):
             self._log.append(row)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -240,6 +303,7 @@ class MetricsRecorder(Callback):
             "grad_norm": self._guard.norm,
             "shares": self._of_batch["shares"],
             "positions": positions,
+            **({"spikes": self._spikes.row()} if self._spikes else {}),
             TIMING: {
                 "seconds": seconds,
                 "data_seconds": self._batch_read - self._started,
@@ -247,9 +311,24 @@ class MetricsRecorder(Callback):
                     "text": positions["text"] / seconds,
                     "image": positions["image"] / seconds,
                 },
+                **self._utilisation(seconds),
                 "time": time.time(),
             },
         }
+
+    def _utilisation(self, seconds: float) -> dict[str, float | None]:
+        """Operations a second, and their share of what the devices could do at most."""
+        flops = self._of_batch["flops"]
+        speed = None if flops is None else flops / seconds
+        has_share = speed is not None and self._peak_flops is not None
+        return {
+            "flops_per_second": speed,
+            "mfu": speed / self._peak_flops if has_share else None,  # pyright: ignore
+        }
+
+
+def _step(state: State) -> int:
+    return state.timestamp.batch.value + 1
 
 
 def _shorten(key: str) -> str:

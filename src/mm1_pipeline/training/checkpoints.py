@@ -24,7 +24,10 @@ from mm1_pipeline.training.composer_api import (
     get_rng_state,
     load_rng_state,
 )
+from mm1_pipeline.training.distributed import ALONE, World, share
 from mm1_pipeline.training.metrics import MetricsLog
+from mm1_pipeline.training.sharding import gather_state, restore_state
+from mm1_pipeline.training.spikes import SpikeDetector
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +35,18 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 _CONTENT_KEYS = ("step", "num_rows", "state", "rng")
 
-_STATE_KEYS = ("model", "optimizers", "schedulers", "timestamp", "dataset_state")
-"""Parts of Composer's state that are kept.
+_TRAINER_KEYS = ("schedulers", "timestamp", "dataset_state")
+"""Parts of Composer's state that are kept as Composer gives them.
 
 The others are either set anew from the parameters or dangerous to load: Composer evaluates
 the text under `algorithms` as Python.
 """
+
+_SPIKES = "loss_spikes"
+
+_STATE_KEYS = ("model", "optimizers", *_TRAINER_KEYS, _SPIKES)
+"""Weights and optimizer state are kept whole and by name (see `sharding`), so that a training
+goes on with another number of ranks."""
 
 
 class BrokenCheckpointError(Exception):
@@ -160,7 +169,7 @@ class CheckpointStore:
 
 
 class Checkpointing(Callback):
-    """Resumes from a checkpoint and writes new ones.
+    """Resumes from a checkpoint and writes new ones, on any number of ranks.
 
     Composer's own loading is not used: it runs code from the file, and it does not restore
     the random state when a Streaming dataset resumes by itself.
@@ -169,8 +178,10 @@ class Checkpointing(Callback):
         store: where checkpoints lie.
         interval_steps: one is written every so many steps, and after the last step.
         num_steps: steps of the whole training.
-        resume_from: what `CheckpointStore.newest_good` gave.
-        log: metrics, whose rows up to a checkpoint must be on disk before it.
+        resume_from: what `CheckpointStore.newest_good` gave, on rank 0; None on others.
+        log: metrics, whose rows up to a checkpoint must be on disk before it; None on other ranks.
+        spikes: whose memory of losses is kept.
+        world: rank 0 reads and writes for all.
     """
 
     def __init__(
@@ -180,7 +191,9 @@ class Checkpointing(Callback):
         interval_steps: int,
         num_steps: int,
         resume_from: dict[str, Any] | None,
-        log: MetricsLog,
+        log: MetricsLog | None,
+        spikes: SpikeDetector,
+        world: World = ALONE,
     ) -> None:
         self._store = store
         self._interval_steps = interval_steps
@@ -188,36 +201,61 @@ class Checkpointing(Callback):
         self._content = resume_from
         self._rng: Any = None
         self._log = log
+        self._spikes = spikes
+        self._world = world
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Puts the checkpoint into the trainer, at the place where Composer would."""
-        if self._content is None:
-            return
         content, self._content = self._content, None  # frees the copy of the weights
-        parts = {key: content["state"][key] for key in _STATE_KEYS}
+        if not share(content is not None):
+            return
+        whole = content["state"] if content else None
+        restore_state(state.model, state.optimizers[0], whole)
+        parts: dict[str, Any] = {}
+        if content:
+            parts = {key: content["state"][key] for key in (*_TRAINER_KEYS, _SPIKES)}
+            parts["rng"] = content["rng"]
+        parts = share(parts)
+        self._rng = parts.pop("rng")
+        self._spikes.load_state_dict(parts.pop(_SPIKES))
         state.load_state_dict(parts, logger, strict=True)
-        self._rng = content["rng"]
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Restores the random state once the first batch is read, when reading is done with it."""
-        if self._rng is not None:
-            load_rng_state([_unpack_rng(rank) for rank in self._rng])
-            self._rng = None
+        """Restores the random state once the first batch is read, when reading is done with it.
+
+        A rank that the checkpoint does not know keeps the state that its seed gave.
+        """
+        if self._rng is None:
+            return
+        states, self._rng = self._rng, None
+        if (rank := self._world.rank) < len(states):
+            load_rng_state([_unpack_rng(states[rank])] * self._world.size)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Writes a checkpoint when one is due."""
         step = state.timestamp.batch.value
         if step % self._interval_steps and step != self._num_steps:
             return
-        self._log.sync()
-        every_part = state.state_dict()
-        parts = {key: every_part[key] for key in _STATE_KEYS}
-        # Times are datetime objects, which the safe reader refuses, and resuming needs none.
-        times = parts["timestamp"]["Timestamp"]
-        counts = {key: value for key, value in times.items() if not key.endswith("_wct")}
-        parts["timestamp"] = {"Timestamp": counts}
+        whole = gather_state(state.model, state.optimizers[0])
         rng = [_pack_rng(rank) for rank in get_rng_state()]
+        if self._log is None:
+            return
+        self._log.sync()
+        parts = {**whole, **_trainer_state(state), _SPIKES: self._spikes.state_dict()}
         self._store.save(step, {"num_rows": self._log.num_rows, "state": parts, "rng": rng})
+
+
+def _trainer_state(state: State) -> dict[str, Any]:
+    # Times are datetime objects, which the safe reader refuses, and resuming needs none.
+    times = state.timestamp.state_dict()
+    counts = {key: value for key, value in times.items() if not key.endswith("_wct")}
+    return {
+        "schedulers": {
+            type(scheduler).__qualname__: scheduler.state_dict() for scheduler in state.schedulers
+        },
+        "timestamp": {type(state.timestamp).__qualname__: counts},
+        "dataset_state": state._dataset_state_dict(),
+    }
 
 
 def _pack_rng(rng: dict[str, Any]) -> dict[str, Any]:

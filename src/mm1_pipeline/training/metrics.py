@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm1_pipeline.models.objective import Term
+from mm1_pipeline.training.distributed import sum_counts, sum_over_ranks
 
 Row = dict[str, Any]
 
@@ -60,13 +61,13 @@ class StreamLosses:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def means(self) -> tuple[float, dict[str, float]]:
-        """Mean loss over targets: of the whole batch, and of each stream in it.
+        """Mean loss over targets: of the whole batch, all ranks', and of each stream in it.
 
         Returns:
             The global mean and, by name, the mean of every stream that has targets.
         """
         assert self._sums is not None, "no microbatch was added since the last reset"
-        sums = self._sums.tolist()
+        sums = sum_over_ranks(self._sums).tolist()
         total_loss = sum(loss for loss, _ in sums)
         total_count = sum(count for _, count in sums)
         by_stream = {
@@ -101,39 +102,40 @@ class TermMeans:
         self._num_targets += num_targets
 
     def means(self) -> dict[str, Any]:
-        """Means by name, a number or nested lists of them; waits for the device."""
-        return {name: (value / self._num_targets).tolist() for name, value in self._sums.items()}
+        """Means over all ranks by name, a number or nested lists of them; waits for the device."""
+        if not self._sums:
+            return {}
+        (num_targets,) = sum_counts([self._num_targets])
+        sums = {name: sum_over_ranks(value) for name, value in self._sums.items()}
+        return {name: (value / num_targets).tolist() for name, value in sums.items()}
 
 
 def count_positions(input_ids: Tensor, *, pad_id: int, image_id: int) -> dict[str, int]:
-    """Positions of a batch by what they hold.
+    """Positions of a global batch by what they hold.
 
     Args:
-        input_ids: int64[B, T].
+        input_ids: int64[B, T], this rank's rows.
         pad_id: token of empty positions.
         image_id: token that stands for a position filled by the connector.
 
     Returns:
-        `{"text": ..., "image": ..., "padding": ...}`; together B * T.
+        `{"text": ..., "image": ..., "padding": ...}` over all ranks.
     """
     padding = int((input_ids == pad_id).sum())
     image = int((input_ids == image_id).sum())
-    return {
-        "text": input_ids.numel() - padding - image,
-        "image": image,
-        "padding": padding,
-    }
+    counts = sum_counts([input_ids.numel() - padding - image, image, padding])
+    return dict(zip(("text", "image", "padding"), counts, strict=True))
 
 
 def stream_shares(stream_ids: Tensor, streams: Sequence[str]) -> dict[str, float]:
-    """Share of a batch's sequences that each stream gave.
+    """Share of a global batch's sequences that each stream gave.
 
     Args:
-        stream_ids: int64[B].
+        stream_ids: int64[B], of this rank's rows.
         streams: names, in the order of the ids.
     """
-    counts = torch.bincount(stream_ids.cpu(), minlength=len(streams)).tolist()
-    return {name: count / len(stream_ids) for name, count in zip(streams, counts, strict=True)}
+    counts = sum_counts(torch.bincount(stream_ids.cpu(), minlength=len(streams)).tolist())
+    return {name: count / sum(counts) for name, count in zip(streams, counts, strict=True)}
 
 
 class MetricsLog:

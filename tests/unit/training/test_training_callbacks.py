@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mm1_pipeline.config.training import OptimizerConfig, ScheduleConfig
+from mm1_pipeline.config.training import LossSpikeConfig, OptimizerConfig, ScheduleConfig
 from mm1_pipeline.models.objective import ObjectiveOutput, Term
 from mm1_pipeline.training.callbacks import (
     GradientGuard,
@@ -33,6 +34,8 @@ from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
 from mm1_pipeline.training.progress import TrainingDisplay
 from mm1_pipeline.training.schedule import build_scheduler, multiplier
+from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 STEPS, BATCH, LENGTH, VOCABULARY = 12, 4, 6, 11
 SCHEDULE = ScheduleConfig(num_steps=STEPS, warmup_steps=3)
@@ -79,6 +82,8 @@ class ToyModel(ComposerModel):
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(16, VOCABULARY)
         self.poison_at: int | None = None
+        self.spike_at: tuple[int, ...] = ()
+        self.weights_at: dict[int, torch.Tensor] = {}
         self.calls = 0
 
     def forward(self, batch):
@@ -88,6 +93,9 @@ class ToyModel(ComposerModel):
         self.calls += 1
         if self.calls == self.poison_at:
             logits = logits + float("nan")
+        if self.calls in self.spike_at:
+            logits = logits * 40
+        self.weights_at[self.calls] = self.head.weight.detach().clone()
         losses = nn.functional.cross_entropy(
             logits.transpose(1, 2), batch["labels"], ignore_index=-100, reduction="none"
         )
@@ -110,7 +118,18 @@ class StopAfter(Callback):
 class Toy:
     """A training in a directory; calling `run` again resumes it."""
 
-    def __init__(self, folder, *, interval: int = 4, log_interval: int = 1, data=None) -> None:
+    def __init__(
+        self,
+        folder,
+        *,
+        interval: int = 4,
+        log_interval: int = 1,
+        data=None,
+        spikes: LossSpikeConfig = LossSpikeConfig(),  # noqa: B008
+        step_seconds: float = 60.0,
+    ) -> None:
+        self.spikes = spikes
+        self.watchdog = Watchdog(step_seconds, folder)
         self.store = CheckpointStore(folder / "checkpoints", keep=2)
         self.log = MetricsLog(folder / "training.jsonl")
         self.folder, self.interval, self.log_interval = folder, interval, log_interval
@@ -122,9 +141,13 @@ class Toy:
         resume_from = self.store.newest_good()
         self.log.rewind(resume_from["step"] if resume_from else 0)
         meter = LossMeter(STREAMS)
-        guard = GradientGuard(1.0, meter=meter, store=self.store, work_dir=self.folder)
+        spikes = SpikeDetector(self.spikes)
+        guard = GradientGuard(
+            1.0, meter=meter, store=self.store, work_dir=self.folder, spikes=spikes
+        )
         loader_guard = LoaderGuard(num_steps=STEPS, batch_size=BATCH)
         callbacks = [
+            self.watchdog,
             loader_guard,
             StepStamp(),
             meter,
@@ -135,6 +158,7 @@ class Toy:
                 num_steps=STEPS,
                 resume_from=resume_from,
                 log=self.log,
+                spikes=spikes,
             ),
             MetricsRecorder(
                 self.log,
@@ -146,6 +170,7 @@ class Toy:
                 image_id=3,
                 interval_steps=self.log_interval,
                 num_steps=STEPS,
+                spikes=spikes,
             ),
         ]
         if stop_after:
@@ -271,7 +296,7 @@ def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
         def __iter__(self):
             return (short(step) for step in range(STEPS))
 
-    with pytest.raises(TrainingStoppedError, match="Found 3 sequences in the batch of step 5"):
+    with pytest.raises(TrainingStoppedError, match=r"Found 3 sequences .* step 5, exp"):
         Toy(tmp_path, data=Short()).run()
 
 
@@ -320,3 +345,85 @@ def test_a_training_is_quiet(tmp_path, capfd, caplog, recwarn):
     assert captured.err == ""
     assert not caplog.records
     assert [str(warning.message) for warning in recwarn.list] == []
+
+
+def spiking(folder, action: str) -> Toy:
+    toy = Toy(folder, spikes=LossSpikeConfig(action=action, threshold=50.0, window_steps=4))
+    toy.model.spike_at = (7, 9)
+    return toy
+
+
+def moved(model: ToyModel, call: int) -> bool:
+    """Whether the step after a forward pass changed the weights."""
+    return not torch.equal(model.weights_at[call], model.weights_at[call + 1])
+
+
+@pytest.mark.parametrize(("action", "skipped"), [("warn", 0), ("skip", 2)])
+def test_a_loss_that_leaps_is_counted_and_its_step_left_out_if_wanted(
+    tmp_path, caplog, action, skipped
+):
+    toy = spiking(tmp_path, action)
+    with caplog.at_level(logging.WARNING):
+        rows = toy.run()
+    assert [row["spikes"]["found"] for row in rows] == [0] * 6 + [1] * 2 + [2] * 4
+    assert rows[-1]["spikes"]["skipped"] == skipped
+    assert rows[6]["spikes"]["score"] > 50
+    assert rows[3]["spikes"]["score"] is None
+    assert caplog.text.count("robust standard deviations above") == 2
+    assert "step 7" in caplog.text
+    # The forward pass of step n + 1 has seen what step n did.
+    assert [moved(toy.model, call) for call in range(6, 11)] == [
+        True,
+        action == "warn",
+        True,
+        action == "warn",
+        True,
+    ]
+
+
+def test_a_loss_that_leaps_can_stop_the_training(tmp_path):
+    toy = spiking(tmp_path, "stop")
+    with pytest.raises(TrainingStoppedError, match=r"at step 7, .*key-6-0.*step-00000004\.pt"):
+        toy.run()
+    assert (tmp_path / "spike_step_7.json").exists()
+
+
+def test_spikes_are_remembered_over_a_resume(tmp_path):
+    whole = spiking(tmp_path / "whole", "skip")
+    rows = whole.run()
+    with pytest.raises(InterruptedError):
+        spiking(tmp_path / "again", "skip").run(stop_after=8)
+    again = Toy(tmp_path / "again", spikes=whole.spikes)
+    again.model.spike_at = (1,)  # the ninth step is the resumed model's first
+    resumed = again.run()
+    assert without_timing(resumed) == without_timing(rows)
+    assert torch.equal(again.weights(), whole.weights())
+
+
+@pytest.mark.timeout(30)
+def test_a_step_that_hangs_is_ended_and_says_where(tmp_path):
+    class Hanging(ToyData):
+        def __iter__(self):
+            yield from (toy_batch(step) for step in range(3))
+            while True:
+                time.sleep(0.05)  # as a loader that waits for a shard
+
+    toy = Toy(tmp_path, data=Hanging(), step_seconds=1.0)
+    with pytest.raises(TrainingHangsError):
+        toy.run()
+    message = toy.watchdog.message
+    assert message is not None
+    assert "in step 4, expected a step within 1 s (timeouts.step_seconds)" in message
+    assert "__iter__" in (tmp_path / "hang_rank_0.txt").read_text()
+
+
+def test_the_watchdog_leaves_slow_but_steady_steps_alone(tmp_path):
+    class Slow(ToyData):
+        def __iter__(self):
+            for step in range(self.begin, self.steps):
+                time.sleep(0.1)
+                yield toy_batch(step)
+
+    toy = Toy(tmp_path, data=Slow(), step_seconds=0.9)
+    assert len(toy.run()) == STEPS
+    assert toy.watchdog.message is None

@@ -26,6 +26,7 @@ def content(value: float = 1.0) -> dict:
         "schedulers": {},
         "timestamp": {"batch": 3},
         "dataset_state": {"train": None},
+        "loss_spikes": {},
     }
     return {"num_rows": 3, "state": state, "rng": []}
 

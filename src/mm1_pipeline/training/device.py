@@ -1,0 +1,110 @@
+"""Which device a training uses, how many of them, and what they can do at most."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.training.processes import num_nodes
+
+logger = logging.getLogger(__name__)
+
+_PEAK_FLOPS = (
+    ("GB200", 2.5e15),
+    ("B200", 2.25e15),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H200 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("H800", 989e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("L40S", 362e12),
+    ("L40", 181e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("RTX 4090", 165.2e12),
+)
+"""Dense bfloat16 products a second. Source: NVIDIA's data sheets, halved where they give the
+figure with sparsity. The first name that is part of the device's is taken."""
+
+
+def choose_device(config: TrainingConfig) -> str:
+    """Resolves `auto`, and refuses what the machine cannot do.
+
+    Returns:
+        `cpu` or `cuda`.
+
+    Raises:
+        ValueError: no GPU where one is asked for, or a precision that the device lacks.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("device: found cuda, but PyTorch sees no GPU; use cpu or auto.")
+    device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
+    if config.precision == "bfloat16" and device == "cpu":
+        raise ValueError(
+            "precision: found bfloat16 on a CPU, expected float32; bfloat16 needs a GPU."
+        )
+    return device
+
+
+def choose_num_processes(config: TrainingConfig, device: str) -> int:
+    """How many processes this node starts.
+
+    Args:
+        config: `num_processes`, and the batch that they share.
+        device: from `choose_device`.
+
+    Returns:
+        At least 1; over all nodes they divide the global batch.
+
+    Raises:
+        ValueError: more processes than GPUs, or the processes do not divide the batch.
+    """
+    nodes, num_gpus = num_nodes(), torch.cuda.device_count() if device == "cuda" else 0
+    batch, wanted = config.global_batch_size, config.num_processes
+    possible = [count for count in range(1, batch + 1) if batch % (count * nodes) == 0]
+    if wanted is None:
+        fitting = [count for count in possible if count <= max(1, num_gpus)]
+        chosen = max(fitting, default=1)
+        if chosen < num_gpus:
+            logger.warning(
+                "Training on %d of %d GPUs: no larger number divides the global batch of %d.",
+                chosen,
+                num_gpus,
+                batch,
+            )
+        return chosen
+    if device == "cuda" and wanted > num_gpus:
+        raise ValueError(
+            f"num_processes: found {wanted}, but PyTorch sees {num_gpus} GPUs; a process needs one "
+            "of its own."
+        )
+    if wanted not in possible:
+        nearest = sorted(possible, key=lambda count: abs(count - wanted))[:2]
+        raise ValueError(
+            f"num_processes: found {wanted} on {nodes} node(s), which do not divide the global "
+            f"batch of {batch}; nearest possible: {' or '.join(map(str, sorted(nearest)))}."
+        )
+    return wanted
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Most operations a second of one device, the denominator of MFU.
+
+    Args:
+        device: `cpu` or `cuda`.
+        precision: of the matrix products; only bfloat16 has a table.
+
+    Returns:
+        None where it is not known: on a CPU, in float32, on a GPU outside the table.
+    """
+    if device != "cuda" or precision != "bfloat16":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for part, flops in _PEAK_FLOPS if part in name), None)

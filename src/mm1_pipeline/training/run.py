@@ -1,0 +1,255 @@
+"""One process's part of a training: from the last checkpoint to the last step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.models.objective import Objective
+from mm1_pipeline.streams.loader import build_loader
+from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.training.adapter import TrainableObjective, data_spec
+from mm1_pipeline.training.callbacks import (
+    GradientGuard,
+    LoaderGuard,
+    LossMeter,
+    MetricsRecorder,
+    StepStamp,
+)
+from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
+from mm1_pipeline.training.compilation import compile_layers
+from mm1_pipeline.training.composer_api import Callback, Trainer
+from mm1_pipeline.training.device import peak_flops
+from mm1_pipeline.training.distributed import ALONE, World, share
+from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.metrics import MetricsLog
+from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
+from mm1_pipeline.training.progress import TrainingDisplay, compact
+from mm1_pipeline.training.schedule import build_scheduler
+from mm1_pipeline.training.sharding import check_sharded, loss_factor, mark_units
+from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
+
+logger = logging.getLogger(__name__)
+
+_COMPOSER_PRECISIONS = {"float32": "fp32", "bfloat16": "amp_bf16"}
+_COMPOSER_DEVICES = {"cpu": "cpu", "cuda": "gpu"}
+
+_SHARDED = {"fsdp": {"mixed_precision": "FULL"}}
+"""FSDP2 whose own types stay float32, autocast alone choosing types: the same numbers as in one
+process. FSDP2's casts would also take the rotary angles to bfloat16."""
+
+
+class TrainingRun:
+    """One process's part of a training, from the last checkpoint to the last step.
+
+    Args:
+        config: the training's parameters.
+        objective: on rank 0 with its weights; on other ranks they may lie on `meta`.
+        shards_dir: what `streams.shards.write_shards` made, verified.
+        stage: names the metrics file and what is shown.
+        work_dir: keeps checkpoints and metrics.
+        device: from `choose_device`.
+        world: this process among the others.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        objective: Objective,
+        shards_dir: Path,
+        *,
+        stage: str,
+        work_dir: Path,
+        device: str,
+        world: World = ALONE,
+    ) -> None:
+        self._config, self._objective, self._world = config, objective, world
+        self._index = ShardIndex.read(shards_dir)
+        self._shards_dir, self._stage, self._device = shards_dir, stage, device
+        self._work_dir = work_dir
+        self._cache_dir = cache_directory(work_dir, world)
+        self._num_steps = config.schedule.num_steps
+        self._store = CheckpointStore(work_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._checkpoint = self._store.newest_good() if world.leads else None
+        self._first_step = share(self._checkpoint["step"] if self._checkpoint else 0)
+        self._log = MetricsLog(metrics_file(work_dir, stage)) if world.leads else None
+        self._rewind_log()
+        self._display = TrainingDisplay(
+            stage,
+            num_steps=self._num_steps,
+            first_step=self._first_step,
+            console=None if world.leads else Console(quiet=True),
+        )
+        self._loader_guard = LoaderGuard(
+            num_steps=self._num_steps, batch_size=config.global_batch_size, world=world
+        )
+        self._watchdog = Watchdog(config.timeouts.step_seconds, work_dir, rank=world.rank)
+
+    def to_the_end(self) -> None:
+        """Makes the remaining steps, leaving the trained weights in the objective."""
+        self._display.start(self._what_starts())
+        try:
+            self._fit()
+        except KeyboardInterrupt:
+            self._display.finish(
+                f"interrupted after {self._display.elapsed}; {self._how_to_resume()}"
+            )
+            raise
+        finally:
+            self._display.stop()
+            if self._log is not None:
+                self._log.close()
+            if self._world.local_rank == 0:
+                shutil.rmtree(self._cache_dir, ignore_errors=True)
+        rows = self._log.rows() if self._log is not None else []
+        loss = f", loss {rows[-1]['loss']:.3f}" if rows else ""
+        steps = self._num_steps - self._first_step
+        self._display.finish(f"finished {steps} steps in {self._display.elapsed}{loss}")
+
+    def _fit(self) -> None:
+        trainer = self._trainer()
+        try:
+            check_sharded(self._objective, self._world)
+            if self._first_step < self._num_steps:
+                trainer.fit()
+            self._loader_guard.check_complete(trainer.state)
+        except TrainingHangsError:
+            raise TrainingStoppedError(self._watchdog.message) from None
+        finally:
+            self._watchdog.stop()
+            trainer.close()
+
+    def _rewind_log(self) -> None:
+        """Brings the metrics back to the checkpoint."""
+        if self._log is None:
+            return
+        self._log.rewind(self._first_step)
+        expected = self._checkpoint["num_rows"] if self._checkpoint else 0
+        if self._log.num_rows != expected:
+            logger.warning(
+                "%s: found %d rows up to step %d, expected %d. The metrics of those steps are "
+                "lost; the training itself resumes exactly.",
+                self._log.path,
+                self._log.num_rows,
+                self._first_step,
+                expected,
+            )
+
+    def _how_to_resume(self) -> str:
+        steps = self._store.steps()
+        return f"the same call resumes after step {steps[-1]}" if steps else "no checkpoint yet"
+
+    def _trainer(self) -> Trainer:
+        config = self._config
+        optimizer = build_optimizer(self._objective, config.optimizer, self._peak_learning_rate())
+        if config.compile:
+            compile_layers(self._objective)
+        if is_sharded := self._world.size > 1:
+            mark_units(self._objective)
+            os.environ["FSDP_VERSION"] = "2"  # else Composer takes FSDP1, which needs a GPU
+        loader = build_loader(
+            self._shards_dir,
+            config.mixture,
+            num_steps=self._num_steps,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            cache_dir=self._cache_dir,
+            timeout_seconds=config.timeouts.loader_seconds,
+        )
+        return Trainer(
+            model=TrainableObjective(self._objective, loss_factor=loss_factor()),
+            train_dataloader=data_spec(loader, self._objective),
+            max_duration=f"{self._num_steps}ba",
+            optimizers=optimizer,
+            schedulers=build_scheduler(optimizer, config.schedule),
+            step_schedulers_every_batch=True,
+            device=_COMPOSER_DEVICES[self._device],
+            precision=_COMPOSER_PRECISIONS[config.precision],
+            device_train_microbatch_size=config.microbatch_size or config.global_batch_size,
+            accumulate_train_batch_on_tokens=True,
+            seed=config.seed,
+            run_name=self._stage,
+            callbacks=self._callbacks(),
+            progress_bar=False,
+            parallelism_config=_SHARDED if is_sharded else None,
+            dist_timeout=config.timeouts.collective_seconds,
+        )
+
+    def _callbacks(self) -> list[Callback]:
+        """In the order in which they run at every event."""
+        config, world = self._config, self._world
+        streams = tuple(config.mixture.streams)
+        meter = LossMeter(streams)
+        spikes = SpikeDetector(config.loss_spikes)
+        peak = peak_flops(self._device, config.precision)
+        guard = GradientGuard(
+            config.optimizer.max_grad_norm,
+            meter=meter,
+            store=self._store,
+            work_dir=self._work_dir,
+            spikes=spikes,
+            world=world,
+        )
+        checkpointing = Checkpointing(
+            self._store,
+            interval_steps=config.checkpoint.interval_steps,
+            num_steps=self._num_steps,
+            resume_from=self._checkpoint,
+            log=self._log,
+            spikes=spikes,
+            world=world,
+        )
+        self._checkpoint = None  # the callback frees it once it is in the model
+        recorder = MetricsRecorder(
+            self._log,
+            self._display if world.leads else None,
+            meter=meter,
+            guard=guard,
+            streams=streams,
+            pad_id=self._index.special_ids["pad"],
+            image_id=self._index.special_ids["image"],
+            interval_steps=config.log_interval_steps,
+            num_steps=self._num_steps,
+            spikes=spikes,
+            count_flops=self._objective.count_flops,
+            peak_flops=None if peak is None else peak * world.size,
+        )
+        guards = [self._watchdog, self._loader_guard, StepStamp(), meter, guard]
+        return [*guards, checkpointing, recorder]
+
+    def _peak_learning_rate(self) -> float:
+        return peak_learning_rate(self._config.optimizer, self._objective.law_parameters)
+
+    def _what_starts(self) -> str:
+        config, law_parameters = self._config, self._objective.law_parameters
+        parameters = sum(parameter.numel() for parameter in self._objective.parameters())
+        of_law = (
+            f" (decoder without embeddings: {compact(law_parameters)})" if law_parameters else ""
+        )
+        positions = config.global_batch_size * self._index.packing.sequence_length
+        size = self._world.size
+        sharded = f", weights sharded over {size} processes" if size > 1 else ""
+        resuming = f", resuming after step {self._first_step}" if self._first_step else ""
+        return (
+            f"training {compact(parameters)} parameters{of_law}, peak learning rate "
+            f"{self._peak_learning_rate():.2e}, {self._num_steps} steps of "
+            f"{config.global_batch_size} sequences ({compact(positions)} positions), "
+            f"on {self._device} in {config.precision}{sharded}{resuming}"
+        )
+
+
+def metrics_file(work_dir: Path, stage: str) -> Path:
+    """Where a training's rows are kept while it runs."""
+    return work_dir / f"training_{stage}.jsonl"
+
+
+def cache_directory(work_dir: Path, world: World) -> Path:
+    """Where this node's ranks uncompress shards; nodes may share `work_dir`."""
+    return work_dir / "cache" / f"node-{world.rank // world.local_size}"

@@ -1,0 +1,180 @@
+"""Weights and optimizer state split over the ranks, and put together again.
+
+Sharding is PyTorch's FSDP2: every weight becomes a DTensor, of which a rank holds a slice of
+the first axis. Composer applies it; which modules are units of it, whether it took place and how
+its state is saved is decided here.
+
+State is saved whole, by name, so that a checkpoint does not know how many ranks wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from mm1_pipeline.training.distributed import World, collective_device, share
+
+_GROUP_KEYS = ("lr", "initial_lr")
+"""What of a parameter group changes in the course of a training."""
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """The layers of all Transformers in a module: the members of every list called `layers`.
+
+    They are the units of sharding: while one is computed, only its weights are whole.
+    """
+    lists = (
+        child
+        for name, child in module.named_modules()
+        if name.rpartition(".")[2] == "layers" and isinstance(child, nn.ModuleList)
+    )
+    return [layer for layers in lists for layer in layers]
+
+
+def mark_units(objective: nn.Module) -> None:
+    """Tells Composer which modules to shard one by one; the rest is one unit."""
+    units = set(layers_of(objective))
+    # Composer asks the module that it wraps for a function of this name.
+    objective.fsdp_wrap_fn = lambda module: module in units  # pyright: ignore
+
+
+def check_sharded(objective: nn.Module, world: World) -> None:
+    """Refuses to train on several ranks with weights that are not sharded.
+
+    Composer trains unsharded, without a word, where its options are not the ones it wants.
+
+    Raises:
+        RuntimeError: naming weights that every rank would hold whole.
+    """
+    if world.size == 1:
+        return
+    whole = [
+        name for name, weight in objective.named_parameters() if not isinstance(weight, DTensor)
+    ]
+    if whole:
+        raise RuntimeError(
+            f"Found {len(whole)} weights that are not sharded over the {world.size} ranks "
+            f"({', '.join(whole[:3])}), expected none. FSDP2 was not applied: this installation "
+            "of Composer does not do what the project was tested with (mosaicml 0.32.1)."
+        )
+
+
+def loss_factor() -> float:
+    """What each rank's loss is multiplied with, so that gradients are means over the ranks.
+
+    FSDP2 asks the backend for the mean of the ranks' gradients. PyTorch 2.7's gloo gives the sum,
+    without an error; AdamW and clipping hide that from the losses. So it is measured.
+    """
+    if not dist.is_initialized() or (size := dist.get_world_size()) == 1:
+        return 1.0
+    device = collective_device()
+    mean = torch.zeros(1, device=device)
+    dist.reduce_scatter_tensor(mean, torch.ones(size, device=device), dist.ReduceOp.AVG)
+    return 1.0 / mean.item()
+
+
+def state_tensors(objective: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and kept buffers by name, each once though two names may share it."""
+    yield from objective.named_parameters()
+    kept = objective.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in objective.named_buffers() if name in kept)
+
+
+def gather_state(objective: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Weights and optimizer state, whole and by name; every rank has to call it.
+
+    Returns:
+        On rank 0 `{"model": {name: tensor}, "optimizers": {"states": {name: {key: tensor}},
+        "groups": [{"lr": float, ...}]}}` on the CPU; on other ranks the same without tensors.
+    """
+    model = {name: _whole(tensor) for name, tensor in state_tensors(objective)}
+    states = {
+        name: {key: _whole(value) for key, value in optimizer.state[weight].items()}
+        for name, weight in objective.named_parameters()
+        if weight in optimizer.state
+    }
+    groups = [
+        {key: float(group[key]) for key in _GROUP_KEYS if key in group}
+        for group in optimizer.param_groups
+    ]
+    return {"model": model, "optimizers": {"states": states, "groups": groups}}
+
+
+def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, Any] | None) -> None:
+    """Puts back what `gather_state` gave; every rank has to call it.
+
+    Args:
+        objective: sharded or not; may have another number of ranks than the one saved.
+        optimizer: of its parameters.
+        state: on rank 0; the others pass None.
+
+    Raises:
+        ValueError: the state is not that of these weights.
+    """
+    known = share(_names(state) if state is not None else None)
+    assert known is not None, "rank 0 has the state"
+    names, keys, groups = known
+    tensors = dict(state_tensors(objective))
+    if names != list(tensors):
+        differing = sorted(set(names) ^ set(tensors)) or ["their order"]
+        raise ValueError(
+            f"Found a checkpoint of other weights: {', '.join(differing[:3])} differ. Start anew "
+            "in another work_dir."
+        )
+    weights = state["model"] if state else {}
+    states = state["optimizers"]["states"] if state else {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(_like(tensor, weights.get(name)))
+        for name, weight in objective.named_parameters():
+            of_weight = states.get(name, {})
+            for key, shape in keys.get(name, {}).items():
+                value = of_weight.get(key)
+                is_sharded = shape == list(weight.shape)
+                optimizer.state[weight][key] = (
+                    _like(weight, value) if is_sharded else _everywhere(weight, value, shape)
+                )
+    for group, values in zip(optimizer.param_groups, groups, strict=True):
+        group.update(values)
+
+
+def _names(state: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, list[int]]], list[Any]]:
+    shapes = {
+        name: {key: list(value.shape) for key, value in of_weight.items()}
+        for name, of_weight in state["optimizers"]["states"].items()
+    }
+    return list(state["model"]), shapes, state["optimizers"]["groups"]
+
+
+def _whole(value: Tensor) -> Tensor | None:
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().cpu() if not dist.is_initialized() or dist.get_rank() == 0 else None
+
+
+def _like(target: Tensor, value: Tensor | None) -> Tensor:
+    """A tensor laid out as `target`, from the whole one that rank 0 has."""
+    if not isinstance(target, DTensor):
+        return _everywhere(target, value, list(target.shape))
+    device = collective_device()
+    if value is None:
+        value = torch.empty(target.shape, dtype=target.dtype, device=device)
+    return distribute_tensor(value.to(device, target.dtype), target.device_mesh, target.placements)
+
+
+def _everywhere(neighbour: Tensor, value: Tensor | None, shape: list[int]) -> Tensor:
+    """A tensor that every rank has whole, on the device of another, from rank 0."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        assert value is not None
+        return value.to(neighbour.device, copy=True)
+    device = collective_device()
+    # The small numbers of an optimizer, such as its steps, are float32 in PyTorch.
+    value = torch.empty(shape, device=device) if value is None else value.to(device, torch.float32)
+    dist.broadcast(value, src=0)
+    return value.to(neighbour.device)

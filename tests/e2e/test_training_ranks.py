@@ -1,0 +1,262 @@
+"""Trainings on two ranks (gloo, FSDP2) against the same ones in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from training_toy import CONFIG, build_toy, write_toy_shards
+
+from mm1_pipeline.config.training import (
+    CheckpointConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StreamMixture,
+    TrainingConfig,
+)
+from mm1_pipeline.models.losses import IGNORED
+from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.next_token import NextToken
+from mm1_pipeline.training.distributed import World, once_a_node
+from mm1_pipeline.training.metrics import MetricsLog
+from mm1_pipeline.training.run import TrainingRun, metrics_file
+from mm1_pipeline.training.sharding import check_sharded
+from mm1_pipeline.training.train import train
+
+STEPS = 20
+TOLERANCE = 1e-5
+"""Of losses and relative norms over 20 steps. Worst seen: 2.4e-7 and 4.0e-6. Weights drift by 1e-4:
+Adam divides gradients that are almost zero by their size, and so their rounding by it."""
+
+TRAINING = dataclasses.replace(
+    CONFIG,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    schedule=ScheduleConfig(num_steps=STEPS, warmup_steps=4),
+    checkpoint=CheckpointConfig(interval_steps=5, keep=10),
+)
+
+
+@pytest.fixture(scope="module")
+def shards_dir(tmp_path_factory) -> Path:
+    return write_toy_shards(tmp_path_factory.mktemp("toy"))
+
+
+def objective_of(shards_dir: Path) -> NextToken:
+    return NextToken(build_toy(shards_dir, MM1))
+
+
+def run_ranks(function: Any, *arguments: Any, size: int = 2) -> list[Any]:
+    """Calls a function on ranks that are forked, for imports take longer than trainings."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(rank, size, port, results, function, arguments))
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        by_rank = dict(results.get(timeout=90) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.join(timeout=10)
+            process.kill()
+    return [by_rank[rank] for rank in range(size)]
+
+
+def _rank(rank: int, size: int, port: int, results: Any, function: Any, arguments: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    try:
+        results.put((rank, function(World.of_environment(), *arguments)))
+    except Exception as error:
+        results.put((rank, f"{type(error).__name__}: {error}"))
+
+
+def train_rank(
+    world: World, config: TrainingConfig, objective: NextToken, shards_dir: Path, work_dir: Path
+) -> str:
+    where = {"stage": "x", "work_dir": work_dir, "device": "cpu", "world": world}
+    TrainingRun(config, objective, shards_dir, **where).to_the_end()
+    check_sharded(objective, world)
+    return f"{sum(isinstance(module, FSDPModule) for module in objective.modules())} units"
+
+
+def rows_of(work_dir: Path) -> list[dict]:
+    return MetricsLog(metrics_file(work_dir, "x")).rows()
+
+
+def train_alone(config: TrainingConfig, objective: NextToken, shards_dir: Path, folder: Path):
+    work_dir = folder / "work"
+    output_dir = folder / "model"
+    train(config, objective, shards_dir, stage="x", work_dir=work_dir, output_dir=output_dir)
+    return rows_of(work_dir)
+
+
+def assert_equal(rows: list[dict], others: list[dict]) -> None:
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for row, other in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
+        assert row["losses"] == pytest.approx(other["losses"], abs=TOLERANCE)
+        # Adam and clipping hide a gradient that is a multiple of the right one; the norm does not.
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=2 * TOLERANCE)
+        for key in ("shares", "positions", "lr", "spikes"):
+            assert row[key] == other[key], key
+
+
+@pytest.fixture(scope="module")
+def alone(shards_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, train_alone(TRAINING, objective_of(shards_dir), shards_dir, folder)
+
+
+@pytest.mark.timeout(180)
+def test_two_launched_processes_equal_one(alone, shards_dir, tmp_path, capfd):
+    """Through the launcher: the weights come back into the objective that was handed in."""
+    folder, rows = alone
+    objective = objective_of(shards_dir)
+    config = dataclasses.replace(TRAINING, num_processes=2)
+    assert_equal(train_alone(config, objective, shards_dir, tmp_path), rows)
+    shown = capfd.readouterr().err
+    assert "weights sharded over 2 processes" in shown
+    assert "finished 20 steps" in shown
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in objective.model.named_parameters():
+        assert torch.equal(saved[name], weight.detach()), name
+    expected = load_file(folder / "model" / "model.safetensors")
+    assert max((saved[name] - expected[name]).abs().max() for name in saved) < 1e-3
+    left = {path.name for path in (tmp_path / "work").iterdir()}
+    assert left == {"checkpoints", "identity.json", "logs", "training_x.jsonl"}
+
+
+def go_on_from(step: int, folder: Path, work_dir: Path) -> None:
+    """What a run that was killed after this step leaves."""
+    shutil.copytree(folder, work_dir)
+    for file in (work_dir / "checkpoints").iterdir():
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
+
+
+def test_a_training_goes_on_with_another_number_of_ranks(alone, shards_dir, tmp_path):
+    """1 -> 2 -> 1, with the newest checkpoint broken on the way."""
+    folder, rows = alone
+    objective = objective_of(shards_dir)
+    go_on_from(10, folder / "work", tmp_path / "two")
+    os.truncate(tmp_path / "two" / "checkpoints" / "step-00000010.pt", 999)
+    units = run_ranks(train_rank, TRAINING, objective, shards_dir, tmp_path / "two")
+    assert units == ["4 units"] * 2, "the rest, one encoder layer and two decoder layers"
+    assert (tmp_path / "two" / "checkpoints" / "step-00000010.pt.broken").exists()
+    assert_equal(rows_of(tmp_path / "two"), rows)
+    (tmp_path / "two" / "checkpoints" / "step-00000010.pt.broken").unlink()
+    go_on_from(15, tmp_path / "two", tmp_path / "one" / "work")
+    assert_equal(train_alone(TRAINING, objective, shards_dir, tmp_path / "one"), rows)
+
+
+class SilentPictures(NextToken):
+    """Nothing is predicted in sequences of the first stream: a rank that has no other, has none."""
+
+    def forward(self, batch):
+        return super().forward({**batch, "labels": self._labels(batch)})
+
+    def count_targets(self, batch):
+        return int((self._labels(batch) != IGNORED).sum())
+
+    def _labels(self, batch):
+        silent = batch["stream_ids"] == 0
+        return batch["labels"].masked_fill(silent.unsqueeze(1), IGNORED)
+
+
+@pytest.mark.parametrize(
+    ("shares", "kind"),
+    [
+        ({"caption": 0.5, "text": 0.5}, NextToken),
+        ({"text": 1.0}, NextToken),
+        ({"caption": 0.5, "text": 0.5}, SilentPictures),
+    ],
+    ids=["a rank without images", "no images at all", "a rank with images only"],
+)
+def test_what_a_rank_does_not_have_stops_nobody(shards_dir, tmp_path, shares, kind):
+    """With two sequences a batch, one rank has the pictures and the other the text."""
+    sources = {"caption": "pairs", "text": "books"}
+    mixture = {
+        name: StreamMixture(share=share, sources={sources[name]: 1.0})
+        for name, share in shares.items()
+    }
+    config = dataclasses.replace(
+        TRAINING,
+        mixture=MixtureConfig(streams=mixture),
+        global_batch_size=2,
+        schedule=ScheduleConfig(num_steps=4, warmup_steps=2),
+    )
+    rows = train_alone(config, kind(build_toy(shards_dir, MM1)), shards_dir, tmp_path / "one")
+    objective = kind(build_toy(shards_dir, MM1))
+    run_ranks(train_rank, config, objective, shards_dir, tmp_path / "two")
+    assert_equal(rows_of(tmp_path / "two"), rows)
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_all_samples(shards_dir, tmp_path):
+    objective = objective_of(shards_dir)
+    with torch.no_grad():
+        objective.model.decoder.embedding.weight[3] = float("inf")
+    errors = run_ranks(train_rank, TRAINING, objective, shards_dir, tmp_path)
+    for error in errors:
+        assert error.startswith("TrainingStoppedError: Found a loss of nan")
+        assert "(all 20, in full, in" in error
+    assert (tmp_path / "non_finite_step_1.json").read_text().count("pairs: ") == 9
+
+
+def unsharded(world: World, objective: NextToken) -> None:
+    check_sharded(objective, world)
+
+
+def test_weights_that_are_not_sharded_are_refused(shards_dir):
+    errors = run_ranks(unsharded, objective_of(shards_dir))
+    assert all("weights that are not sharded over the 2 ranks" in error for error in errors)
+
+
+def fail_on_first(world: World) -> None:
+    def check() -> None:
+        assert world.local_rank == 0, "once a node"
+        raise ValueError("pages/train/shard.00001.mds: missing")
+
+    once_a_node(world, check)
+
+
+def test_what_one_rank_finds_wrong_stops_all(shards_dir):
+    found = run_ranks(fail_on_first)
+    assert found == ["ValueError: pages/train/shard.00001.mds: missing"] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "message"),
+    [(3, "found 3 on 1 node.*nearest possible: 2 or 4"), (40, "nearest possible: 10 or 20")],
+)
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(
+    shards_dir, tmp_path, num_processes, message
+):
+    config = dataclasses.replace(TRAINING, num_processes=num_processes)
+    with pytest.raises(ValueError, match=message):
+        train_alone(config, objective_of(shards_dir), shards_dir, tmp_path)
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,190 @@
+"""The launcher's processes, with stand-ins for workers that start at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mm1_pipeline.training import processes
+from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.processes import WorkerProcesses
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def workers(monkeypatch, tmp_path):
+    def start(code: str, num_processes: int = 2) -> WorkerProcesses:
+        prelude = "import json, os, signal, subprocess, sys, time; rank = int(os.environ['RANK'])\n"
+        monkeypatch.setattr(processes, "_COMMAND", [sys.executable, "-c", prelude + code])
+        return WorkerProcesses(num_processes, "cpu", tmp_path / "logs")
+
+    return start
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def ends(pid: int) -> bool:
+    """A signal is on its way; the kernel needs a moment."""
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not is_alive(pid)
+
+
+def wait_for(file: Path) -> str:
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert time.monotonic() < deadline, file
+        time.sleep(0.01)
+    return file.read_text()
+
+
+def test_ranks_know_their_place_and_rank_0_gets_the_job(workers, tmp_path):
+    code = f"""
+if rank == 0:
+    size = int.from_bytes(sys.stdin.buffer.read(8), "big")
+    open({str(tmp_path / "job")!r}, "wb").write(sys.stdin.buffer.read(size))
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+open({str(tmp_path)!r} + f"/rank{{rank}}", "w").write(json.dumps([os.environ[n] for n in names]))
+"""
+    with workers(code) as started:
+        started.hand_over(b"the job" * 100_000)
+        started.wait()
+    assert (tmp_path / "job").read_bytes() == b"the job" * 100_000
+    found = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
+    assert [place[:5] for place in found] == [
+        [str(rank), str(rank), "2", "2", "127.0.0.1"] for rank in range(2)
+    ]
+    assert found[0][5] == found[1][5]
+
+
+def test_a_failing_rank_ends_all_and_is_quoted(workers, tmp_path):
+    code = f"""
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
+open({str(tmp_path)!r} + f"/pid{{rank}}", "w").write(f"{{os.getpid()}} {{child.pid}}\\n")
+if rank == 1:
+    while not os.path.exists({str(tmp_path / "pid0")!r}): time.sleep(0.01)
+    time.sleep(0.2)
+    print("\\x1b[31mit broke", file=sys.stderr)
+    sys.exit(7)
+{SLEEP}
+"""
+    with pytest.raises(TrainingStoppedError) as stop, workers(code) as started:
+        started.wait()
+    assert "Found rank 1 of the training ended with exit code 7" in str(stop.value)
+    assert "  it broke\n" in str(stop.value), "without control codes"
+    for rank in range(2):
+        for pid in wait_for(tmp_path / f"pid{rank}").split():
+            assert ends(int(pid)), "data workers too"
+
+
+def test_a_killed_rank_is_told_with_its_signal(workers):
+    code = f"os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else None\n{SLEEP}"
+    with workers(code) as started:
+        started.hand_over(b"never read" * 100_000)
+        with pytest.raises(TrainingStoppedError, match=r"rank 0 .* by the signal SIGKILL .*memory"):
+            started.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [
+        ("ValueError", ValueError),
+        ("TrainingStoppedError", TrainingStoppedError),
+        ("KeyError", TrainingStoppedError),
+    ],
+)
+def test_errors_for_users_come_as_they_are_and_the_first_counts(workers, kind, raised):
+    code = f"""
+if rank == 0: time.sleep(0.3)
+details = {{"kind": {kind!r} if rank else "RuntimeError", "message": "Found this."}}
+json.dump(details, open(os.environ["MM1_ERROR_FILE"], "w"))
+print("Traceback of", rank, flush=True)
+sys.exit(1)
+"""
+    with workers(code) as started:
+        time.sleep(1.0)  # both have failed by now
+        with pytest.raises(raised) as stop:
+            started.wait()
+    assert type(stop.value) is raised
+    expected = "Traceback of 1" if kind == "KeyError" else "Found this."
+    assert expected in str(stop.value)
+
+
+def test_what_rank_0_shows_is_shown_and_kept(workers, tmp_path, capfd):
+    code = 'print(f"progress of {rank}", file=sys.stderr); print(f"said by {rank}")'
+    with workers(code) as started:
+        started.wait()
+    shown = capfd.readouterr().err
+    assert "progress of 0" in shown
+    assert "progress of 1" not in shown
+    for rank in range(2):
+        log = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
+        assert f"progress of {rank}" in log
+        assert f"said by {rank}" in log
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_do_not_outlive_the_one_that_started_them(tmp_path, how):
+    """Ctrl-C, and a kill that leaves no time for anything."""
+    worker = f"""
+import os, sys, time
+from mm1_pipeline.training.parent import end_with_parent
+end_with_parent(sys.stdin.buffer)
+open({str(tmp_path)!r} + "/pid" + os.environ["RANK"], "w").write(f"{{os.getpid()}}\\n")
+{SLEEP}
+"""
+    parent = f"""
+import sys
+from pathlib import Path
+from mm1_pipeline.training import processes
+processes._COMMAND = [sys.executable, "-c", {worker!r}]
+with processes.WorkerProcesses(2, "cpu", Path({str(tmp_path / "logs")!r})) as workers:
+    workers.wait()
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL)
+    pids = [int(wait_for(tmp_path / f"pid{rank}")) for rank in range(2)]
+    assert all(is_alive(pid) for pid in pids)
+    process.send_signal(how)
+    process.wait(timeout=20)
+    assert all(ends(pid) for pid in pids)
+
+
+def test_several_nodes_need_an_address(monkeypatch, workers):
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ValueError, match=r"NNODES=2 .* without MASTER_ADDR"):
+        workers("pass")
+
+
+def test_the_second_node_continues_the_count(monkeypatch, workers, tmp_path):
+    for name, value in {
+        "NNODES": "2",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "29500",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code = f"""
+names = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+open({str(tmp_path)!r} + f"/rank{{rank}}", "w").write(" ".join(os.environ[n] for n in names))
+"""
+    with workers(code) as started:
+        started.wait()
+    assert (tmp_path / "rank2").read_text() == "0 4 10.0.0.1 29500"
+    assert (tmp_path / "rank3").read_text() == "1 4 10.0.0.1 29500"
+    assert not os.path.exists(tmp_path / "rank0")
