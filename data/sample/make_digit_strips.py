@@ -3,7 +3,7 @@
     pip install scikit-learn==1.9.1 pillow
     python data/sample/make_digit_strips.py
 
-Strips of one to four digits, drawn as those of `sft_llava` are, in SynthDog's format. The 300
+Each digit alone, and strips of two to four, drawn as those of `sft_llava` are, in SynthDog's format. The 300
 strips of `sft_llava` are for evaluation: none of the 709 digits (of 1,797) that they show is
 used here, so what is measured on them is reading, not memory. Same versions, same bytes.
 """
@@ -23,8 +23,9 @@ from sklearn.datasets import load_digits
 
 SAMPLE = Path(__file__).parent
 NUM_STRIPS = 2_400
-LENGTHS = (1, 1, 2, 3, 4)
-"""Digits of a strip, drawn evenly from these: single ones teach what a digit is."""
+LENGTHS = (2, 3, 4)
+"""Digits of a strip, drawn evenly from these; before them every digit stands alone once, which
+teaches what a digit is."""
 CELL, HEIGHT, SIDE = 48, 56, 40
 """Pixels: width of a digit's cell, height of a strip, side of a digit."""
 MARGIN = ((CELL - SIDE) // 2, (HEIGHT - SIDE) // 2)
@@ -79,9 +80,11 @@ def main() -> None:
     bank, targets = draw_digits(), load_digits().target
     free = sorted(set(range(len(bank))) - digits_of_evaluation(bank))
     rng = random.Random(0)
+    strips = [[number] for number in free]
+    while len(strips) < NUM_STRIPS:
+        strips.append([rng.choice(free) for _ in range(rng.choice(LENGTHS))])
     rows = []
-    for _ in range(NUM_STRIPS):
-        numbers = [rng.choice(free) for _ in range(rng.choice(LENGTHS))]
+    for numbers in strips:
         text = "".join(str(targets[number]) for number in numbers)
         truth = json.dumps({"gt_parse": {"text_sequence": text}})
         image = {"bytes": make_strip(bank, numbers), "path": None}

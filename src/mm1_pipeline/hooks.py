@@ -9,6 +9,7 @@ from kedro.framework.hooks import hook_impl
 
 from mm1_pipeline.config.lab import WorldConfig
 from mm1_pipeline.config.validation import ParameterError, check_parameters
+from mm1_pipeline.config.wiring import choose_edges
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +22,15 @@ class ParameterHooks:
 
     @hook_impl
     def after_context_created(self, context: Any) -> None:
-        """Checks the parameter groups of every registered pipeline.
+        """Lays the edges that parameters choose, and checks the groups of every pipeline.
 
         Switches of a single run, given with `--params`, belong to no group.
         """
         from kedro.framework.project import pipelines, settings
         from kedro.validation.type_extractor import TypeExtractor
 
+        if choose_edges(context.config_loader["parameters"]):
+            pipelines.configure("mm1_pipeline.pipeline_registry")
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         raw = context.config_loader["parameters"]
         types |= {name: cls for name, cls in COMMAND_GROUPS.items() if name in raw}

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kedro.pipeline import Pipeline
 
+from mm1_pipeline.config.wiring import sft_start
 from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
 from mm1_pipeline.pipelines.export.pipeline import create_pipeline as export
 from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
 from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
 from mm1_pipeline.pipelines.report.pipeline import create_pipeline as report
+from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
 from mm1_pipeline.pipelines.shard.pipeline import create_pipeline as shard
+from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
 
-STAGES = {
+STAGES: dict[str, Callable[[], Pipeline]] = {
     "ingest": ingest,
     "shard": shard,
     "pretrain": pretrain,
+    "upcycle": upcycle,
+    "sft": lambda: sft(sft_start()),
     "evaluate": evaluate,
     "report": report,
 }

@@ -19,7 +19,11 @@ ARTIFACTS = (
     "03_primary/records",
     "04_feature/tokenizer",
     "05_model_input/shards",
+    "05_model_input/sft_shards",
     "06_models/pretrain",
+    "06_models/upcycle",
+    "06_models/dense_control",
+    "06_models/sft",
     "07_model_output/predictions",
 )
 REPORTS = (

@@ -28,6 +28,7 @@ def finished(make_smoke, tmp_path_factory):
 DETERMINISTIC = (
     "ingest_report.json",
     "shard_report.json",
+    "sft_shard_report.json",
     "mixture.json",
     "evaluation.json",
     "held_out_loss.json",
@@ -40,15 +41,19 @@ def read_reports(project):
 
 
 def losses(project):
-    lines = (project.reports / "training_pretrain.jsonl").read_text().splitlines()
-    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+    found = []
+    for stage in ("pretrain", "upcycle", "dense_control", "sft"):
+        path = project.reports / f"training_{stage}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found += [(stage, row["step"], row["loss"]) for row in map(json.loads, lines)]
+    return found
 
 
 def test_run_writes_every_report_and_says_where(finished):
     project, output = finished
     written = {path.name for path in project.reports.iterdir() if path.is_file()}
     assert written >= {*DETERMINISTIC, "training_pretrain.jsonl", "report.html"}
-    assert "report.html" in output
+    assert "report.html" in "".join(output.split()), "long paths are wrapped"
 
 
 def test_what_is_read_is_kept_or_rejected(finished):
@@ -62,9 +67,11 @@ def test_what_is_read_is_kept_or_rejected(finished):
 def test_evaluation_holds_the_contracts_models_tasks_and_shots(finished):
     project, _ = finished
     evaluation = json.loads((project.reports / "evaluation.json").read_text())
-    assert set(evaluation["models"]) == {"pretrain", "pretrain:blind", "frequent"}
+    stages = ("pretrain", "upcycle", "sft")
+    blind = {f"{stage}:blind" for stage in stages}
+    assert set(evaluation["models"]) == {*stages, *blind, "frequent"}
     for model in evaluation["models"].values():
-        assert set(model["tasks"]) == {"sample_captions", "sample_vqa"}
+        assert set(model["tasks"]) == {"sample_captions", "sample_vqa", "sample_digits"}
         for task in model["tasks"].values():
             for shot in task["shots"].values():
                 assert {"value", "stderr", "n"} <= set(shot)
@@ -78,8 +85,11 @@ def test_every_batch_holds_the_planned_shares(finished):
         assert row["shares"] == {"caption": 0.45, "interleaved": 0.45, "text": 0.1}
 
 
-FROM_SHARDS = ("pack_shards", "plan_mixture", "pretrain_model", "evaluate_models", "write_report")
-EVERYTHING = ("ingest_sources", "prepare_tokenizer", *FROM_SHARDS)
+AT_LAST = ("evaluate_models", "write_report")
+UPCYCLED = ("train_dense_control", "train_experts")
+FROM_PRETRAIN = ("pretrain_model", "fine_tune", *UPCYCLED, *AT_LAST)
+FROM_SHARDS = ("pack_shards", "plan_mixture", *FROM_PRETRAIN)
+EVERYTHING = ("ingest_sources", "prepare_tokenizer", "pack_conversations", *FROM_SHARDS)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +119,32 @@ EVERYTHING = ("ingest_sources", "prepare_tokenizer", *FROM_SHARDS)
         ),
         (
             {"model": {"decoder": {"num_layers": 1}}},
-            FROM_SHARDS[2:],
+            FROM_PRETRAIN,
             "params:model.decoder.num_layers: 2 -> 1",
         ),
         (
+            {"sft_shard": {"sub_images": {"grid": 1}}},
+            ("pack_conversations", "fine_tune", *AT_LAST),
+            "params:sft_shard.sub_images.grid: 2 -> 1",
+        ),
+        (
+            {"sft": {"schedule": {"num_steps": 7}}},
+            ("fine_tune", *AT_LAST),
+            "params:sft.schedule.num_steps: 6 -> 7",
+        ),
+        (
+            {"upcycle": {"expert_noise": 0.1}},
+            (*UPCYCLED, *AT_LAST),
+            "params:upcycle.expert_noise: 0.0 -> 0.1",
+        ),
+        (
             {"evaluate": {"bootstrap_samples": 50}},
-            FROM_SHARDS[3:],
+            AT_LAST,
             "params:evaluate.bootstrap_samples: 100 -> 50",
         ),
         (
             {"report": {"title": "Another"}},
-            FROM_SHARDS[4:],
+            AT_LAST[1:],
             'params:report.title: "MM1 pipeline: run report" -> "Another"',
         ),
     ],
@@ -163,7 +188,7 @@ def test_with_everything_fresh_nothing_runs_and_nothing_heavy_is_imported(finish
     )
     output = finished_process.stdout + finished_process.stderr
     assert finished_process.returncode == 0, output
-    assert ("Ran 0 of 7 nodes" if command == ("run",) else "everything is fresh") in output
+    assert ("Ran 0 of 11 nodes" if command == ("run",) else "everything is fresh") in output
 
 
 def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):
@@ -186,7 +211,7 @@ def test_killed_training_resumes_with_the_same_losses(finished, make_smoke, tmp_
     status, output = project.run("run", "--pipeline=pretrain")
     assert status == 0, output
     assert "esum" in output, "the second run must resume, not start again"
-    assert losses(project) == losses(undisturbed)
+    assert losses(project) == [row for row in losses(undisturbed) if row[0] == "pretrain"]
 
 
 def wait_for_checkpoint(project, process, seconds: float = 240):
@@ -205,6 +230,7 @@ def test_a_goal_builds_what_it_needs_and_nothing_else(make_smoke, tmp_path):
     status, output = project.run("run", "--pipelines=shard")
     assert status == 0, output
     assert (project.data / "05_model_input" / "shards" / "CURRENT").exists()
+    assert (project.data / "05_model_input" / "sft_shards" / "CURRENT").exists()
     assert not (project.data / "06_models").exists()
 
 

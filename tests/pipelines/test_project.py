@@ -32,8 +32,11 @@ def test_environment_resolves_into_typed_parameters(environment):
         "ingest",
         "tokenizer",
         "shard",
+        "sft_shard",
         "model",
         "pretrain",
+        "upcycle",
+        "sft",
         "evaluate",
         "report",
         "export",
@@ -67,6 +70,7 @@ def test_model_and_shards_agree_in_every_environment():
         params = open_context(environment).params
         assert params["model"].connector.num_tokens == params["shard"].packing.image_tokens
         assert params["model"].vision.image_size == params["shard"].image.size
+        assert params["model"].connector.num_tokens == params["sft_shard"].packing.image_tokens
         assert params["model"].decoder.vocab_size == params["tokenizer"].vocab_size
 
 
@@ -74,7 +78,10 @@ def test_model_and_shards_agree_in_every_environment():
     ("goal", "nodes"),
     [
         ("ingest", {"ingest_sources"}),
-        ("shard", {"ingest_sources", "prepare_tokenizer", "pack_shards"}),
+        (
+            "shard",
+            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"},
+        ),
         (
             "pretrain",
             {
@@ -91,6 +98,31 @@ def test_goal_holds_what_it_needs_and_nothing_else(goal, nodes):
     from kedro.framework.project import pipelines
 
     assert {node.name for node in pipelines[goal].nodes} == nodes
+
+
+def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
+    from kedro.framework.project import pipelines
+
+    from mm1_pipeline.config.wiring import choose_edges
+
+    def wire(parameters: dict) -> None:
+        if choose_edges(parameters):
+            pipelines.configure("mm1_pipeline.pipeline_registry")
+
+    def nodes() -> set[str]:
+        return {node.name for node in pipelines["sft"].nodes}
+
+    needed = {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"}
+    needed |= {"plan_mixture", "pretrain_model", "fine_tune"}
+    try:
+        wire({"sft": {"init_from": "pretrain"}})
+        assert nodes() == needed
+        wire({"sft": {"init_from": "upcycle"}})
+        assert nodes() == needed | {"train_experts"}
+        wire({"sft": {"init_from": "no such stage"}})
+        assert nodes() == needed
+    finally:
+        wire({})
 
 
 def test_every_node_carries_the_tag_of_its_stage():

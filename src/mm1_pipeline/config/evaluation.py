@@ -155,6 +155,10 @@ class TaskConfig:
     judge_prompt: str = ""
     """What a judge is asked; `{question}`, `{reference}`, `{answer}` and `{context}` are filled
     in."""
+    chat_prompt: str = ""
+    """What a fine-tuned model is told about the image, with `{question}` and `{options}`; empty
+    takes that of the metric (LLaVA-1.5's: a single word or phrase, an option's letter, a
+    one-sentence caption)."""
     stop: tuple[str, ...] = ("\n",)
     """Strings at which an answer ends."""
     max_new_tokens: int = 30
@@ -233,6 +237,11 @@ def _check_prompt(task: TaskConfig) -> None:
         raise ValueError(
             f"prompt: found {task.prompt!r}, expected '{{question}}' {task.question_slots} "
             f"time(s) for the metric {task.metric}."
+        )
+    if task.chat_prompt and task.chat_prompt.count("{question}") != task.question_slots:
+        raise ValueError(
+            f"chat_prompt: found {task.chat_prompt!r}, expected '{{question}}' "
+            f"{task.question_slots} time(s) for the metric {task.metric}."
         )
     if task.metric.has_letters and task.prompt.count("{options}") != 1:
         raise ValueError(

@@ -70,6 +70,9 @@ class TokenizerConfig:
     max_characters: int = 200_000_000
     """Training text above which the rest is left out (every source gets an equal share)."""
     min_frequency: int = 2
+    split_digits: bool = True
+    """Makes every digit a token, so that a number is read and written digit by digit. Our choice,
+    as Llama's and PaLM's tokenizers."""
 
 
 @parameters

@@ -64,9 +64,6 @@ class UpcycleConfig:
     (Drop-Upcycling, arXiv 2502.19261). 0 keeps the dense model's output exactly."""
     seed: int = 1
     """Of the router, noise and drawn units, and of the order of the training data."""
-    dense_control: bool = True
-    """Trains the dense model on as well, with the same batches: what the mixture of experts is
-    compared with at equal tokens."""
 
     def __post_init__(self) -> None:
         if self.moe.d_ff is not None:

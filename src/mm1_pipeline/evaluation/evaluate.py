@@ -21,6 +21,7 @@ from mm1_pipeline.config.evaluation import (
 from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
+from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.held_out import held_out_losses
 from mm1_pipeline.evaluation.images import ImageFeatures
@@ -46,6 +47,15 @@ Scores = dict[tuple[str, int], TaskScores]
 """Scores of one model, by task and number of shots."""
 
 
+class ChatModels(NamedTuple):
+    """Fine-tuned models, which are asked in conversations."""
+
+    models: Mapping[str, Path]
+    """Folder of each model by its name in the report."""
+    shards_dir: Path
+    """The shards they were fine-tuned on: image transform and squares."""
+
+
 class Evaluation(NamedTuple):
     """What `evaluate` finds."""
 
@@ -65,6 +75,7 @@ class Harness:
         prompts: By task and number of shots.
         tokenizer: The one the models were trained with.
         index: `shards.json`: image transform and tokens of the training.
+        shards_dir: The folder it lies in.
         text_tasks: Tasks without images.
     """
 
@@ -73,6 +84,7 @@ class Harness:
     prompts: Mapping[tuple[str, int], Sequence[Prompt]]
     tokenizer: Tokenizer
     index: ShardIndex
+    shards_dir: Path
     text_tasks: tuple[TextTask, ...] = ()
 
     def parts(self) -> Iterator[tuple[Task, int]]:
@@ -99,6 +111,9 @@ def evaluate(
     records_dir: Path,
     output_dir: Path,
     work_dir: Path | None = None,
+    *,
+    chat: ChatModels | None = None,
+    loss_only: Mapping[str, Path] | None = None,
 ) -> Evaluation:
     """Scores models, their blind twins and the most frequent answer on every task.
 
@@ -114,6 +129,8 @@ def evaluate(
         output_dir: Gets `<model>/<task>_<shots>shot.jsonl`.
         work_dir: Keeps the answers as they come, `answers/<model>/<task>_<shots>shot.jsonl`;
             None keeps none.
+        chat: Models that are asked in conversations, with the words of their fine-tuning.
+        loss_only: Further models, of which only the held-out losses are measured.
 
     Returns:
         Contents of evaluation.json and held_out_loss.json.
@@ -123,21 +140,27 @@ def evaluate(
             or a model belongs to another tokenizer or image size.
         JudgeError: If the judge cannot be asked.
     """
-    harness = build_harness(config, tokenizer_dir, shards_dir, records_dir)
+    documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
     judge = _judge(config, work_dir)
     device = _device(config.device)
-    for name, directory in models.items():
-        _check_model(name, load_model(directory), harness)
+    suites = [(name, directory, documents) for name, directory in models.items()]
+    of_chat = None
+    if chat is not None:
+        of_chat = build_harness(config, tokenizer_dir, chat.shards_dir, records_dir, is_chat=True)
+        suites += [(name, directory, of_chat) for name, directory in chat.models.items()]
+    for name, directory, suite in suites:
+        _check_model(name, load_model(directory), suite)
     entries: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
-    with EvaluationProgress(2 * len(models) * harness.num_positions) as progress:
-        for name, directory in models.items():
+    num_positions = sum(2 * suite.num_positions for _, _, suite in suites)
+    with EvaluationProgress(num_positions) as progress:
+        for name, directory, harness in suites:
             model = load_model(directory, device).eval()
             held_out[name] = held_out_losses(
-                model, config, shards_dir, harness.tasks, harness.tokenizer
+                model, config, harness.shards_dir, harness.tasks, harness.tokenizer
             )
             model = _in_precision(model, config.precision)
-            logs = _Logs(work_dir, _made_with(config, directory, shards_dir))
+            logs = _Logs(work_dir, _made_with(config, directory, harness.shards_dir))
             run = _Run(harness, progress, logs, judge)
             seeing = _answer_all(name, model, run)
             blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
@@ -147,13 +170,19 @@ def evaluate(
             entries[name]["tasks"] |= _text_entries(harness, texts)
             _write(output_dir / name, {**seeing, **texts})
             _write(output_dir / (name + BLIND_SUFFIX), blind)
-    frequent = _frequent_scores(harness)
-    entries[FREQUENT] = _entry(harness, frequent)
+    for name, directory in (loss_only or {}).items():
+        model = load_model(directory, device).eval()
+        held_out[name] = held_out_losses(
+            model, config, shards_dir, documents.tasks, documents.tokenizer
+        )
+    frequent = _frequent_scores(documents)
+    entries[FREQUENT] = _entry(documents, frequent)
     _write(output_dir / FREQUENT, frequent)
     evaluation = {
         "models": entries,
         "harness": {
-            "prompts_sha256": prompts_sha256(harness.prompts),
+            "prompts_sha256": prompts_sha256(documents.prompts),
+            **({"chat_prompts_sha256": prompts_sha256(of_chat.prompts)} if of_chat else {}),
             "postprocess": POSTPROCESS,
             "tokenizer": CAPTION_TOKENIZER,
             **_judge_facts(config),
@@ -163,9 +192,22 @@ def evaluate(
 
 
 def build_harness(
-    config: EvaluateConfig, tokenizer_dir: Path, shards_dir: Path, records_dir: Path
+    config: EvaluateConfig,
+    tokenizer_dir: Path,
+    shards_dir: Path,
+    records_dir: Path,
+    *,
+    is_chat: bool = False,
 ) -> Harness:
-    """Reads the tasks and builds every prompt; for arguments and errors, see `evaluate`."""
+    """Reads the tasks and builds every prompt; for arguments and errors, see `evaluate`.
+
+    Args:
+        config: See `evaluate`.
+        tokenizer_dir: See `evaluate`.
+        shards_dir: Of the models that are asked.
+        records_dir: See `evaluate`.
+        is_chat: Whether prompts are conversations, or documents as in pre-training.
+    """
     tokenizer, index = Tokenizer.load(tokenizer_dir), ShardIndex.read(shards_dir)
     if tokenizer.sha256 != index.tokenizer_sha256:
         raise ValueError(
@@ -175,17 +217,21 @@ def build_harness(
     tasks = tuple(
         load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
     )
-    prompts = {
-        (task.name, num_shots): build_prompts(
-            task, num_shots, config.seed, tokenizer, index.packing.image_tokens
-        )
-        for task in tasks
-        for num_shots in task.config.shots
-    }
+    prompts: dict[tuple[str, int], Sequence[Prompt]] = {}
+    for task in tasks:
+        conversations = ChatPrompts(task, tokenizer, index)
+        for num_shots in task.config.shots:
+            prompts[task.name, num_shots] = (
+                conversations.build_all(num_shots, config.seed)
+                if is_chat
+                else build_prompts(
+                    task, num_shots, config.seed, tokenizer, index.packing.image_tokens
+                )
+            )
     text_tasks = tuple(
         load_text_task(name, task, config.seed) for name, task in config.text_tasks.items()
     )
-    harness = Harness(config, tasks, prompts, tokenizer, index, text_tasks)
+    harness = Harness(config, tasks, prompts, tokenizer, index, shards_dir, text_tasks)
     for task, num_shots in harness.parts():
         _check_prompts(harness, task, num_shots)
     return harness
@@ -259,7 +305,13 @@ def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Sco
     scores: Scores = {}
     harness = run.harness
     for task in harness.tasks:
-        features = ImageFeatures(model, task.images, harness.index.image, blind=blind)
+        features = ImageFeatures(
+            model,
+            task.images,
+            harness.index.image,
+            sub_images=harness.index.sub_images,
+            blind=blind,
+        )
         generator = Generator(model, harness.tokenizer, features, harness.config.batch_size)
         for num_shots in task.config.shots:
             prompts = harness.prompts[task.name, num_shots]

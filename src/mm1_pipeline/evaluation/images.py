@@ -6,16 +6,21 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mm1_pipeline.config.shard import ImageTransform
+from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.models.mm1 import MM1
-from mm1_pipeline.streams.images import resize_image, to_pixel_values
+from mm1_pipeline.streams.images import to_pixel_values
+from mm1_pipeline.streams.sub_images import decompose
 
 MAX_CACHE_BYTES = 1 << 30
 """Image tokens kept: 1 GiB is 450 images of 144 tokens, 4,096 wide, in float32. Our choice."""
+
+WHOLE = SubImageConfig()
+"""One square an image."""
 
 _IMAGES_TOGETHER = 32
 _BLANK = ""
@@ -34,6 +39,16 @@ def encode_pixels(model: MM1, pixel_values: Tensor) -> Tensor:
     return model.connector(model.vision(pixel_values))
 
 
+def square_keys(image: str, count: int) -> list[str]:
+    """Names of the squares that show an image; each is then an image to the model.
+
+    Args:
+        image: SHA-256 of the encoded image.
+        count: 1 is the overview alone, which has the image's own name.
+    """
+    return [image, *(f"{image}/{place}" for place in range(1, count))]
+
+
 class ImageFeatures:
     """Image tokens by the SHA-256 of the encoded image.
 
@@ -44,6 +59,7 @@ class ImageFeatures:
         model: Its encoder and connector are used.
         images: Encoded images by SHA-256.
         transform: How they become pixels; the same as in training.
+        sub_images: Which squares show a large image; see `square_keys`.
         blind: Blanks every image to the mean colour, which is 0 after normalisation. The
             encoder then runs once.
         max_bytes: Image tokens kept; those unused for longest make room.
@@ -55,12 +71,15 @@ class ImageFeatures:
         images: Mapping[str, bytes],
         transform: ImageTransform,
         *,
+        sub_images: SubImageConfig = WHOLE,
         blind: bool = False,
         max_bytes: int = MAX_CACHE_BYTES,
     ) -> None:
         self._model = model
         self._images = images
         self._transform = transform
+        self._sub_images = sub_images
+        self._opened: tuple[str, list[Image.Image]] = ("", [])
         self._blind = blind
         self._max_bytes = max_bytes
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
@@ -147,10 +166,18 @@ class ImageFeatures:
         if key in self._failures:
             return None
         try:
-            if key not in self._images:
-                raise Rejected(Reason.IMAGE_MISSING, "found no such image in the task's records")
-            square = resize_image(open_image(self._images[key]), self._transform)
+            square = self._square(key)
         except Rejected as error:
             self._failures[key] = str(error)
             return None
         return to_pixel_values([square], self._transform)
+
+    def _square(self, key: str) -> Image.Image:
+        """One square of an image; neighbours are often of the same, which is kept open."""
+        image, _, place = key.partition("/")
+        if image not in self._images:
+            raise Rejected(Reason.IMAGE_MISSING, "found no such image in the task's records")
+        if self._opened[0] != image:
+            squares = decompose(open_image(self._images[image]), self._transform, self._sub_images)
+            self._opened = (image, squares)
+        return self._opened[1][int(place or 0)]

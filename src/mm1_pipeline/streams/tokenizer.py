@@ -140,7 +140,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], output_dir: P
             f"{MIN_VOCAB_SIZE} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)."
         )
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = _pre_tokenizer(config)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -153,6 +153,14 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], output_dir: P
     tokenizer = Tokenizer(backend)
     tokenizer.save(output_dir)
     return tokenizer
+
+
+def _pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
+    """Cuts a text into words, within which bytes are merged."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if not config.split_digits:
+        return words
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
 
 
 def training_texts(config: TokenizerConfig, records_dir: Path) -> Iterator[str]:

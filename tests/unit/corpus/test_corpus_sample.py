@@ -21,7 +21,9 @@ COUNTS = {
     "web_documents": (125, 113, {"too_few_images": 12}),
     "documents_easy_vqa": (2226, 2226, {}),
     "text": (14351, 14350, {"duplicate": 1}),
-    "instructions": (1100, 1100, {}),
+    "instructions": (800, 800, {}),
+    "digit_strips": (2400, 2400, {}),
+    "eval_digits": (300, 300, {}),
     "eval_captions": (150, 150, {}),
     "eval_vqa": (1470, 1470, {}),
 }
@@ -83,5 +85,5 @@ def test_keys_are_unique_and_evaluation_has_references(result):
         assert len(records) == source["kept"]
         assert len({record.key for record in records}) == len(records)
         num_references = {len(record.references) for record in records}
-        expected = {"eval_captions": {1}, "eval_vqa": {10}}.get(name, {0})
+        expected = {"eval_captions": {1}, "eval_vqa": {10}, "eval_digits": {1}}.get(name, {0})
         assert num_references == expected

@@ -66,7 +66,7 @@ def test_logits_are_the_dense_models(dense_dir, tmp_path, batch, num_experts, ev
     assert layers == {1: [0, 1, 2, 3], 2: [1, 3], 4: [3]}[every]
     found = logits(upcycled, batch)
     expected = logits(load_model(dense_dir), batch)
-    # Worst seen over all nine: 7e-7.
+    # Worst seen over all nine: 1.5e-6, logits being about 1 in size.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -139,20 +139,25 @@ def test_a_mixture_is_not_upcycled_again(dense_dir, tmp_path) -> None:
 
 
 _MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from mm1_pipeline.config.model import MoEConfig
 from mm1_pipeline.models.upcycle import Upcycling, upcycle_checkpoint
 source, output = map(Path, sys.argv[1:])
 tiny = Upcycling(MoEConfig(num_experts=2, every_n_layers=2), seed=0)
 upcycle_checkpoint(source, output / "warm", tiny)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+before = status("VmRSS")
 large = Upcycling(MoEConfig(num_experts=64), seed=0)
 upcycle_checkpoint(source, output / "large", large)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print((status("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_a_tensor_not_the_model(dense_config, tmp_path) -> None:
     """190 MB are written by a process that grows by a fraction of that."""
     decoder = dataclasses.replace(dense_config.decoder, d_model=128, d_ff=480)

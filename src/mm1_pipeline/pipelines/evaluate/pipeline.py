@@ -13,7 +13,17 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 evaluate_models,
-                inputs=["params:evaluate", "pretrained_model", "tokenizer", "shards", "records"],
+                inputs=[
+                    "params:evaluate",
+                    "pretrained_model",
+                    "upcycled_model",
+                    "dense_control_model",
+                    "sft_model",
+                    "tokenizer",
+                    "shards",
+                    "sft_shards",
+                    "records",
+                ],
                 outputs=["evaluation", "held_out_loss", "predictions"],
                 name="evaluate_models",
             )

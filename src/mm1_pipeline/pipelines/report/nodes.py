@@ -14,11 +14,16 @@ def write_report(
     shard_report: dict[str, Any],
     mixture: dict[str, Any],
     training_pretrain: list[dict[str, Any]],
+    training_upcycle: list[dict[str, Any]],
+    training_dense_control: list[dict[str, Any]],
+    training_sft: list[dict[str, Any]],
     evaluation: dict[str, Any],
     held_out_loss: dict[str, Any],
     predictions: Artifact,
     records: Artifact,
     pretrained_model: Artifact,
+    upcycled_model: Artifact,
+    sft_model: Artifact,
 ) -> str:
     """Renders every report of the run as one self-contained HTML page."""
     from mm1_pipeline.reporting.html import render_report
@@ -28,10 +33,19 @@ def write_report(
         ingest_report=ingest_report,
         shard_report=shard_report,
         mixture=mixture,
-        training={"pretrain": training_pretrain},
+        training={
+            "pretrain": training_pretrain,
+            "upcycle": training_upcycle,
+            "dense_control": training_dense_control,
+            "sft": training_sft,
+        },
         evaluation=evaluation,
         held_out_loss=held_out_loss,
         predictions_dir=predictions.path,
         records_dir=records.path,
-        models={"pretrain": pretrained_model.path},
+        models={
+            "pretrain": pretrained_model.path,
+            "upcycle": upcycled_model.path,
+            "sft": sft_model.path,
+        },
     )

@@ -35,3 +35,22 @@ def pack_shards(
         staged.directory,
     )
     return staged.described(counts=report["streams"]), report
+
+
+def pack_conversations(
+    config: ShardConfig, records: Artifact, tokenizer: Artifact
+) -> tuple[StagedArtifact, dict[str, Any]]:
+    """Packs the conversations of every SFT source into sequences of one length."""
+    from mm1_pipeline.corpus.records import conversation_sources
+    from mm1_pipeline.streams.shards import write_shards
+    from mm1_pipeline.streams.tokenizer import Tokenizer
+
+    staged = stage("sft_shards")
+    report = write_shards(
+        config,
+        records.path,
+        Tokenizer.load(tokenizer.path),
+        conversation_sources(records.path),
+        staged.directory,
+    )
+    return staged.described(counts=report["streams"]), report

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
 
-from mm1_pipeline.pipelines.shard.nodes import pack_shards, prepare_tokenizer
+from mm1_pipeline.pipelines.shard.nodes import (
+    pack_conversations,
+    pack_shards,
+    prepare_tokenizer,
+)
 
 
 def create_pipeline() -> Pipeline:
-    """Records -> tokenizer, shards and shard_report."""
+    """Records -> tokenizer, and shards with a report each for pre-training and SFT."""
     return Pipeline(
         [
             node(
@@ -22,6 +26,12 @@ def create_pipeline() -> Pipeline:
                 inputs=["params:shard", "records", "tokenizer"],
                 outputs=["shards", "shard_report"],
                 name="pack_shards",
+            ),
+            node(
+                pack_conversations,
+                inputs=["params:sft_shard", "records", "tokenizer"],
+                outputs=["sft_shards", "sft_shard_report"],
+                name="pack_conversations",
             ),
         ],
         tags="shard",
