@@ -66,7 +66,8 @@ class TokenizerConfig:
     vocab_size: int
     """Upper bound on the vocabulary, special tokens included."""
     file: str | None = input_path(default=None)
-    """A `tokenizer.json` to use instead of training one."""
+    """A `tokenizer.json` to use instead of training one; or the folder of a published model, or a
+    GGUF file, whose end of text then becomes ours."""
     max_characters: int = 200_000_000
     """Training text above which the rest is left out (every source gets an equal share)."""
     min_frequency: int = 2

@@ -15,6 +15,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mm1_pipeline.config.shard import TokenizerConfig
 from mm1_pipeline.corpus.records import RECORDS, pretraining_sources, read_parts
+from mm1_pipeline.streams.tokenizer_formats import (
+    rename_special_tokens,
+    special_tokens_of,
+    tokenizer_from_gguf,
+)
 
 FILE_NAME = "tokenizer.json"
 
@@ -22,6 +27,8 @@ PAD, BOS, EOS, IMAGE = "<|pad|>", "<|bos|>", "<|eos|>", "<|image|>"
 
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
 """In the order of their ids, 0 to 3, in a tokenizer trained here."""
+
+_ROLES = {"pad": PAD, "bos": BOS, "eos": EOS}
 
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 """One token a byte, so that no text is unknown, and the special tokens."""
@@ -50,17 +57,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a folder.
+        """Reads a `tokenizer.json`, the one in a folder, or that of a GGUF file.
+
+        From a folder (that of a published model) and from GGUF, the model's own special tokens
+        take our names and keep their ids, so that its end of text is ours.
 
         Raises:
             ValueError: The file is missing or is no tokenizer.
         """
         path = Path(path)
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(rename_special_tokens(*tokenizer_from_gguf(path), _ROLES))
         file = path / FILE_NAME if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"Found no tokenizer at {file}; expected a {FILE_NAME}.")
+        found = special_tokens_of(path) if path.is_dir() else {}
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            backend = tokenizers.Tokenizer.from_file(str(file))
+            return cls(rename_special_tokens(backend, found, _ROLES) if found else backend)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"Found a file at {file} that is no tokenizer ({error}); expected the JSON "

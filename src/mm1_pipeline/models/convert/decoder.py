@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mm1_pipeline.config.model import DecoderConfig
 from mm1_pipeline.models.checkpoint import is_saved_decoder, load_decoder
-from mm1_pipeline.models.convert import families, tensors
+from mm1_pipeline.models.convert import families
+from mm1_pipeline.models.convert.filling import empty_decoder, fill
 from mm1_pipeline.models.decoder import Decoder
+from mm1_pipeline.models.safetensors_files import WeightFiles
 
 
 def import_decoder(
@@ -20,13 +23,13 @@ def import_decoder(
     """A decoder from a checkpoint on disk, with equal logits; its shape is `decoder.config`.
 
     Takes a Hugging Face directory (config.json and safetensors, in one file or several) of a
-    family in `families.Family`, or what `save_decoder` wrote. Pickles are refused.
+    family in `families.Family`, a GGUF file, or what `save_decoder` wrote. Pickles are refused.
 
     Source: MM1, Pre-training (the decoder is trained on text first); deviation: it may come
     from elsewhere.
 
     Args:
-        source: directory.
+        source: directory, or GGUF file.
         vocab_size: rows of the token embeddings that are wanted; the tokenizer's special tokens
             may need more than the checkpoint has (see `grow_vocabulary`). None keeps them.
         dtype: of the weights in memory.
@@ -36,14 +39,18 @@ def import_decoder(
             or more rows in the checkpoint than are wanted.
     """
     source = Path(source)
-    if is_saved_decoder(source):
+    if source.suffix == ".gguf" and source.is_file():
+        from mm1_pipeline.models.convert.gguf import import_gguf
+
+        decoder = import_gguf(source, dtype)
+    elif is_saved_decoder(source):
         decoder = load_decoder(source).to(dtype)
     elif source.is_dir():
         decoder = _import_huggingface(source, dtype)
     else:
         raise ValueError(
-            f"{source}: found no such directory, expected a Hugging Face directory (config.json "
-            "and safetensors)."
+            f"{source}: found no such directory or .gguf file, expected a Hugging Face directory "
+            "(config.json and safetensors) or a GGUF file."
         )
     if vocab_size is not None:
         grow_vocabulary(decoder, vocab_size)
@@ -51,7 +58,7 @@ def import_decoder(
 
 
 def imported_config(source: Path | str, *, vocab_size: int | None = None) -> DecoderConfig:
-    """The shape that `import_decoder` would give a Hugging Face directory; reads no weights.
+    """The shape that `import_decoder` would give a Hugging Face directory; no weights are read.
 
     Args:
         source: directory.
@@ -60,7 +67,7 @@ def imported_config(source: Path | str, *, vocab_size: int | None = None) -> Dec
     Raises:
         ValueError: as `import_decoder`.
     """
-    _, config = families.decoder_config(tensors.read_json(Path(source) / tensors.CONFIG))
+    _, config = families.decoder_config(_read_config(WeightFiles(Path(source))))
     if vocab_size is None:
         return config
     return dataclasses.replace(config, vocab_size=vocab_size)
@@ -101,42 +108,37 @@ def _grown(weight: Tensor, num_rows: int) -> Tensor:
 
 
 def _import_huggingface(directory: Path, dtype: torch.dtype) -> Decoder:
-    family, config = families.decoder_config(tensors.read_json(directory / tensors.CONFIG))
-    with tensors.SafetensorsDirectory(directory) as files:
-        decoder = empty_decoder(config, dtype)
-        used: set[str] = set()
-        for entry in families.entries(config, family):
-            fill(decoder, entry.ours, entry.to_ours(files.read), str(directory))
-            used.update(entry.theirs)
-        unused = [
-            name for name in files if name not in used and not families.ignorable(name, config)
-        ]
-    if unused:
-        raise ValueError(
-            f"{directory}: found {len(unused)} tensors that a {family} decoder does not have, "
-            f"such as {unused[0]!r}. It is another architecture than config.json says."
-        )
+    files = WeightFiles(directory)
+    family, config = families.decoder_config(_read_config(files))
+    entries = list(families.entries(config, family))
+    needed = {name for entry in entries for name in entry.theirs}
+    _check_names(files, needed, config, family)
+    decoder = empty_decoder(config, dtype)
+    for entry in entries:
+        fill(decoder, entry.ours, entry.to_ours(files.tensor), str(directory))
     return decoder
 
 
-def empty_decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
-    """A decoder whose weights are not set."""
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    return decoder.to(dtype).to_empty(device="cpu")
-
-
-@torch.no_grad()
-def fill(decoder: Decoder, name: str, values: Tensor, source: str) -> None:
-    """Copies a tensor into place.
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    parameter = decoder.get_parameter(name)
-    if values.shape != parameter.shape:
+def _read_config(files: WeightFiles) -> dict[str, Any]:
+    content = files.read_json("config.json")
+    if not content:
         raise ValueError(
-            f"{source}: found {list(values.shape)} for {name}, expected {list(parameter.shape)}. "
-            "Config and weights are not of one model."
+            f"{files.folder}: found no config.json, expected a Hugging Face directory."
         )
-    parameter.copy_(values)
+    return content
+
+
+def _check_names(
+    files: WeightFiles, needed: set[str], config: DecoderConfig, family: families.Family
+) -> None:
+    if missing := sorted(needed - files.names):
+        raise ValueError(
+            f"{files.source}: found no tensor {missing[0]!r} (nor {len(missing) - 1} others), "
+            "which config.json asks for. The weights are incomplete, or of another model."
+        )
+    unused = sorted(name for name in files.names - needed if not families.ignorable(name, config))
+    if unused:
+        raise ValueError(
+            f"{files.source}: found {len(unused)} tensors that a {family} decoder does not have, "
+            f"such as {unused[0]!r}. It is another architecture than config.json says."
+        )
