@@ -35,10 +35,11 @@ class UserErrorCommand(click.Command):
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
+    from mm1_pipeline.comparing import ComparisonError
     from mm1_pipeline.config.validation import ParameterError
     from mm1_pipeline.staleness.errors import StalenessError
 
-    return ParameterError, StalenessError
+    return ParameterError, StalenessError, ComparisonError
 
 
 @click.group(name="mm1_pipeline")
@@ -162,6 +163,46 @@ def world(output: Path | None, env: str, conf_source: str | None) -> None:
     folder = output or session.data_root() / "00_world"
     counts = prepare_world(parameters.get("world", {}), folder)
     click.echo(f"{folder}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
+@mm1.command(cls=UserErrorCommand)
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--model", default=None, help="The model of RUN_A; needed if it has several.")
+@click.option("--other-model", default=None, help="The model of RUN_B; as --model if not given.")
+@click.option("--html", default=None, type=click.Path(dir_okay=False), help="Writes a page here.")
+@json_option
+@env_option
+@conf_source_option
+def compare(
+    run_a: str,
+    run_b: str,
+    model: str | None,
+    other_model: str | None,
+    html: str | None,
+    as_json: bool,
+    env: str,
+    conf_source: str | None,
+) -> None:
+    """Shows item by item what differs between the predictions of two runs.
+
+    A run is a folder of predictions, a folder of data with one, `CURRENT`, or the beginning of the
+    fingerprint of a version that the environment keeps.
+    """
+    from mm1_pipeline import comparing
+    from mm1_pipeline.staleness.files import write_atomically
+
+    is_path = all(Path(run).is_dir() for run in (run_a, run_b))
+    root = None if is_path else _open_session(env, conf_source).data_root()
+    found = comparing.compare_runs(run_a, run_b, model, other_model, root)
+    if html is not None:
+        write_atomically(Path(html), comparing.page(found))
+    if as_json:
+        click.echo(json.dumps(comparing.data(found), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(comparing.table(found))
 
 
 def _open_session(env: str, conf_source: str | None) -> StalenessSession:

@@ -129,7 +129,9 @@ class TaskConfig:
     title: str = ""
     """How the benchmark is called."""
     paper: str | None = None
-    """Column of the paper's tables that the task belongs to."""
+    """Column of the paper's table that the task belongs to."""
+    paper_table: Literal["pretrain", "sft"] | None = None
+    """Which of the paper's tables has the column."""
     unconfirmed: tuple[str, ...] = ()
     """What the project only believes to be the paper's way."""
     source: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
 from mm1_pipeline.evaluation.resolution import check_budget
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
+from mm1_pipeline.evaluation.small_images import write_small_images
 from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.evaluation.text_run import TextRunner
@@ -178,6 +179,7 @@ def evaluate(
     frequent = _frequent_scores(documents)
     entries[FREQUENT] = _entry(documents, frequent)
     _write(output_dir / FREQUENT, frequent)
+    write_small_images(documents.tasks, output_dir)
     evaluation = {
         "models": entries,
         "harness": {
@@ -214,9 +216,12 @@ def build_harness(
             f"Found the tokenizer {tokenizer.sha256[:12]} in {tokenizer_dir}, but the shards were "
             f"written with {index.tokenizer_sha256[:12]}; run the stage `shard` again."
         )
-    tasks = tuple(
-        load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
-    )
+    # Documents show every image as one square: only conversations know of resolutions.
+    configs = {
+        name: task if is_chat else replace(task, resolution=None)
+        for name, task in config.tasks.items()
+    }
+    tasks = tuple(load_task(name, task, records_dir, config.seed) for name, task in configs.items())
     prompts: dict[tuple[str, int], Sequence[Prompt]] = {}
     for task in tasks:
         conversations = ChatPrompts(task, tokenizer, index)
@@ -441,7 +446,7 @@ def _task_entry(task: Task) -> dict[str, Any]:
     if config.metric == Metric.CIDER and config.caption_words != CaptionWords.REGEX:
         entry["tokenizer"] = tokenizer_name(config.caption_words)
     if config.paper is not None:
-        entry["paper"] = config.paper
+        entry["paper"] = {"table": config.paper_table, "column": config.paper}
     if config.unconfirmed:
         entry["unconfirmed"] = list(config.unconfirmed)
     return entry

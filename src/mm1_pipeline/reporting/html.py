@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,12 @@ def render_report(
         versions=versions or {},
     )
     sections = [section for build in SECTIONS if (section := build(inputs))]
-    template = _environment().get_template(_TEMPLATE)
-    return template.render(title=config.title, sections=sections)
+    return render_page(config.title, sections)
+
+
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """A page of sections that needs nothing but itself."""
+    return _environment().get_template(_TEMPLATE).render(title=title, sections=sections)
 
 
 def _environment() -> Environment:

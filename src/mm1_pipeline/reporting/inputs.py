@@ -16,7 +16,24 @@ FREQUENT = "frequent"
 NORMAL_95 = 1.96
 """Half the width of a 95 % interval, in standard errors."""
 
-METRIC_NAMES = {"cider": "CIDEr", "vqa_accuracy": "VQA accuracy"}
+METRIC_NAMES = {
+    "cider": "CIDEr",
+    "vqa_accuracy": "VQA accuracy",
+    "exact_match": "exact match",
+    "anls": "ANLS",
+    "relaxed_accuracy": "relaxed accuracy",
+    "choice": "accuracy",
+    "circular": "circular accuracy",
+    "pope_f1": "F1, mean of three splits",
+    "mme_score": "score",
+    "mathvista": "accuracy",
+    "judge_ratio": "ratio of a judge's marks",
+    "judge_grade": "a judge's grade",
+    "acc": "accuracy",
+    "acc_norm": "accuracy per character",
+    "greedy_match": "greedy match",
+    "alias_match": "match of a name",
+}
 """How metrics are written."""
 
 Rows = Sequence[Mapping[str, Any]]
@@ -76,6 +93,12 @@ class ReportInputs:
         assert self.evaluation
         models = self.evaluation["models"].values()
         return next(model["tasks"][task]["metric"] for model in models if task in model["tasks"])
+
+    def entry(self, task: str) -> Mapping[str, Any]:
+        """What evaluation.json says of a task, out of the first model that has it."""
+        assert self.evaluation
+        models = self.evaluation["models"].values()
+        return next(model["tasks"][task] for model in models if task in model["tasks"])
 
     def shots(self, task: str) -> list[int]:
         """Numbers of shots at which a task was scored, rising."""

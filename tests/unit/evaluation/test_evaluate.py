@@ -17,7 +17,7 @@ from evaluation_samples import (
     write_source,
 )
 
-from mm1_pipeline.config.evaluation import Precision, ShotDraw
+from mm1_pipeline.config.evaluation import MixedResolution, Precision, ShotDraw
 from mm1_pipeline.config.shard import TokenizerConfig
 from mm1_pipeline.evaluation import generation
 from mm1_pipeline.evaluation.answers import AnswerLog
@@ -188,6 +188,12 @@ def test_a_prompt_longer_than_training_sequences_is_warned_of(world, tmp_path, c
     with caplog.at_level(logging.WARNING):
         run(world, tmp_path, tasks=tasks)
     assert re.search(r"questions, 8 shots: .* training sequences have 64", caplog.text)
+
+
+def test_documents_show_every_image_as_one_square(world, first, tmp_path):
+    mixed = MixedResolution(num_high_shots=1)
+    tasks = {n: dataclasses.replace(t, resolution=mixed) for n, t in world.config.tasks.items()}
+    assert json.dumps(run(world, tmp_path, tasks=tasks)) == json.dumps(first[1])
 
 
 def test_models_of_another_kind_are_refused(world, tmp_path, model, tokenizer):

@@ -308,3 +308,47 @@ def test_rendering_needs_no_torch_and_no_kedro() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_benchmarks_stand_under_the_papers_columns_in_a_table_of_their_own() -> None:
+    run = make_run_with_benchmarks()
+    results = _sections(run)["results"]
+    own, rest = results.split("This run: the paper's pre-training benchmarks")[1].split(
+        "The paper's, after pre-training"
+    )
+    assert "Model Shots COCO CIDEr" in own
+    assert "pretrain 0 – – – 41.5 ± 1.2, n 200" in own
+    assert "pretrain 4 – – – 50.5 ± 1.0, n 200" in own
+    assert "Not confirmed to be the paper's: prompt, shots." in own
+    assert "frequent" not in own
+    assert "MM1-30B 8 123.1" in rest
+    own_sft, paper_sft = rest.split("This run: the paper's benchmarks after SFT")[1].split(
+        "The paper's, after SFT"
+    )
+    assert "pretrain 0 – – – – – – – – – – – 72.6 ± 3.0, n 20" in own_sft
+    assert "LLaVA-NeXT-7B 0 81.8" in paper_sft
+    assert "pope by part: pretrain, 0 shots Part f1 accuracy yes ratio n random 75.0 " in results
+
+
+def make_run_with_benchmarks() -> str:
+    def score(value: float, stderr: float, n: int, **more) -> dict:
+        return {"value": value, "stderr": stderr, "n": n, "failed": 0, **more}
+
+    paper = {"table": "pretrain", "column": "VQAv2"}
+    part = {"f1": 75.0, "accuracy": 75.0, "yes_ratio": 50.0, "n": 8}
+    tasks = {
+        "vqav2": {
+            "metric": "vqa_accuracy",
+            "paper": paper,
+            "unconfirmed": ["shots", "prompt"],
+            "shots": {"0": score(41.5, 1.2, 200), "4": score(50.5, 1.0, 200)},
+        },
+        "pope": {
+            "metric": "pope_f1",
+            "paper": {"table": "sft", "column": "POPE"},
+            "shots": {"0": score(72.6, 3.0, 20, details={"by_category": {"random": part}})},
+        },
+        "arc_easy": {"metric": "acc", "shots": {"0": score(25.0, 2.0, 50)}},
+    }
+    evaluation = {"models": {"pretrain": {"tasks": tasks}, "frequent": {"tasks": tasks}}}
+    return render_report(ReportConfig(), evaluation=evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,16 @@ from mm1_pipeline.reporting.predictions import (
 )
 from mm1_pipeline.reporting.thumbnails import thumbnail_uri
 
-_GRADED = "vqa_accuracy"
-"""The metric whose items are right or wrong; captions are only better or worse."""
+_GRADED = frozenset(
+    {"vqa_accuracy", "exact_match", "choice", "circular", "pope_f1", "mme_score", "mathvista"}
+    | {"relaxed_accuracy"}
+)
+"""Metrics whose items are right or wrong; captions are only better or worse."""
+_WITHOUT_IMAGES = frozenset({"acc", "acc_norm", "greedy_match", "alias_match"})
 _RIGHT = 50.0
 """Score from which an answer counts as right: most people could have given it."""
 _SHOWN_CAPTIONS = 2
+_SHA256 = re.compile("[0-9a-f]{64}")
 _SHOWN_CHARACTERS = 140
 
 
@@ -52,28 +58,32 @@ def examples_section(inputs: ReportInputs) -> Section | None:
 
 
 def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str) -> Examples | None:
+    if inputs.metric(task) in _WITHOUT_IMAGES:
+        return None
     shots = inputs.shots(task)[0]
     predictions = list(read_predictions(predictions_path(directory, model, task, shots)))
     if not predictions:
         return None
-    graded = inputs.metric(task) == _GRADED
+    graded = inputs.metric(task) in _GRADED
     threshold = _RIGHT if graded else statistics.median(row["score"] for row in predictions)
-    chosen = choose_examples(predictions, inputs.config.num_examples, threshold)
+    pictured = [row for row in predictions if _has_copy(row, directory)]
+    chosen = choose_examples(pictured or predictions, inputs.config.num_examples, threshold)
     keys = {row["key"] for row in chosen}
     blind = {
         row["key"]: row
         for row in read_predictions(predictions_path(directory, model + BLIND_SUFFIX, task, shots))
         if row["key"] in keys
     }
-    records = find_records(inputs.records_dir, chosen) if inputs.records_dir else {}
+    ingested = [row for row in chosen if "image" not in row]
+    records = find_records(inputs.records_dir, ingested) if inputs.records_dir and ingested else {}
     metric = metric_name(inputs.metric(task))
     return Examples(
         f"{task}, {shots} shots: {len(chosen)} of {count(len(predictions))}",
         tuple(
             Example(
-                image=_image(records.get(row["key"])),
-                question=_question(records.get(row["key"])),
-                references=_references(row["references"], graded),
+                image=example_image(row, records.get(row["key"]), [directory]),
+                question=example_question(row, records.get(row["key"])),
+                references=_references(_named_options(row), graded),
                 answers=(
                     _answer(model, row, metric, graded),
                     *(
@@ -88,13 +98,50 @@ def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str)
     )
 
 
-def _image(record: Record | None) -> str:
-    return thumbnail_uri(record.images[0].bytes) if record and record.images else ""
+def example_image(row: Prediction, record: Record | None, directories: Sequence[Path]) -> str:
+    """The image a prediction is about, as a data URI; empty where it is not at hand.
+
+    Args:
+        row: the prediction; out of official files, it names its image.
+        record: the ingested record, where there is one.
+        directories: artifacts of predictions that may hold a small copy.
+    """
+    if record and record.images:
+        return thumbnail_uri(record.images[0].bytes)
+    for directory in directories:
+        path = _copy_path(row, directory)
+        if path is not None and path.is_file():
+            return thumbnail_uri(path.read_bytes())
+    return ""
 
 
-def _question(record: Record | None) -> str:
+def _copy_path(row: Prediction, directory: Path) -> Path | None:
+    image = str(row.get("image") or "")
+    # A name out of a file: nothing but a hash may become a path.
+    return directory / "images" / f"{image}.jpg" if _SHA256.fullmatch(image) else None
+
+
+def _has_copy(row: Prediction, directory: Path) -> bool:
+    path = _copy_path(row, directory)
+    return path is not None and path.is_file()
+
+
+def _named_options(row: Prediction) -> list[str]:
+    """The references, letters with the text of their option."""
+    options = {f"{chr(ord('A') + place)}": text for place, text in enumerate(_options(row))}
+    return [f"{ref}. {options[ref]}" if ref in options else str(ref) for ref in row["references"]]
+
+
+def _options(row: Prediction) -> list[str]:
+    found = row.get("options")
+    return [str(text) for text in found] if isinstance(found, list) else []
+
+
+def example_question(row: Prediction, record: Record | None) -> str:
+    """What was asked: by the record, or by the prediction itself with its options."""
     if record is None:
-        return ""
+        lines = [f"{chr(ord('A') + place)}. {text}" for place, text in enumerate(_options(row))]
+        return shorten("\n".join([str(row.get("question") or ""), *lines]), _SHOWN_CHARACTERS * 2)
     texts = [segment.text or "" for segment in record.segments if segment.type == SegmentType.TEXT]
     return shorten("\n".join(texts).strip(), _SHOWN_CHARACTERS)
 

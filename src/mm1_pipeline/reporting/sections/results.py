@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mm1_pipeline.reporting import paper
 from mm1_pipeline.reporting.formatting import MISSING, count, decimal
 from mm1_pipeline.reporting.inputs import ReportInputs, is_trained, metric_name
 from mm1_pipeline.reporting.page import Cell, Column, Section, Table
+from mm1_pipeline.reporting.sections.beside_paper import paper_tables
 
 
 def results_section(inputs: ReportInputs) -> Section | None:
@@ -17,7 +17,14 @@ def results_section(inputs: ReportInputs) -> Section | None:
         "Few-shot results",
         "Values with their standard error; n is the number of scored questions or images. "
         "A number of shots is the number of solved examples shown before the question.",
-        (*(_task_table(inputs, task) for task in inputs.tasks), _paper_table()),
+        (
+            *(
+                table
+                for task in inputs.tasks
+                for table in (_task_table(inputs, task), *_details_table(inputs, task))
+            ),
+            *paper_tables(inputs),
+        ),
     )
 
 
@@ -67,20 +74,21 @@ def _failures(inputs: ReportInputs, models: list[str], task: str, shots: list[in
     return f"{count(failed)} of the n items could not be asked and count as wrong."
 
 
-def _paper_table() -> Table:
+def _details_table(inputs: ReportInputs, task: str) -> list[Table]:
+    """Parts of the main model's number at the fewest shots, where it has any."""
+    model, shots = inputs.main_model, inputs.shots(task)[0]
+    score = inputs.score(model, task, shots) if model else None
+    parts = (score or {}).get("details", {}).get("by_category", {})
+    if not parts:
+        return []
+    names = list(dict.fromkeys(name for part in parts.values() for name in part if name != "n"))
     columns = (
-        Column("Model", numeric=False),
-        Column("Shots"),
-        *(Column(task, unit=metric) for task, metric in paper.TASKS),
+        Column("Part", numeric=False),
+        *(Column(name.replace("_", " ")) for name in names),
+        Column("n"),
     )
     rows = tuple(
-        (row.model, str(row.shots), *(decimal(score) for score in row.scores))
-        for row in paper.PRETRAINING
+        (part, *(decimal(values.get(name)) for name in names), count(values["n"]))
+        for part, values in parts.items()
     )
-    return Table(
-        "The paper's: other data and sizes, not comparable in value",
-        columns,
-        rows,
-        frozenset(i for i, row in enumerate(paper.PRETRAINING) if row.is_mm1),
-        note=f"Source: {paper.SOURCE}",
-    )
+    return [Table(f"{task} by part: {model}, {shots} shots", columns, rows)]
