@@ -40,19 +40,24 @@ def read_reports(project):
     return {name: (project.reports / name).read_bytes() for name in DETERMINISTIC}
 
 
-def losses(project):
+TRAININGS = ("vision_pretrain", "text_pretrain", "pretrain", "upcycle", "dense_control", "sft")
+
+
+def losses(project, *stages):
     found = []
-    for stage in ("pretrain", "upcycle", "dense_control", "sft"):
+    for stage in stages or TRAININGS:
         path = project.reports / f"training_{stage}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        found += [(stage, row["step"], row["loss"]) for row in map(json.loads, lines)]
+        rows = map(json.loads, lines)
+        found += [(stage, row["step"], row["loss"], row["terms"]) for row in rows]
     return found
 
 
 def test_run_writes_every_report_and_says_where(finished):
     project, output = finished
     written = {path.name for path in project.reports.iterdir() if path.is_file()}
-    assert written >= {*DETERMINISTIC, "training_pretrain.jsonl", "report.html"}
+    trainings = {f"training_{stage}.jsonl" for stage in TRAININGS}
+    assert written >= {*DETERMINISTIC, *trainings, "report.html"}
     assert "report.html" in "".join(output.split()), "long paths are wrapped"
 
 
@@ -78,6 +83,15 @@ def test_evaluation_holds_the_contracts_models_tasks_and_shots(finished):
     assert {"prompts_sha256", "postprocess", "tokenizer"} <= set(evaluation["harness"])
 
 
+def test_encoder_and_decoder_are_trained_first_and_shown(finished):
+    project, _ = finished
+    assert len(losses(project, "vision_pretrain")) == len(losses(project, "text_pretrain")) == 3
+    assert "retrieval_accuracy" in losses(project, "vision_pretrain")[0][3]
+    page = (project.reports / "report.html").read_text()
+    for stage in ("vision_pretrain", "text_pretrain", "pretrain"):
+        assert f"Stage {stage}" in page
+
+
 def test_every_batch_holds_the_planned_shares(finished):
     project, _ = finished
     lines = (project.reports / "training_pretrain.jsonl").read_text().splitlines()
@@ -88,7 +102,8 @@ def test_every_batch_holds_the_planned_shares(finished):
 AT_LAST = ("evaluate_models", "write_report")
 UPCYCLED = ("train_dense_control", "train_experts")
 FROM_PRETRAIN = ("pretrain_model", "fine_tune", *UPCYCLED, *AT_LAST)
-FROM_SHARDS = ("pack_shards", "plan_mixture", *FROM_PRETRAIN)
+PARTS = ("pretrain_text", "pretrain_vision")
+FROM_SHARDS = ("pack_shards", "plan_mixture", *PARTS, *FROM_PRETRAIN)
 EVERYTHING = ("ingest_sources", "prepare_tokenizer", "pack_conversations", *FROM_SHARDS)
 
 
@@ -114,13 +129,28 @@ EVERYTHING = ("ingest_sources", "prepare_tokenizer", "pack_conversations", *FROM
         ),
         (
             {"pretrain": {"optimizer": {"max_grad_norm": 0.5}}},
-            FROM_SHARDS[1:],
+            ("plan_mixture", *FROM_PRETRAIN),
             "params:pretrain.optimizer.max_grad_norm: 1.0 -> 0.5",
         ),
         (
             {"model": {"decoder": {"num_layers": 1}}},
-            FROM_PRETRAIN,
+            ("pretrain_text", *FROM_PRETRAIN),
             "params:model.decoder.num_layers: 2 -> 1",
+        ),
+        (
+            {"model": {"vision": {"num_heads": 1}}},
+            ("pretrain_vision", *FROM_PRETRAIN),
+            "params:model.vision.num_heads: 2 -> 1",
+        ),
+        (
+            {"vision_pretrain": {"objective": "aim"}},
+            ("pretrain_vision", *FROM_PRETRAIN),
+            'params:vision_pretrain.objective: "clip" -> "aim"',
+        ),
+        (
+            {"text_pretrain": {"source": "scratch"}},
+            ("pretrain_text", *FROM_PRETRAIN),
+            'params:text_pretrain.source: "train" -> "scratch"',
         ),
         (
             {"sft_shard": {"sub_images": {"grid": 1}}},
@@ -188,7 +218,7 @@ def test_with_everything_fresh_nothing_runs_and_nothing_heavy_is_imported(finish
     )
     output = finished_process.stdout + finished_process.stderr
     assert finished_process.returncode == 0, output
-    assert ("Ran 0 of 11 nodes" if command == ("run",) else "everything is fresh") in output
+    assert ("Ran 0 of 13 nodes" if command == ("run",) else "everything is fresh") in output
 
 
 def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):

@@ -34,6 +34,8 @@ def test_environment_resolves_into_typed_parameters(environment):
         "shard",
         "sft_shard",
         "model",
+        "vision_pretrain",
+        "text_pretrain",
         "pretrain",
         "upcycle",
         "sft",
@@ -83,11 +85,21 @@ def test_model_and_shards_agree_in_every_environment():
             {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"},
         ),
         (
+            "vision_pretrain",
+            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pretrain_vision"},
+        ),
+        (
+            "text_pretrain",
+            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pretrain_text"},
+        ),
+        (
             "pretrain",
             {
                 "ingest_sources",
                 "prepare_tokenizer",
                 "pack_shards",
+                "pretrain_vision",
+                "pretrain_text",
                 "plan_mixture",
                 "pretrain_model",
             },
@@ -113,7 +125,7 @@ def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
         return {node.name for node in pipelines["sft"].nodes}
 
     needed = {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"}
-    needed |= {"plan_mixture", "pretrain_model", "fine_tune"}
+    needed |= {"pretrain_vision", "pretrain_text", "plan_mixture", "pretrain_model", "fine_tune"}
     try:
         wire({"sft": {"init_from": "pretrain"}})
         assert nodes() == needed
@@ -152,3 +164,13 @@ def test_registry_imports_no_heavy_library():
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_parts_of_the_model_are_parameters_of_their_own(environment):
+    """So that another decoder leaves the encoder fresh, and the reverse."""
+    context = open_context(environment)
+    for part in ("vision", "decoder"):
+        value = context.catalog.load(f"params:model.{part}")
+        assert value == getattr(context.params["model"], part)
+        assert not isinstance(value, dict)

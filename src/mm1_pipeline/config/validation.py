@@ -23,13 +23,15 @@ def check_parameters(
 
     Args:
         raw: Parameters as the configuration files give them, by group.
-        types: The class of each group.
+        types: The class of each group. A dotted name is a part of another group, whose class
+            checks it.
         free: Names outside any group that are allowed as well.
 
     Raises:
         ParameterError: Names each bad parameter by its dotted path, what was found and what
             is expected.
     """
+    types = {name: cls for name, cls in types.items() if "." not in name}
     allowed = {*types, *free}
     problems = [_unknown(name, allowed) for name in raw if name not in allowed]
     for name, cls in types.items():

@@ -187,12 +187,21 @@ def load_vision_encoder(
     return encoder
 
 
+def is_saved_vision_encoder(directory: Path) -> bool:
+    """Whether a directory looks like what `save_vision_encoder` wrote."""
+    return _is_saved(directory, "vision")
+
+
 def is_saved_decoder(directory: Path) -> bool:
     """Whether a directory looks like what `save_decoder` wrote, not like another program's."""
+    return _is_saved(directory, "decoder")
+
+
+def _is_saved(directory: Path, part: str) -> bool:
     if not all((directory / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
     content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    return "format_version" in content and "decoder" in content
+    return "format_version" in content and part in content
 
 
 def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:

@@ -18,16 +18,23 @@ def plan_mixture(config: TrainingConfig, shards: Artifact) -> dict[str, Any]:
 
 
 def pretrain_model(
-    config: TrainingConfig, model: MM1Config, shards: Artifact, mixture: dict[str, Any]
+    config: TrainingConfig,
+    model: MM1Config,
+    shards: Artifact,
+    mixture: dict[str, Any],
+    vision_encoder: Artifact,
+    text_decoder: Artifact,
 ) -> tuple[StagedArtifact, list[dict[str, Any]]]:
-    """Trains encoder, connector and decoder together from scratch."""
+    """Trains encoder, connector and decoder together."""
     from mm1_pipeline.models.next_token import NextToken
-    from mm1_pipeline.training.train import build_model, train
+    from mm1_pipeline.training.parts import initial_model
+    from mm1_pipeline.training.train import train
 
     staged = stage("pretrained_model")
+    parts = {"vision_dir": vision_encoder.path, "decoder_dir": text_decoder.path}
     rows = train(
         config,
-        NextToken(build_model(model, shards.path, seed=config.seed)),
+        NextToken(initial_model(model, shards.path, **parts, seed=config.seed)),
         shards.path,
         stage="pretrain",
         expected_mixture=mixture,

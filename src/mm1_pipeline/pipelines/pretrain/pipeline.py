@@ -8,7 +8,7 @@ from mm1_pipeline.pipelines.pretrain.nodes import plan_mixture, pretrain_model
 
 
 def create_pipeline() -> Pipeline:
-    """Shards -> mixture, pretrained_model and training_pretrain."""
+    """Shards, encoder and decoder -> mixture, pretrained_model and training_pretrain."""
     return Pipeline(
         [
             node(
@@ -19,7 +19,14 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 pretrain_model,
-                inputs=["params:pretrain", "params:model", "shards", "mixture"],
+                inputs=[
+                    "params:pretrain",
+                    "params:model",
+                    "shards",
+                    "mixture",
+                    "vision_encoder",
+                    "text_decoder",
+                ],
                 outputs=["pretrained_model", "training_pretrain"],
                 name="pretrain_model",
                 tags="expensive",

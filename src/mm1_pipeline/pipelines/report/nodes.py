@@ -13,6 +13,8 @@ def write_report(
     ingest_report: dict[str, Any],
     shard_report: dict[str, Any],
     mixture: dict[str, Any],
+    training_vision_pretrain: list[dict[str, Any]],
+    training_text_pretrain: list[dict[str, Any]],
     training_pretrain: list[dict[str, Any]],
     training_upcycle: list[dict[str, Any]],
     training_dense_control: list[dict[str, Any]],
@@ -34,6 +36,8 @@ def write_report(
         shard_report=shard_report,
         mixture=mixture,
         training={
+            "vision_pretrain": training_vision_pretrain,
+            "text_pretrain": training_text_pretrain,
             "pretrain": training_pretrain,
             "upcycle": training_upcycle,
             "dense_control": training_dense_control,

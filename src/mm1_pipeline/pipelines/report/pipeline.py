@@ -18,6 +18,8 @@ def create_pipeline() -> Pipeline:
                     "ingest_report",
                     "shard_report",
                     "mixture",
+                    "training_vision_pretrain",
+                    "training_text_pretrain",
                     "training_pretrain",
                     "training_upcycle",
                     "training_dense_control",

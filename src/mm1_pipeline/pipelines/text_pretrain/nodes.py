@@ -1,0 +1,27 @@
+"""Nodes of `text_pretrain`: the decoder's first weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mm1_pipeline.config.model import DecoderConfig
+from mm1_pipeline.config.pretraining import TextPretrainConfig
+from mm1_pipeline.datasets.artifact import StagedArtifact, stage
+from mm1_pipeline.staleness.artifacts import Artifact
+
+
+def pretrain_text(
+    config: TextPretrainConfig, decoder: DecoderConfig, shards: Artifact
+) -> tuple[StagedArtifact, list[dict[str, Any]]]:
+    """Draws, trains (next token on the text stream) or imports the decoder."""
+    from mm1_pipeline.training.parts import make_decoder
+
+    staged = stage("text_decoder")
+    rows = make_decoder(
+        config,
+        decoder,
+        shards.path,
+        work_dir=staged.work_directory,
+        output_dir=staged.directory,
+    )
+    return staged.described(counts={"source": config.source.value, "steps": len(rows)}), rows

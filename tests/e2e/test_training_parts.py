@@ -1,0 +1,217 @@
+"""Encoder and decoder from each source, and trainings of them that are interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from training_toy import CONFIG, MODEL, SEED, write_toy_shards
+
+from mm1_pipeline.config.pretraining import (
+    AimConfig,
+    ClipConfig,
+    TextPretrainConfig,
+    VisionObjective,
+    VisionPretrainConfig,
+    WeightSource,
+)
+from mm1_pipeline.config.training import (
+    CheckpointConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StreamMixture,
+    TrainingConfig,
+)
+from mm1_pipeline.models.checkpoint import load_decoder, load_vision_encoder
+from mm1_pipeline.models.clip import Contrastive
+from mm1_pipeline.models.initialization import build_model
+from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.training import parts
+from mm1_pipeline.training.metrics import without_timing
+
+NUM_STEPS = 40
+
+
+def training(source: str, **changes) -> TrainingConfig:
+    streams = {"only": StreamMixture(share=1.0, sources={source: 1.0})}
+    config = dataclasses.replace(
+        CONFIG,
+        mixture=MixtureConfig(streams=streams),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        schedule=ScheduleConfig(num_steps=NUM_STEPS, warmup_steps=4),
+        checkpoint=CheckpointConfig(interval_steps=7),
+        global_batch_size=8,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+CLIP = VisionPretrainConfig(
+    training=training("pairs"),
+    source=WeightSource.TRAIN,
+    clip=ClipConfig(d_embedding=16, d_model=32, num_layers=1, num_heads=2, d_ff=32),
+)
+# Four patches instead of one, so that there is something to predict.
+VISION = {
+    VisionObjective.CLIP: MODEL.vision,
+    VisionObjective.AIM: dataclasses.replace(MODEL.vision, patch_size=4),
+}
+AIM = dataclasses.replace(
+    CLIP,
+    objective=VisionObjective.AIM,
+    aim=AimConfig(head_layers=1, head_width=32),
+    training=training("pages"),
+)
+TEXT = TextPretrainConfig(training=training("books"), source=WeightSource.TRAIN)
+
+
+@pytest.fixture(scope="module")
+def shards_dir(tmp_path_factory) -> Path:
+    return write_toy_shards(tmp_path_factory.mktemp("toy"))
+
+
+def make_vision(config: VisionPretrainConfig, shards_dir: Path, folder: Path):
+    return parts.make_vision_encoder(
+        config,
+        VISION[config.objective],
+        shards_dir,
+        work_dir=folder / "work",
+        output_dir=folder / "out",
+    )
+
+
+def make_text(config: TextPretrainConfig, shards_dir: Path, folder: Path):
+    return parts.make_decoder(
+        config,
+        MODEL.decoder,
+        shards_dir,
+        work_dir=folder / "work",
+        output_dir=folder / "out",
+    )
+
+
+def test_clip_learns_and_logs_its_terms(shards_dir, tmp_path):
+    rows = make_vision(CLIP, shards_dir, tmp_path)
+    assert len(rows) == NUM_STEPS
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert rows[0]["terms"]["temperature"] == pytest.approx(0.07)
+    assert rows[-1]["terms"]["retrieval_accuracy"] > rows[0]["terms"]["retrieval_accuracy"]
+    assert load_vision_encoder(tmp_path / "out").config == MODEL.vision
+
+
+def test_aim_learns(shards_dir, tmp_path):
+    rows = make_vision(AIM, shards_dir, tmp_path)
+    first, last = rows[0]["loss"], rows[-1]["loss"]
+    assert last < 0.8 * first
+    assert load_vision_encoder(tmp_path / "out").config == VISION[VisionObjective.AIM]
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("config", "make"), [(CLIP, make_vision), (AIM, make_vision)])
+def test_an_interrupted_training_equals_an_uninterrupted_one(
+    config, make, shards_dir, tmp_path, monkeypatch
+):
+    short = dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            config.training, schedule=ScheduleConfig(num_steps=9, warmup_steps=2)
+        ),
+    )
+    expected = make(short, shards_dir, tmp_path / "whole")
+    kind = Contrastive if config is CLIP else parts.PatchPrediction
+    forward, calls = kind.forward, []
+
+    def stop_at_8(self, batch):
+        calls.append(1)
+        if len(calls) == 9:
+            raise InterruptError
+        return forward(self, batch)
+
+    monkeypatch.setattr(kind, "forward", stop_at_8)
+    with pytest.raises(InterruptError):
+        make(short, shards_dir, tmp_path / "stopped")
+    resumed = make(short, shards_dir, tmp_path / "stopped")
+    assert without_timing(resumed) == without_timing(expected)
+    weights = [
+        (tmp_path / name / "out" / "model.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_microbatches_change_nothing_for_aim_and_are_refused_for_clip(shards_dir, tmp_path):
+    changes = {"schedule": ScheduleConfig(num_steps=2, warmup_steps=1)}
+    rows = []
+    for size in (None, 3):
+        config = training("pages", microbatch_size=size, **changes)
+        folder = tmp_path / str(size)
+        rows.append(make_vision(dataclasses.replace(AIM, training=config), shards_dir, folder))
+    for whole, split in zip(*rows, strict=True):
+        # Sums in another order.
+        assert split["loss"] == pytest.approx(whole["loss"], rel=5e-6)
+    config = training("pairs", microbatch_size=4)
+    with pytest.raises(ValueError, match="microbatch_size: found 4, expected null or at least"):
+        make_vision(dataclasses.replace(CLIP, training=config), shards_dir, tmp_path / "clip")
+
+
+def test_a_decoder_is_trained_on_text_and_refuses_images(shards_dir, tmp_path):
+    rows = make_text(TEXT, shards_dir, tmp_path)
+    assert rows[0]["losses"]["only"] > 5
+    assert rows[-1]["losses"]["only"] < 2.5
+    assert all(row["positions"]["image"] == 0 for row in rows)
+    assert load_decoder(tmp_path / "out").config == MODEL.decoder
+    with_images = dataclasses.replace(TEXT, training=training("pages"))
+    with pytest.raises(ValueError, match=r"text_pretrain\.training\.mixture: found \d+ images"):
+        make_text(with_images, shards_dir, tmp_path / "images")
+
+
+def test_random_parts_are_those_of_a_model_built_whole(shards_dir, tmp_path):
+    vision = dataclasses.replace(CLIP, source=WeightSource.SCRATCH)
+    text = dataclasses.replace(TEXT, source=WeightSource.SCRATCH)
+    assert make_vision(vision, shards_dir, tmp_path / "vision") == []
+    assert make_text(text, shards_dir, tmp_path / "text") == []
+    assert not (tmp_path / "vision" / "work").exists()
+    places = {
+        "vision_dir": tmp_path / "vision" / "out",
+        "decoder_dir": tmp_path / "text" / "out",
+    }
+    found = parts.initial_model(MODEL, shards_dir, **places, seed=SEED)
+    image_id = ShardIndex.read(shards_dir).special_ids["image"]
+    expected = build_model(MODEL, image_id, seed=SEED)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_parts_are_taken_from_files_of_this_project(shards_dir, tmp_path):
+    make_vision(dataclasses.replace(CLIP, source=WeightSource.SCRATCH), shards_dir, tmp_path / "a")
+    make_text(dataclasses.replace(TEXT, source=WeightSource.SCRATCH), shards_dir, tmp_path / "b")
+    files = {"source": WeightSource.FILE}
+    vision = dataclasses.replace(CLIP, **files, path=str(tmp_path / "a" / "out"))
+    text = dataclasses.replace(TEXT, **files, path=str(tmp_path / "b" / "out"))
+    make_vision(vision, shards_dir, tmp_path / "c")
+    make_text(text, shards_dir, tmp_path / "d")
+    for one, other in (("a", "c"), ("b", "d")):
+        contents = [
+            (tmp_path / name / "out" / "model.safetensors").read_bytes() for name in (one, other)
+        ]
+        assert contents[0] == contents[1]
+    wider = dataclasses.replace(MODEL.vision, d_ff=128)
+    with pytest.raises(ValueError, match=r"model\.vision\.d_ff: 128 -> 64"):
+        parts.make_vision_encoder(
+            vision, wider, shards_dir, work_dir=tmp_path / "w", output_dir=tmp_path / "e"
+        )
+
+
+def test_sources_and_paths_go_together():
+    with pytest.raises(ValueError, match="path: found null, expected a file or folder"):
+        dataclasses.replace(TEXT, source=WeightSource.FILE)
+    with pytest.raises(ValueError, match="path: found 'x', expected null unless source is file"):
+        dataclasses.replace(CLIP, path="x")
+    law = dataclasses.replace(CLIP.training, optimizer=OptimizerConfig())
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: found null"):
+        dataclasses.replace(CLIP, training=law)
