@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -113,11 +114,22 @@ class ShardConfig:
     compression: str = "zstd:3"
     shard_bytes: int = 64 * 1024 * 1024
     """Size at which a shard file is closed, before compression."""
+    partition_bytes: int = 1_000_000_000
+    """Text and stored images, roughly, that one process packs and writes as a unit: what is lost
+    when a run is killed. Sequences never hold records of two partitions."""
     seed: int = 0
     num_workers: int = operational(default=1)
-    """Processes that decode and resize images."""
+    """Processes that pack and write partitions."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"|zstd:([1-9]|1\d|2[0-2])", self.compression):
+            raise ValueError(
+                f"compression: found {self.compression!r}, expected 'zstd:1' to 'zstd:22', or '' "
+                "for none."
+            )
+        for name, high in (("partition_bytes", 2**60), ("shard_bytes", 2**32 - 1)):
+            if not 1 <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 to {high}.")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction: found {self.validation_fraction}, expected 0 <= x < 1."

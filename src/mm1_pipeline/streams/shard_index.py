@@ -101,9 +101,12 @@ class ShardIndex:
 
     def write(self, shards_dir: Path) -> None:
         """Writes `shards.json`; its presence means that everything else is complete."""
+        (shards_dir / SHARDS_FILE).write_text(self.to_text(), encoding="utf-8")
+
+    def to_text(self) -> str:
+        """The content of `shards.json`."""
         content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (shards_dir / SHARDS_FILE).write_text(f"{text}\n", encoding="utf-8")
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def dataset_directory(shards_dir: Path, source: str, split: Split) -> Path:

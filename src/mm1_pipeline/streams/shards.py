@@ -1,107 +1,133 @@
 """Writes records as packed sequences in MDS shards: one dataset a source and split.
 
-Columns of a sequence of T positions; nothing is pickled:
+1. The records of each source are cut into partitions (`streams.partitions`).
+2. Every partition is packed without its images: the plan, which is reported before anything is
+   written.
+3. Every partition is packed and written, by as many processes as are asked for; the files wait
+   in a folder for progress, or go to a remote store, until all are there.
+4. The indices are written, then `shards.json`: its presence means that all is complete.
 
-    input_ids      int32[T]
-    loss_mask      uint8[T]
-    cu_seqlens     int32[num_documents + 1]   from 0 to T; padding is the last document
-    images         bytes                      encoded squares, one after the other; an image
-                                              that is decomposed gives several
-    image_offsets  int32[num_images + 1]      where each begins, and where the last ends
-    keys           str                        JSON list of the records' keys
+The same records, parameters and tokenizer give the same bytes, whatever the number of processes
+and however often a run was killed. What a sequence holds on disk: `streams.partition_writer`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from streaming.base.format.mds import MDSWriter
+from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
-from mm1_pipeline.corpus.records import Record, read_records
-from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
-from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
-from mm1_pipeline.streams.serialization import serialize
+from mm1_pipeline.corpus.records import RECORDS, read_records
+from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.streams.mds import index_text
+from mm1_pipeline.streams.partition_writer import (
+    COMPLETED,
+    PartitionJob,
+    PartitionPlan,
+    SplitCounts,
+    WrittenPartition,
+    plan_partition,
+    read_completed,
+    shard_files,
+    split_of,
+    write_partition,
+)
+from mm1_pipeline.streams.partitions import cut_partitions, record_files, source_costs
 from mm1_pipeline.streams.shard_index import (
-    HASHES,
     INDEX_FILE,
+    SHARDS_FILE,
     ShardIndex,
     SourceShards,
     Split,
     SplitShards,
     dataset_directory,
-    file_sha256,
 )
-from mm1_pipeline.streams.sub_images import prepare_tiles
+from mm1_pipeline.streams.shard_store import ShardStore, is_url
 from mm1_pipeline.streams.tokenizer import Tokenizer
+
+__all__ = ["ShardPlan", "SplitCounts", "split_of", "write_shards"]
 
 logger = logging.getLogger(__name__)
 
-_RECORDS_AHEAD = 8
-"""Records a worker process may have waiting; bounds memory."""
+T = TypeVar("T")
+
+_LAYOUT = 2
+"""Raise it when the files of a partition change their layout, so that none is reused."""
+_JOBS_AHEAD = 2
+"""Jobs that wait for each process."""
 
 
-@dataclass
-class SplitCounts:
-    """What one split of one source holds."""
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What the shards will be, known before the first is written.
 
-    records: int = 0
-    sequences: int = 0
-    positions: int = 0
-    real_positions: int = 0
-    image_tokens: int = 0
-    images: int = 0
-    """Squares: an image, or the overview and each crop of one."""
-    truncated_positions: int = 0
-    """Positions that overflow dropped, and those of exchanges that fit no sequence; else 0."""
-    dropped_records: int = 0
-    """Conversations of which not even the first exchange fits a sequence."""
+    Attributes:
+        counts: By source and split.
+        num_partitions: By source.
+        bytes: By source: all columns before compression, images as the first of them came out.
+    """
 
-    def __add__(self, other: SplitCounts) -> SplitCounts:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return SplitCounts(*(mine + theirs for mine, theirs in pairs))
+    counts: dict[str, dict[Split, SplitCounts]]
+    num_partitions: dict[str, int]
+    bytes: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The counts with what follows from them; `fill` is real over all positions."""
-        fill = self.real_positions / self.positions if self.positions else 0.0
-        return {
-            **dataclasses.asdict(self),
-            "text_tokens": self.real_positions - self.image_tokens,
-            "fill": round(fill, 6),
-        }
+    def log(self) -> None:
+        """States the plan, a line a source."""
+        for source, counts in self.counts.items():
+            train, held_out = counts[Split.TRAIN], counts[Split.VALIDATION]
+            logger.info(
+                "%s: plans %s + %s sequences (training + validation) in %d partitions, "
+                "fill %.4f, %s images, about %.1f MB before compression",
+                source,
+                f"{train.sequences:,}",
+                f"{held_out.sequences:,}",
+                self.num_partitions[source],
+                train.fill,
+                f"{train.images + held_out.images:,}",
+                self.bytes[source] / 1e6,
+            )
 
 
 def write_shards(
     config: ShardConfig,
-    records_dir: Path,
+    records_dir: Path | Sequence[Path],
     tokenizer: Tokenizer,
     sources: dict[str, RecordKind],
-    output_dir: Path,
+    output_dir: Path | str,
+    *,
+    work_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Packs the records of each source and writes a training and a validation dataset.
+    """Plans, packs and writes a training and a validation dataset of each source.
 
-    Each source is read once, in constant memory. The same records, parameters and tokenizer
-    give the same bytes, whatever the number of workers.
+    Memory holds one window of pieces and one shard file a process, however many records there
+    are.
 
     Args:
-        config: Packing, image transform, validation share, compression.
-        records_dir: The artifact that contains `records/`.
+        config: Packing, image transform, validation share, compression, processes.
+        records_dir: The artifact that contains `records/`; of several, the first that has a
+            source gives it.
         tokenizer: Encodes the text.
         sources: Training sources and their kinds: those of pre-training, or conversations.
-        output_dir: Gets `<source>/train`, `<source>/validation` and `shards.json`.
+        output_dir: Gets `<source>/train`, `<source>/validation` and `shards.json`. A folder, or a
+            URL that fsspec opens: then each partition is uploaded when it is finished and takes
+            no room here any more.
+        work_dir: Keeps finished partitions, so that a killed run goes on with the next; None
+            keeps them with the output, or, for a URL, not at all.
 
     Returns:
         The shard report: counts and fill by source and split, and by kind (training only).
@@ -109,186 +135,309 @@ def write_shards(
     Raises:
         ValueError: A source has no records.
     """
-    index_sources: dict[str, SourceShards] = {}
-    report: dict[str, Any] = {}
-    streams: dict[str, SplitCounts] = {}
+    with _working_folder(output_dir, work_dir) as folder, _processes(config.num_workers) as run:
+        store = ShardStore(str(output_dir)) if is_url(output_dir) else None
+        jobs = _jobs(config, records_dir, tokenizer, sources, folder, store, run)
+        plan = _plan(config, jobs, run)
+        plan.log()
+        written = _write(jobs, plan, run)
+        _warn_of_drops(written)
+        report = _report(config, tokenizer, jobs, written)
+        texts = _index_texts(config, tokenizer, jobs, written)
+        if store is None:
+            _collect(jobs, written, Path(output_dir))
+            for name, text in texts.items():
+                _write_text(Path(output_dir) / name, text)
+        else:
+            _put_indices(store, jobs, written, texts)
+    return report
+
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+"""Calls a function for each item and yields number and result, in the order they get ready."""
+
+
+@contextlib.contextmanager
+def _processes(num_workers: int) -> Iterator[Run]:
+    if num_workers <= 1:
+        yield lambda function, items: enumerate(map(function, items))
+        return
+    # Spawned, because forking a process that runs threads (Arrow, tokenizers) can deadlock.
+    with ProcessPoolExecutor(
+        num_workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
+        try:
+            yield lambda function, items: _run_in_pool(pool, num_workers, function, items)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "A process that wrote shards was killed, most likely for its memory. Start again: "
+                "finished partitions are kept. Lower shard.num_workers, shard.packing.window or "
+                "shard.shard_bytes if it repeats."
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ends a process whose parent was killed; it would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "runs in a process of the pool"
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_in_pool(
+    pool: ProcessPoolExecutor,
+    num_workers: int,
+    function: Callable[[Any], T],
+    items: Iterable[Any],
+) -> Iterator[tuple[int, T]]:
+    numbered = enumerate(items)
+    waiting: dict[Future[T], int] = {}
+    while True:
+        while len(waiting) < num_workers * _JOBS_AHEAD and (item := next(numbered, None)):
+            waiting[pool.submit(function, item[1])] = item[0]
+        if not waiting:
+            return
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(future), future.result()
+
+
+@contextlib.contextmanager
+def _working_folder(output_dir: Path | str, work_dir: Path | None) -> Iterator[Path]:
+    if work_dir is not None:
+        yield work_dir / "partitions"
+    elif is_url(output_dir):
+        with tempfile.TemporaryDirectory(prefix="mm1-shards-") as folder:
+            yield Path(folder)
+    else:
+        folder = Path(output_dir) / ".partitions"
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _jobs(
+    config: ShardConfig,
+    records_dir: Path | Sequence[Path],
+    tokenizer: Tokenizer,
+    sources: dict[str, RecordKind],
+    folder: Path,
+    store: ShardStore | None,
+    run: Run,
+) -> list[PartitionJob]:
+    """All partitions of all sources, source by source."""
+    content = tokenizer.to_json()
+    jobs = []
     for source, kind in sources.items():
-        counts = _write_source(config, records_dir, tokenizer, source, kind, output_dir)
-        index_sources[source] = SourceShards(
-            kind, *(_split_shards(output_dir, source, split, counts[split]) for split in Split)
+        records = _records_of(source, records_dir)
+        costs = source_costs(records, source, config, lambda f, items: _in_order(run, f, items))
+        identity = _identity(config, tokenizer, records, source)
+        jobs += [
+            PartitionJob(
+                config,
+                kind,
+                records,
+                content,
+                partition,
+                folder / source / f"{partition.number:05d}",
+                store,
+                identity,
+            )
+            for partition in cut_partitions(source, costs, config.partition_bytes)
+        ]
+    return jobs
+
+
+def _in_order(run: Run, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    return [result for _, result in sorted(run(function, items), key=lambda pair: pair[0])]
+
+
+def _records_of(source: str, records_dir: Path | Sequence[Path]) -> Path:
+    candidates = [Path(records_dir)] if isinstance(records_dir, str | Path) else list(records_dir)
+    for candidate in candidates:
+        if (candidate / RECORDS / source).is_dir():
+            return candidate
+    read_records(candidates[0], source)
+    raise AssertionError("read_records names the sources that there are")
+
+
+def _identity(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
+    """What the files of a source's partitions depend on."""
+    files = [(file.name, file.stat().st_size) for file in record_files(records, source)]
+    content = {
+        "layout": _LAYOUT,
+        "config": {**dataclasses.asdict(config), "num_workers": None},
+        "tokenizer": tokenizer.sha256,
+        "records": [str(records), files],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plan(config: ShardConfig, jobs: list[PartitionJob], run: Run) -> ShardPlan:
+    plans: dict[int, PartitionPlan] = {}
+    cost = sum(job.partition.cost for job in jobs) / 1e6
+    with WorkProgress("plan shards", cost, "MB") as progress:
+        for number, plan in run(plan_partition, jobs):
+            plans[number] = plan
+            progress.advance(jobs[number].partition.cost / 1e6)
+    counts = _sum_counts(jobs, {number: plan.counts for number, plan in plans.items()})
+    per_image = {
+        job.partition.source: plans[number].bytes_per_image or 0.0
+        for number, job in enumerate(jobs)
+        if not job.partition.number
+    }
+    return ShardPlan(
+        counts,
+        {s: sum(job.partition.source == s for job in jobs) for s in counts},
+        {s: _planned_bytes(config, c.values(), per_image[s]) for s, c in counts.items()},
+    )
+
+
+def _planned_bytes(config: ShardConfig, counts: Iterable[SplitCounts], per_image: float) -> int:
+    # int32 ids and uint8 mask; borders, offsets and keys are small beside them.
+    per_sequence = 5 * config.packing.sequence_length
+    return round(sum(c.sequences * per_sequence + c.images * per_image for c in counts))
+
+
+def _write(jobs: list[PartitionJob], plan: ShardPlan, run: Run) -> dict[int, WrittenPartition]:
+    written: dict[int, WrittenPartition] = {}
+    cost = sum(job.partition.cost for job in jobs) / 1e6
+    done = sum(job.partition.cost for job in jobs if read_completed(job) is not None) / 1e6
+    if done:
+        logger.info("Goes on where an earlier run stopped: %.0f of %.0f MB are done.", done, cost)
+    with WorkProgress("write shards", cost, "MB") as progress:
+        for number, partition in run(write_partition, jobs):
+            written[number] = partition
+            progress.advance(jobs[number].partition.cost / 1e6)
+    found = _sum_counts(jobs, {number: part.counts for number, part in written.items()})
+    assert found == plan.counts, "what was written is what was planned"
+    for job in jobs:
+        may_lose = job.kind == RecordKind.CONVERSATION or job.config.packing.overflow == "truncate"
+        lost = sum(c.truncated_positions for c in found[job.partition.source].values())
+        assert lost == 0 or may_lose, (job.partition.source, lost)
+    return written
+
+
+def _sum_counts(
+    jobs: list[PartitionJob], counts: dict[int, dict[Split, SplitCounts]]
+) -> dict[str, dict[Split, SplitCounts]]:
+    total: dict[str, dict[Split, SplitCounts]] = {}
+    for number, job in enumerate(jobs):
+        mine = total.setdefault(job.partition.source, {split: SplitCounts() for split in Split})
+        for split in Split:
+            mine[split] += counts[number][split]
+    return total
+
+
+def _warn_of_drops(written: dict[int, WrittenPartition]) -> None:
+    counts = [count for part in written.values() for count in part.counts.values()]
+    if dropped := sum(count.dropped_records for count in counts):
+        logger.warning(
+            "%d of %d records are conversations that are longer than a sequence already in their "
+            "first exchange and are left out; raise packing.sequence_length or max_images.",
+            dropped,
+            sum(count.records for count in counts),
         )
-        report[source] = {
-            "kind": kind.value,
-            **{split.value: counts[split].to_dict() for split in Split},
-        }
-        total = streams.get(kind.value, SplitCounts())
-        streams[kind.value] = total + counts[Split.TRAIN]
-    _index(config, tokenizer, index_sources).write(output_dir)
+
+
+def _report(
+    config: ShardConfig,
+    tokenizer: Tokenizer,
+    jobs: list[PartitionJob],
+    written: dict[int, WrittenPartition],
+) -> dict[str, Any]:
+    counts = _sum_counts(jobs, {number: part.counts for number, part in written.items()})
+    kinds = {job.partition.source: job.kind for job in jobs}
+    streams: dict[str, SplitCounts] = {}
+    for source, kind in kinds.items():
+        streams[kind.value] = streams.get(kind.value, SplitCounts()) + counts[source][Split.TRAIN]
+    mine = {
+        source: [written[n] for n, job in enumerate(jobs) if job.partition.source == source]
+        for source in kinds
+    }
     return {
-        "sources": report,
+        "sources": {
+            source: {
+                "kind": kind.value,
+                "partitions": len(mine[source]),
+                "bytes": sum(part.num_bytes for part in mine[source]),
+                **{split.value: counts[source][split].to_dict() for split in Split},
+            }
+            for source, kind in kinds.items()
+        },
         "streams": {kind: counts.to_dict() for kind, counts in streams.items()},
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         "packing": dataclasses.asdict(config.packing),
     }
 
 
-def split_of(source: str, key: str, validation_fraction: float, seed: int) -> Split:
-    """Which split a record belongs to: decided by its key alone.
-
-    So a record stays where it is when others come or go, and is never in both.
-    """
-    digest = hashlib.blake2b(json.dumps([seed, source, key]).encode(), digest_size=8).digest()
-    is_held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
-    return Split.VALIDATION if is_held_out else Split.TRAIN
-
-
-class _SplitWriter:
-    """Packs the documents of one split and writes the sequences.
-
-    The index is written by `finish` only, so an interrupted dataset has none.
-    """
-
-    def __init__(
-        self, config: ShardConfig, kind: RecordKind, tokenizer: Tokenizer, directory: Path
-    ) -> None:
-        length = config.packing.sequence_length
-        self.counts = SplitCounts()
-        self._image_tokens = config.packing.image_tokens
-        self._packer = make_packer(
-            kind, config.packing, pad_id=tokenizer.pad_id, image_id=tokenizer.image_id
-        )
-        self._writer = MDSWriter(
-            out=str(directory),
-            columns={
-                "input_ids": f"ndarray:int32:{length}",
-                "loss_mask": f"ndarray:uint8:{length}",
-                "cu_seqlens": "ndarray:int32",
-                "images": "bytes",
-                "image_offsets": "ndarray:int32",
-                "keys": "str",
-            },
-            compression=config.compression or None,
-            hashes=list(HASHES),
-            size_limit=config.shard_bytes,
-        )
-
-    def add(self, document: Piece | None, num_positions: int) -> None:
-        """Takes in what is left of a record of so many positions; None is nothing."""
-        self.counts.records += 1
-        self.counts.truncated_positions += num_positions
-        if document is None:
-            self.counts.dropped_records += 1
-            return
-        for sequence in self._packer.add(document):
-            self._write(sequence)
-
-    def finish(self) -> None:
-        for sequence in self._packer.finish():
-            self._write(sequence)
-        self._writer.finish()
-
-    def _write(self, sequence: PackedSequence) -> None:
-        counts = self.counts
-        counts.sequences += 1
-        counts.positions += len(sequence.input_ids)
-        counts.real_positions += sequence.num_real
-        counts.truncated_positions -= sequence.num_real
-        counts.images += len(sequence.images)
-        counts.image_tokens += len(sequence.images) * self._image_tokens
-        self._writer.write(_to_sample(sequence))
-
-
-def _to_sample(sequence: PackedSequence) -> dict[str, Any]:
-    offsets = np.cumsum([0, *map(len, sequence.images)])
-    assert offsets[-1] < 2**31, "image offsets are int32"
-    return {
-        "input_ids": sequence.input_ids,
-        "loss_mask": sequence.loss_mask.astype(np.uint8),
-        "cu_seqlens": sequence.cu_seqlens,
-        "images": b"".join(sequence.images),
-        "image_offsets": offsets.astype(np.int32),
-        "keys": json.dumps(sequence.keys, ensure_ascii=False),
-    }
-
-
-def _write_source(
+def _index_texts(
     config: ShardConfig,
-    records_dir: Path,
     tokenizer: Tokenizer,
-    source: str,
-    kind: RecordKind,
-    output_dir: Path,
-) -> dict[Split, SplitCounts]:
-    writers = {
-        split: _SplitWriter(config, kind, tokenizer, dataset_directory(output_dir, source, split))
-        for split in Split
-    }
-    may_lose = kind == RecordKind.CONVERSATION or config.packing.overflow == "truncate"
-    records = read_records(records_dir, source)
-    for record, squares in _with_squares(records, kind, config):
-        piece, num_positions = _to_piece(config, record, squares, tokenizer)
-        split = split_of(source, record.key, config.validation_fraction, config.seed)
-        writers[split].add(piece, num_positions)
-    for split, writer in writers.items():
-        writer.finish()
-        lost = writer.counts.truncated_positions
-        assert lost == 0 or may_lose, (source, split, lost)
-        if dropped := writer.counts.dropped_records:
-            logger.warning(
-                "%s, %s: %d of %d conversations are longer than a sequence already in their first "
-                "exchange and are left out; raise packing.sequence_length or max_images.",
-                source,
-                split.value,
-                dropped,
-                writer.counts.records,
-            )
-    return {split: writer.counts for split, writer in writers.items()}
+    jobs: list[PartitionJob],
+    written: dict[int, WrittenPartition],
+) -> dict[str, str]:
+    """Content of every index by its name; that of all shards is the last."""
+    counts = _sum_counts(jobs, {number: part.counts for number, part in written.items()})
+    texts: dict[str, str] = {}
+    sources: dict[str, SourceShards] = {}
+    for source, kind in {job.partition.source: job.kind for job in jobs}.items():
+        parts = [written[n] for n, job in enumerate(jobs) if job.partition.source == source]
+        splits = []
+        for split in Split:
+            text = index_text([entry for part in parts for entry in part.shards[split]])
+            texts[f"{source}/{split.value}/{INDEX_FILE}"] = text
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            splits.append(SplitShards(counts[source][split].sequences, digest))
+        sources[source] = SourceShards(kind, *splits)
+    texts[SHARDS_FILE] = _index(config, tokenizer, sources).to_text()
+    return texts
 
 
-def _to_piece(
-    config: ShardConfig, record: Record, squares: list[list[bytes]], tokenizer: Tokenizer
-) -> tuple[Piece | None, int]:
-    """A record as what is packed, and how many positions it had before it was cut to fit."""
-    packing, tiles = config.packing, [len(image) for image in squares]
-    if record.kind == RecordKind.CONVERSATION:
-        whole = serialize_conversation(
-            record.segments, tokenizer, packing.image_tokens, tiles=tiles
-        )
-        tokens = fit_conversation(whole, tokenizer, packing, tiles)
-    else:
-        whole = serialize(record.segments, tokenizer, packing.image_tokens, tiles=tiles)
-        tokens = whole
-    if tokens is None:
-        return None, len(whole.input_ids)
-    in_order = tuple(square for index in tokens.images for square in squares[index])
-    piece = Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order)
-    return piece, len(whole.input_ids)
+def _collect(
+    jobs: list[PartitionJob], written: dict[int, WrittenPartition], output_dir: Path
+) -> None:
+    """Moves finished files to their places; without its mark half a move is never trusted."""
+    for source in {job.partition.source for job in jobs}:
+        for split in Split:
+            dataset_directory(output_dir, source, split).mkdir(parents=True, exist_ok=True)
+    for number, job in enumerate(jobs):
+        (job.folder / COMPLETED).unlink()
+        for file, name in shard_files(job.folder, job.partition.source, written[number]):
+            shutil.move(file, output_dir / name)
 
 
-def _with_squares(
-    records: Iterable[Record], kind: RecordKind, config: ShardConfig
-) -> Iterator[tuple[Record, list[list[bytes]]]]:
-    """Pairs each record with the encoded squares of its images, in the order of the records."""
-    convert = partial(prepare_tiles, transform=config.image, sub_images=config.sub_images)
-    if config.num_workers <= 1 or kind == RecordKind.TEXT:
-        for record in records:
-            yield record, convert([image.bytes for image in record.images])
-        return
-    # Spawned, because forking a process that runs threads (Arrow, tokenizers) can deadlock.
-    with ProcessPoolExecutor(config.num_workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque[tuple[Record, Future[list[list[bytes]]]]] = deque()
-        for record in records:
-            waiting.append((record, pool.submit(convert, [i.bytes for i in record.images])))
-            if len(waiting) > config.num_workers * _RECORDS_AHEAD:
-                first, images = waiting.popleft()
-                yield first, images.result()
-        for record, images in waiting:
-            yield record, images.result()
+def _put_indices(
+    store: ShardStore,
+    jobs: list[PartitionJob],
+    written: dict[int, WrittenPartition],
+    texts: dict[str, str],
+) -> None:
+    """Uploads the indices, once every shard is known to be there with its size."""
+    for number, job in enumerate(jobs):
+        for split, entries in written[number].shards.items():
+            for entry in entries:
+                stored = entry["zip_data"] or entry["raw_data"]
+                name = f"{job.partition.source}/{split.value}/{stored['basename']}"
+                if (found := store.size(name)) != stored["bytes"]:
+                    (job.folder / COMPLETED).unlink(missing_ok=True)
+                    raise OSError(
+                        f"{store.url}/{name}: found {found} bytes, expected {stored['bytes']}; it "
+                        "was changed since it was uploaded. Start again to write it anew."
+                    )
+    for name, text in texts.items():
+        store.put_text(text, name)
 
 
-def _split_shards(output_dir: Path, source: str, split: Split, counts: SplitCounts) -> SplitShards:
-    index_file = dataset_directory(output_dir, source, split) / INDEX_FILE
-    return SplitShards(counts.sequences, file_sha256(index_file))
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _index(

@@ -81,6 +81,15 @@ class Tokenizer:
                 "format of the `tokenizers` library."
             ) from error
 
+    @classmethod
+    def from_json(cls, content: str) -> Tokenizer:
+        """The tokenizer that `to_json` gave, in another process."""
+        return cls(tokenizers.Tokenizer.from_str(content))
+
+    def to_json(self) -> str:
+        """The tokenizer as text."""
+        return self._backend.to_str()
+
     def save(self, directory: Path) -> Path:
         """Writes `tokenizer.json` into a folder and returns its path."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -217,9 +217,9 @@ def flip_a_bit(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("pages/train/shard.00001.mds.zstd", remove, "missing"),
-        ("pages/train/shard.00001.mds.zstd", cut_short, "bytes, expected"),
-        ("books/validation/shard.00000.mds.zstd", flip_a_bit, "xxh64 differs"),
+        ("pages/train/shard.00000.00001.mds.zstd", remove, "missing"),
+        ("pages/train/shard.00000.00001.mds.zstd", cut_short, "bytes, expected"),
+        ("books/validation/shard.00000.00000.mds.zstd", flip_a_bit, "xxh64 differs"),
         ("pairs/train/index.json", remove, "missing"),
         ("pairs/train/index.json", flip_a_bit, "SHA-256"),
     ],

@@ -33,6 +33,7 @@ def pack_shards(
         Tokenizer.load(tokenizer.path),
         pretraining_sources(records.path),
         staged.directory,
+        work_dir=staged.work_directory,
     )
     return staged.described(counts=report["streams"]), report
 
