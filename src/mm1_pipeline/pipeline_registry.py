@@ -7,9 +7,14 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from mm1_pipeline.config.wiring import sft_start
+from mm1_pipeline.pipelines.ablate.pipeline import create_pipeline as ablate
 from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
+from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
+    create_pipeline as evaluate_pretrain,
+)
 from mm1_pipeline.pipelines.export.pipeline import create_pipeline as export
 from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
+from mm1_pipeline.pipelines.lr_law.pipeline import create_pipeline as lr_law
 from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
 from mm1_pipeline.pipelines.report.pipeline import create_pipeline as report
 from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
@@ -31,7 +36,12 @@ STAGES: dict[str, Callable[[], Pipeline]] = {
 }
 """Stages in the order of the default run."""
 
-OUTSIDE = {"export": export}
+OUTSIDE = {
+    "export": export,
+    "evaluate_pretrain": evaluate_pretrain,
+    "ablate": ablate,
+    "lr_law": lr_law,
+}
 """Goals that the default run does not build."""
 
 

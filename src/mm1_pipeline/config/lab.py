@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from enum import StrEnum
+from typing import Annotated, Any
 
-from mm1_pipeline.config._base import parameters
+from mm1_pipeline.config._base import NULL_REMOVES, parameters
+
+Overrides = dict[str, Any]
+"""Values by the dotted path of a parameter, for instance `pretrain.schedule.num_steps`."""
 
 
 @parameters
@@ -82,3 +88,177 @@ class WorldConfig:
             )
         if self.max_examples < 2:
             raise ValueError(f"max_examples: found {self.max_examples}, expected at least 2.")
+
+
+class Goal(StrEnum):
+    """Pipelines that an arm may run."""
+
+    EVALUATE_PRETRAIN = "evaluate_pretrain"
+    """Up to the scores of the pre-trained model."""
+    EVALUATE = "evaluate"
+    """Up to the scores of every stage's model."""
+
+
+class Expectation(StrEnum):
+    """What a lesson says of its first arm beside the second."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    EQUAL = "equal"
+    """Within the margin."""
+
+
+@parameters
+class LessonConfig:
+    """One lesson of the paper as a comparison of two arms."""
+
+    title: str
+    first: str
+    """Name of an arm."""
+    second: str
+    expected: Expectation = Expectation.HIGHER
+    """Of the first arm's score beside the second's; of a loss, its negative."""
+    margin: float = 0.0
+    """With `equal`: the difference that is still negligible, in points of the score."""
+    scores: Annotated[dict[str, tuple[int, ...]], NULL_REMOVES] = dataclasses.field(
+        default_factory=dict
+    )
+    """Tasks, and the numbers of shots that count; all items weigh the same."""
+    held_out: str | None = None
+    """Instead of scores: the stream whose held-out loss counts."""
+    paper: str = ""
+    """The paper's figure."""
+
+    def __post_init__(self) -> None:
+        if bool(self.scores) == (self.held_out is not None):
+            raise ValueError(
+                f"scores: found {self.scores} beside held_out {self.held_out!r}; a lesson counts "
+                "either scores or one held-out loss."
+            )
+        if (self.expected == Expectation.EQUAL) != (self.margin > 0):
+            raise ValueError(
+                f"margin: found {self.margin} for expected {self.expected.value}; a margin above 0 "
+                "belongs to `equal`, and to it only."
+            )
+
+
+@parameters
+class GridConfig:
+    """Arms that are trained and evaluated, each from several seeds."""
+
+    arms: Annotated[dict[str, Overrides], NULL_REMOVES]
+    """What each arm changes in the environment's parameters; `{}` changes nothing."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    seed_paths: tuple[str, ...] = ("pretrain.seed",)
+    """Parameters that take the seed."""
+    only: str | None = None
+    """Arms to run, with spaces between them; None runs all. Lessons of other arms are left out."""
+    max_seeds: int | None = None
+    """Takes the first seeds only."""
+    goal: Goal = Goal.EVALUATE_PRETRAIN
+    """The pipeline that every arm runs; what arms have in common is made once."""
+    model: str = "pretrain"
+    """Whose scores count, as the evaluation names it."""
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms: found none; name at least one.")
+        for name in self.arms:
+            if not name.replace("-", "_").isidentifier():
+                raise ValueError(
+                    f"arms: found the name {name!r}; it becomes a folder, so use letters, digits, "
+                    "hyphens and underscores."
+                )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected one or more different numbers.")
+        if unknown := set((self.only or "").split()) - set(self.arms):
+            raise ValueError(
+                f"only: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
+            )
+
+    @property
+    def chosen_arms(self) -> dict[str, Overrides]:
+        """Arms that are run."""
+        wanted = self.only.split() if self.only else list(self.arms)
+        return {name: changes for name, changes in self.arms.items() if name in wanted}
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """Seeds that are run."""
+        return self.seeds[: self.max_seeds]
+
+
+@parameters
+class AblateConfig:
+    """Parameters of `ablate`: arms, and the lessons that compare them."""
+
+    grid: GridConfig
+    lessons: Annotated[dict[str, LessonConfig], NULL_REMOVES]
+    min_seeds: int = 2
+    """Fewer show nothing."""
+    bootstrap_samples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lesson in self.lessons.items():
+            for place in ("first", "second"):
+                if (arm := getattr(lesson, place)) not in self.grid.arms:
+                    raise ValueError(
+                        f"lessons.{name}.{place}: found {arm!r}, expected one of the arms "
+                        f"{', '.join(self.grid.arms)}."
+                    )
+        if not self.chosen_lessons:
+            raise ValueError("lessons: found none whose two arms are run.")
+        if self.min_seeds < 2:
+            raise ValueError(f"min_seeds: found {self.min_seeds}; one seed tells no variation.")
+
+    @property
+    def chosen_lessons(self) -> dict[str, LessonConfig]:
+        """Lessons whose arms are run."""
+        arms = self.grid.chosen_arms
+        return {
+            name: lesson
+            for name, lesson in self.lessons.items()
+            if lesson.first in arms and lesson.second in arms
+        }
+
+
+@parameters
+class LrLawConfig:
+    """Parameters of `lr_law`: sizes, rates, and how their runs are judged."""
+
+    sizes: dict[str, Overrides]
+    """What each size changes in the environment's parameters, mostly `model.decoder`."""
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (0,)
+    rate_path: str = "pretrain.optimizer.learning_rate"
+    decoder_path: str = "model.decoder"
+    """Where the size is read from."""
+    overrides: Overrides = dataclasses.field(default_factory=dict)
+    """What all runs change, for instance shorter schedules.
+
+    Source: MM1, Pre-training (runs shortened to 50k steps; unconfirmed).
+    """
+    goal: Goal = Goal.EVALUATE_PRETRAIN
+    model: str = "pretrain"
+    scores: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Tasks and shots whose mean score judges a run; without any, held-out losses do.
+
+    Source: MM1, Pre-training (the 8-shot average; unconfirmed). A small lab's scores are noisier
+    than its losses.
+    """
+    fit: LawFitConfig = LawFitConfig()
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < 2 or len(set(self.learning_rates)) < 3:
+            raise ValueError(
+                f"sizes: found {len(self.sizes)} sizes and {len(set(self.learning_rates))} rates, "
+                "expected at least 2 and 3: a line through sizes, a parabola through rates."
+            )
+        if min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates: found {self.learning_rates}, expected above 0.")
+        if self.fit.higher_is_better != bool(self.scores):
+            raise ValueError(
+                f"fit.higher_is_better: found {self.fit.higher_is_better} with scores "
+                f"{self.scores}; scores are better when higher, held-out losses when lower."
+            )

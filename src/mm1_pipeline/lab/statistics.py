@@ -13,6 +13,7 @@ Shape letters: S seeds, I items, G groups of items that are drawn together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -198,6 +199,28 @@ def paired_difference(
     mean = float(sums.sum() / (num_seeds * counts.sum()))
     half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
     return Difference(mean, mean - half, mean + half, stderr, freedom, *differences.shape)
+
+
+def seed_difference(first: ArrayLike, second: ArrayLike) -> Difference:
+    """Compares two arms by one number a seed, such as a held-out loss: Student's paired test.
+
+    Args:
+        first: float[S].
+        second: float[S], the same seeds.
+
+    Returns:
+        The mean difference; with one seed without an interval.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    differences = _differences(np.atleast_2d(first), np.atleast_2d(second))[0]
+    num_seeds, mean = len(differences), float(differences.mean())
+    if num_seeds == 1:
+        return Difference(mean, mean, mean, 0.0, 1.0, 1, 1)
+    stderr = float(differences.std(ddof=1)) / math.sqrt(num_seeds)
+    half = float(stats.t.ppf(1 - LEVEL / 2, num_seeds - 1)) * stderr
+    return Difference(mean, mean - half, mean + half, stderr, num_seeds - 1.0, num_seeds, 1)
 
 
 def judge(claims: Sequence[Claim], *, level: float = LEVEL, min_seeds: int = 2) -> list[Judgement]:

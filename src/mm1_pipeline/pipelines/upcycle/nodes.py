@@ -20,13 +20,7 @@ def train_experts(
     staged = stage("upcycled_model")
     rows = train(
         config.training(pretrain),
-        upcycle_from(
-            config,
-            pretrained_model.path,
-            shards.path,
-            staged.work_directory,
-            num_streams=len(pretrain.mixture.streams),
-        ),
+        upcycle_from(config, pretrained_model.path, shards.path, staged.work_directory),
         shards.path,
         stage="upcycle",
         work_dir=staged.work_directory,

@@ -1,0 +1,1 @@
+"""Pipeline `lr_law`."""

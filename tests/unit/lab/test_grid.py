@@ -1,0 +1,256 @@
+"""Arms: their parameters, their runs, and the verdicts that come of their results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from mm1_pipeline.config.lab import AblateConfig, GridConfig, LessonConfig, LrLawConfig
+from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
+from mm1_pipeline.lab import grid
+from mm1_pipeline.lab.grid import Place, apply_overrides, resolve_arms, run_grid
+from mm1_pipeline.lab.lessons import judge_lessons, learning_rate_grid, read_runs
+from mm1_pipeline.lab.lr_law import fit_law
+
+ROOT = Path(__file__).parents[3]
+STREAMS = {
+    "caption": StreamMixture(share=0.5, sources={"a": 1.0}),
+    "text": StreamMixture(share=0.5, sources={"t": 1.0}),
+}
+PARAMETERS = {"pretrain": TrainingConfig(mixture=MixtureConfig(streams=STREAMS))}
+CAPTIONS = {
+    "pretrain.mixture.streams.text": None,
+    "pretrain.mixture.streams.caption.share": 1.0,
+}
+GRID = GridConfig(arms={"mix": {}, "captions": CAPTIONS}, seeds=(3, 4, 5))
+
+
+class TestOverrides:
+    def test_the_last_part_of_a_path_may_be_new_and_nothing_else_is_touched(self):
+        before = {"a": {"b": {"c": 1}, "d": 2}}
+        assert apply_overrides(before, {"a.b.c": 5, "a.b.e": {"f": 1}}) == {
+            "a": {"b": {"c": 5, "e": {"f": 1}}, "d": 2}
+        }
+        assert before == {"a": {"b": {"c": 1}, "d": 2}}
+
+    @pytest.mark.parametrize("path", ["b.c", "a.x.y", "a.d.e", "a"])
+    def test_a_path_that_leads_nowhere_is_refused(self, path):
+        with pytest.raises(ValueError, match=f"overrides: found '{path}'"):
+            apply_overrides({"a": {"b": {"c": 1}, "d": 2}}, {path: 1})
+
+
+class TestArms:
+    def test_every_arm_has_every_seed(self):
+        runs = resolve_arms(GRID, PARAMETERS)
+        assert [run.name for run in runs] == [
+            f"{arm}/seed{seed}" for seed in (3, 4, 5) for arm in ("mix", "captions")
+        ]
+        assert [run.parameters["pretrain"]["seed"] for run in runs] == [3, 3, 4, 4, 5, 5]
+        assert runs[1].parameters["pretrain"]["mixture"]["streams"]["text"] is None
+        assert runs[0].parameters["pretrain"]["mixture"]["streams"]["text"]["share"] == 0.5
+
+    def test_an_arm_with_a_bad_value_is_refused_before_anything_runs(self):
+        bad = GridConfig(arms={"mix": {}, "bad": {"pretrain.mixture.streams.text": None}})
+        with pytest.raises(ValueError, match=r"arms\.bad: pretrain\.mixture.*must sum to 1"):
+            resolve_arms(bad, PARAMETERS)
+
+    def test_a_part_of_a_grid_can_be_chosen(self):
+        some = GridConfig(arms=GRID.arms, seeds=GRID.seeds, only="captions", max_seeds=1)
+        assert [run.name for run in resolve_arms(some, PARAMETERS)] == ["captions/seed3"]
+        with pytest.raises(ValueError, match="only: found other"):
+            GridConfig(arms=GRID.arms, only="mix other")
+
+    def test_the_written_configuration_is_the_arm_s(self, tmp_path):
+        (run,) = resolve_arms(GridConfig(arms={"c": CAPTIONS}, seeds=(3,)), PARAMETERS)
+        place = Place(ROOT, tmp_path / "data", tmp_path / "work", tmp_path / "out")
+        grid.write_conf(run, place, tmp_path / "conf")
+        groups: dict = {}
+        for path in (tmp_path / "conf" / "base").glob("parameters*.yml"):
+            found = yaml.safe_load(path.read_text()) or {}
+            assert not groups.keys() & found.keys()
+            groups |= found
+        assert groups["pretrain"] == run.parameters["pretrain"]
+        assert {"ingest", "model", "evaluate", "ablate"} <= groups.keys()
+        content = yaml.safe_load((tmp_path / "conf" / "arm" / "globals.yml").read_text())
+        assert content == {"data_root": str(tmp_path / "data")}
+
+
+@pytest.fixture
+def kedro(monkeypatch):
+    """Stands for the runs: notes them, and writes the reports that a run leaves."""
+    calls: list[str] = []
+
+    def run(command, *, stdout, **_):
+        conf = Path(next(part for part in command if "--conf-source=" in part).split("=", 1)[1])
+        name = "/".join(conf.parts[-2:])
+        calls.append(name)
+        if name in run.failing:
+            stdout.write("training: the loss is nan\n")
+            return SimpleNamespace(returncode=1)
+        data = Path(yaml.safe_load((conf / "arm" / "globals.yml").read_text())["data_root"])
+        write_run_outputs(data, name)
+        return SimpleNamespace(returncode=0)
+
+    run.failing, run.calls = set(), calls
+    monkeypatch.setattr(subprocess, "run", run)
+    return run
+
+
+def write_run_outputs(data: Path, name: str) -> None:
+    reports = data / "08_reporting"
+    version = data / "07_model_output" / "pretrain_predictions" / "abc"
+    (version / "pretrain").mkdir(parents=True, exist_ok=True)
+    reports.mkdir(parents=True, exist_ok=True)
+    (version.parent / "CURRENT").write_text("abc\n")
+    (reports / "training_pretrain.jsonl").write_text('{"step": 1, "timing": {"s": 2}}\n')
+    write_results(
+        name, reports / "pretrain_evaluation.json", reports / "pretrain_held_out_loss.json", version
+    )
+
+
+def write_results(name: str, evaluation: Path, held_out: Path, predictions: Path) -> None:
+    """Scores of 30 items, 10 points higher for the mix with shots; its text loss is lower."""
+    arm, seed = name.split("/seed")
+    rng = np.random.default_rng(int(seed) + 100 * len(arm))
+    for shots in (0, 4):
+        gain = 10 if arm == "mix" and shots else 0
+        rows = [
+            {"key": f"item {number}", "score": 50 + gain + number + rng.normal(0, 2)}
+            for number in range(30)
+        ]
+        path = predictions / "pretrain" / f"vqa_{shots}shot.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss = (1.0 if arm == "mix" else 2.0) + rng.normal(0, 0.01)
+    held_out.write_text(json.dumps({"models": {"pretrain": {"streams": {"text": {"loss": loss}}}}}))
+    tasks = {"vqa": {"shots": {"0": {"value": 1.0}, "4": {"value": 2.0}}}}
+    evaluation.write_text(json.dumps({"models": {"pretrain": {"tasks": tasks}}}))
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(ROOT, tmp_path / "data", tmp_path / "work", tmp_path / "out")
+
+
+class TestRuns:
+    def test_every_run_leaves_its_results_without_clocks(self, kedro, place):
+        cost = run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
+        assert len(kedro.calls) == 6
+        assert {arm: list(seeds) for arm, seeds in cost["arms"].items()} == {
+            "mix": ["3", "4", "5"],
+            "captions": ["3", "4", "5"],
+        }
+        folder = place.output_dir / "mix" / "seed4"
+        assert (folder / "training_pretrain.jsonl").read_text() == '{"step": 1}\n'
+        assert json.loads((folder / "parameters.json").read_text())["pretrain"]["seed"] == 4
+        assert not (folder / "timing.json").exists()
+
+    def test_a_grid_that_failed_goes_on_where_it_was(self, kedro, place):
+        runs = resolve_arms(GRID, PARAMETERS)
+        kedro.failing.add("captions/seed4")
+        with pytest.raises(RuntimeError, match=r"captions/seed4 ended with 1;[\s\S]*loss is nan"):
+            run_grid(GRID, runs, place)
+        assert len(kedro.calls) == 4
+        kedro.failing.clear()
+        run_grid(GRID, runs, place)
+        assert kedro.calls[4:] == ["captions/seed4", "mix/seed5", "captions/seed5"]
+        run_grid(GRID, runs, place)
+        assert len(kedro.calls) == 7
+
+
+def config(**changes) -> AblateConfig:
+    lessons = {
+        "few_shot": LessonConfig(title="", first="mix", second="captions", scores={"vqa": (4,)}),
+        "text": LessonConfig(title="", first="mix", second="captions", held_out="text"),
+        "zero_shot": LessonConfig(
+            title="", first="mix", second="captions", scores={"vqa": (0,)},
+            expected="equal", margin=5.0,
+        ),
+        "wrong": LessonConfig(
+            title="", first="captions", second="mix", scores={"vqa": (4,)}, paper="+3"
+        ),
+    }  # fmt: skip
+    return AblateConfig(**{"grid": GRID, "lessons": lessons, **changes})
+
+
+class TestLessons:
+    def test_verdicts(self, kedro, place):
+        run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
+        found = judge_lessons(config(), place.output_dir)
+        verdicts = {name: lesson["verdict"] for name, lesson in found["lessons"].items()}
+        assert verdicts == {
+            "few_shot": "shown",
+            "text": "shown",
+            "zero_shot": "shown",
+            "wrong": "contradicted",
+        }
+        few_shot = found["lessons"]["few_shot"]
+        assert few_shot["delta"] == pytest.approx(10, abs=1)
+        assert few_shot["interval"][0] < 10 < few_shot["interval"][1]
+        assert (few_shot["seeds"], few_shot["items"]) == (3, 30)
+        assert found["lessons"]["wrong"]["paper"] == "+3"
+        assert found["arms"]["mix"]["scores"] == {"vqa": {"0": 1.0, "4": 2.0}}
+        json.dumps(found, allow_nan=False)
+
+    def test_lessons_of_arms_that_are_not_run_are_left_out(self):
+        part = GridConfig(arms={**GRID.arms, "other": {}}, only="mix captions")
+        lessons = {
+            **config().lessons,
+            "third": LessonConfig(title="", first="other", second="mix", held_out="text"),
+        }
+        assert list(config(grid=part, lessons=lessons).chosen_lessons) == list(config().lessons)
+
+    def test_what_was_not_asked_is_named(self, kedro, place):
+        run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
+        lesson = LessonConfig(title="", first="mix", second="captions", scores={"vqa": (8,)})
+        with pytest.raises(ValueError, match=r"vqa_8shot.*no such predictions"):
+            judge_lessons(config(lessons={"x": lesson}), place.output_dir)
+        lesson = LessonConfig(title="", first="mix", second="captions", held_out="caption")
+        with pytest.raises(ValueError, match=r"held_out: found 'caption'.*text"):
+            judge_lessons(config(lessons={"x": lesson}), place.output_dir)
+
+    def test_a_lesson_of_an_unknown_arm_is_refused(self):
+        lesson = LessonConfig(title="", first="mix", second="other", held_out="text")
+        with pytest.raises(ValueError, match=r"lessons\.x\.second: found 'other'"):
+            config(lessons={"x": lesson})
+
+
+def test_a_learning_rate_grid_gives_the_law_its_runs(tmp_path):
+    sizes = {
+        name: {"model.decoder.d_model": width}
+        for name, width in (("s", 64), ("m", 128), ("l", 256))
+    }
+    law = LrLawConfig(sizes=sizes, learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), seeds=(0, 1))
+    arms = learning_rate_grid(law)
+    assert len(arms.arms) == 15
+    for name, overrides in arms.arms.items():
+        width = overrides["model.decoder.d_model"]
+        rate = overrides["pretrain.optimizer.learning_rate"]
+        decoder = {
+            "vocab_size": 300, "d_model": width, "num_layers": 2, "num_heads": 2,
+            "num_kv_heads": 2, "d_ff": 2 * width,
+        }  # fmt: skip
+        for seed in (0, 1):
+            folder = tmp_path / name / f"seed{seed}"
+            folder.mkdir(parents=True)
+            parameters = {
+                "model": {"decoder": decoder},
+                "pretrain": {"optimizer": {"learning_rate": rate}},
+            }
+            (folder / "parameters.json").write_text(json.dumps(parameters))
+            loss = 2 + 0.1 * np.log(4 * width * rate) ** 2  # best at 1 / 4 width
+            streams = {"text": {"loss": loss + 0.5}, "caption": {"loss": loss - 0.5}}
+            held_out = {"models": {"pretrain": {"streams": streams}}}
+            (folder / "held_out_loss.json").write_text(json.dumps(held_out))
+    runs = read_runs(law, arms, tmp_path)
+    assert len(runs) == 30
+    fit = fit_law(law.fit, runs)
+    for size, width in zip(fit.sizes, (64, 128, 256), strict=True):
+        assert size.best == pytest.approx(1 / (4 * width))
+    assert fit.slope == pytest.approx(-0.5, abs=0.01)  # N grows with the square of the width
