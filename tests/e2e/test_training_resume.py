@@ -61,6 +61,8 @@ def test_rows_hold_the_planned_shares_and_learning_rates(undisturbed):
         assert row["lr"] == 1e-2 * multiplier(step, CONFIG.schedule)
         assert row["shares"] == {"caption": 0.45, "interleaved": 0.45, "text": 0.1}
         assert sum(row["positions"].values()) == 20 * 48
+        assert row["timing"]["flops_per_second"] > 1e6
+        assert row["timing"]["mfu"] is None, "nobody knows what this CPU can do"
 
 
 def test_killed_and_damaged_training_equals_the_uninterrupted_one(
@@ -158,6 +160,7 @@ def test_another_training_in_the_same_place_is_refused(undisturbed, shards_dir, 
 
 
 def test_a_broken_shard_stops_before_the_first_step(shards_dir, tmp_path):
+    """Every kind of damage is tried in test_streams_shards; a training looks before it starts."""
     broken = tmp_path / "shards"
     shutil.copytree(shards_dir, broken)
     shard = next((broken / "pages" / "train").glob("*.zstd"))

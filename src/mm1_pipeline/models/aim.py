@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import AimConfig
 from mm1_pipeline.models.checkpoint import save_vision_encoder
+from mm1_pipeline.models.flops import TRAINED, linear_flops, vision_flops
 from mm1_pipeline.models.initialization import initialize
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
 from mm1_pipeline.models.pairs import mix
@@ -100,6 +101,15 @@ class PatchPrediction(Objective):
     def count_targets(self, batch: Batch) -> int:
         """Images."""
         return len(batch["pixel_values"])
+
+    def count_flops(self, batch: Batch) -> int:
+        """Operations of forward and backward pass of encoder and head.
+
+        Attention is counted whole: the prefix, which sees more than what comes before it, is
+        drawn anew for every image.
+        """
+        head = linear_flops(self.head, self.vision.config.num_patches)
+        return TRAINED * len(batch["pixel_values"]) * (vision_flops(self.vision.config) + head)
 
     def save(self, directory: Path) -> None:
         """Writes the encoder alone."""

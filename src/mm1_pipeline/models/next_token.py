@@ -8,6 +8,7 @@ from mm1_pipeline.config.model import DecoderConfig, MM1Config
 from mm1_pipeline.models.attention import DocumentLayout
 from mm1_pipeline.models.checkpoint import save_decoder, save_model
 from mm1_pipeline.models.decoder import Decoder
+from mm1_pipeline.models.flops import TRAINED, PackedSizes, decoder_flops, training_flops
 from mm1_pipeline.models.losses import IGNORED
 from mm1_pipeline.models.mm1 import MM1, decode_packed
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
@@ -50,6 +51,13 @@ class NextToken(Objective):
     def count_targets(self, batch: Batch) -> int:
         """Positions that have a label."""
         return int((batch["labels"] != IGNORED).sum())
+
+    def count_flops(self, batch: Batch) -> int:
+        """Operations of forward and backward pass, those of the encoder included."""
+        sizes = PackedSizes.of_batch(batch["cu_seqlens"], batch["labels"])
+        vision_trained = any(weight.requires_grad for weight in self.model.vision.parameters())
+        num_images = len(batch["pixel_values"])
+        return training_flops(self.config, sizes, num_images, vision_trained=vision_trained)
 
     def save(self, directory: Path) -> None:
         """Writes the whole model."""
@@ -121,6 +129,11 @@ class NextTextToken(Objective):
                 "trained alone. Name sources of text only."
             )
         return int((batch["labels"] != IGNORED).sum())
+
+    def count_flops(self, batch: Batch) -> int:
+        """Operations of forward and backward pass."""
+        sizes = PackedSizes.of_batch(batch["cu_seqlens"], batch["labels"])
+        return TRAINED * decoder_flops(self.config, sizes)
 
     def save(self, directory: Path) -> None:
         """Writes the decoder."""

@@ -142,6 +142,8 @@ def verify_shards(shards_dir: Path) -> int:
             if problem := _index_problem(directory, expected):
                 problems.append(problem)
                 continue
+            if problem := _count_problem(directory, expected):
+                problems.append(problem)
             for file, stored in _shard_files(directory):
                 num_files += 1
                 if problem := _file_problem(file, stored):
@@ -172,6 +174,15 @@ def _index_problem(directory: Path, expected: SplitShards) -> str | None:
     return None
 
 
+def _count_problem(directory: Path, expected: SplitShards) -> str | None:
+    """A reader that believes a wrong index ends early, or looks for what is not there."""
+    file = directory / INDEX_FILE
+    found = sum(shard["samples"] for shard in json.loads(file.read_text("utf-8"))["shards"])
+    if found != expected.sequences:
+        return f"{file}: found {found} sequences, expected {expected.sequences} ({SHARDS_FILE})"
+    return None
+
+
 def _shard_files(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Each shard file with its stored size and hashes."""
     content = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
@@ -190,6 +201,8 @@ def _file_problem(file: Path, stored: dict[str, Any]) -> str | None:
         return f"{file}: missing"
     if (found := file.stat().st_size) != stored["bytes"]:
         return f"{file}: found {found} bytes, expected {stored['bytes']}"
+    if "xxh64" not in stored["hashes"]:
+        return f"{file}: found no xxh64 in {INDEX_FILE}, expected one to check the file by"
     digest = xxhash.xxh64()
     with file.open("rb") as content:
         while block := content.read(1 << 20):

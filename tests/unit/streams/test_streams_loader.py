@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -109,13 +110,13 @@ def test_samples_know_their_stream_and_records(shards_dir: Path) -> None:
 
 
 def read_as_rank(
-    rank: int, port: int, shards_dir: Path, cache_dir: Path, state: dict, queue: Any
+    rank: int, size: int, port: int, shards_dir: Path, cache_dir: Path, state: dict, queue: Any
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -124,11 +125,11 @@ def read_as_rank(
     queue.put((rank, rows_of(loader)))
 
 
-@pytest.mark.parametrize("step", [0, 4])
-def test_two_ranks_read_together_what_one_reads(
-    shards_dir: Path, expected: list[list[bytes]], tmp_path: Path, step: int
+@pytest.mark.parametrize(("size", "step"), [(2, 0), (2, 4), (4, 4)])
+def test_ranks_read_together_what_one_reads(
+    shards_dir: Path, expected: list[list[bytes]], tmp_path: Path, size: int, step: int
 ) -> None:
-    """Two processes, also resuming what one process began."""
+    """Several processes, also resuming what one process began: each global batch is the same."""
     state = loader_of(shards_dir).dataset.state_dict(step * BATCH_SIZE, from_beginning=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -136,8 +137,10 @@ def test_two_ranks_read_together_what_one_reads(
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     ranks = [
-        context.Process(target=read_as_rank, args=(r, port, shards_dir, tmp_path, state, queue))
-        for r in range(2)
+        context.Process(
+            target=read_as_rank, args=(rank, size, port, shards_dir, tmp_path, state, queue)
+        )
+        for rank in range(size)
     ]
     try:
         for process in ranks:
@@ -147,8 +150,8 @@ def test_two_ranks_read_together_what_one_reads(
             process.join(timeout=60)
     finally:
         remove_leftovers(tmp_path / "shard_cache")
-    found = [mine + theirs for mine, theirs in zip(by_rank[0], by_rank[1], strict=True)]
-    assert found == expected[step:]
+    parts = zip(*(by_rank[rank] for rank in range(size)), strict=True)
+    assert [list(itertools.chain(*of_batch)) for of_batch in parts] == expected[step:]
 
 
 def test_ranks_must_divide_the_batch(

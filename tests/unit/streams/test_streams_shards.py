@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,22 +216,87 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def claim_one_sequence_less(file: Path) -> None:
+    """An index whose digest is the one that is expected, as another tool would write it."""
+    content = json.loads(file.read_text())
+    content["shards"][0]["samples"] -= 1
+    file.write_text(json.dumps(content))
+    expect_digest_of(file)
+
+
+def forget_hashes(file: Path) -> None:
+    content = json.loads(file.read_text())
+    first = content["shards"][0]
+    (first["zip_data"] or first["raw_data"])["hashes"] = {}
+    file.write_text(json.dumps(content))
+    expect_digest_of(file)
+
+
+def expect_digest_of(file: Path) -> None:
+    source, split = file.parts[-3:-1]
+    shards_file = file.parents[2] / "shards.json"
+    index = json.loads(shards_file.read_text())
+    index["sources"][source][split]["index_sha256"] = file_sha256(file)
+    shards_file.write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="session")
+def raw_shards_dir(
+    shards_dir: Path,
+    records_dir: Path,
+    tokenizer: Tokenizer,
+    shard_config: ShardConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Shards without compression: of these, Streaming notices no flipped bit by itself."""
+    directory = tmp_path_factory.mktemp("raw_shards")
+    kinds = {name: source.kind for name, source in ShardIndex.read(shards_dir).sources.items()}
+    config = replace(shard_config, compression="")
+    write_shards(config, records_dir, tokenizer, kinds, directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("pages/train/shard.00000.00001.mds.zstd", remove, "missing"),
-        ("pages/train/shard.00000.00001.mds.zstd", cut_short, "bytes, expected"),
-        ("books/validation/shard.00000.00000.mds.zstd", flip_a_bit, "xxh64 differs"),
+        ("pages/train/shard.00000.00001.mds", remove, "missing"),
+        ("pages/train/shard.00000.00001.mds", cut_short, "bytes, expected"),
+        ("pages/train/shard.00000.00000.mds", cut_in_half, "bytes, expected"),
+        ("pages/train/shard.00000.00000.mds", empty, "found 0 bytes, expected"),
+        ("books/validation/shard.00000.00000.mds", flip_a_bit, "xxh64 differs"),
         ("pairs/train/index.json", remove, "missing"),
         ("pairs/train/index.json", flip_a_bit, "SHA-256"),
+        ("pairs/train/index.json", cut_in_half, "SHA-256"),
+        ("pairs/train/index.json", claim_one_sequence_less, r"found \d+ sequences, expected \d+"),
+        ("pairs/train/index.json", forget_hashes, "found no xxh64"),
     ],
 )
+@pytest.mark.parametrize("kind", ["zstd", "raw"])
 def test_a_broken_file_is_named(
-    shards_copy: Path, name: str, damage: Callable[[Path], None], message: str
+    shards_dir: Path,
+    raw_shards_dir: Path,
+    tmp_path: Path,
+    kind: str,
+    name: str,
+    damage: Callable[[Path], None],
+    message: str,
 ) -> None:
-    damage(shards_copy / name)
-    with pytest.raises(ValueError, match=rf"1 broken files.*\n.*{name}: .*{message}"):
-        verify_shards(shards_copy)
+    """Whatever is wrong with whichever file; training starts with this check."""
+    shards = tmp_path / "shards"
+    shutil.copytree(shards_dir if kind == "zstd" else raw_shards_dir, shards)
+    name += ".zstd" if kind == "zstd" and name.endswith(".mds") else ""
+    damage(shards / name)
+    named = "pairs/train/shard.00000.00000.mds" if damage is forget_hashes else name
+    with pytest.raises(ValueError, match=rf"1 broken files.*\n.*{re.escape(named)}.*: .*{message}"):
+        verify_shards(shards)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(shards_copy: Path) -> None:
