@@ -205,6 +205,55 @@ def compare(
         Console().print(comparing.table(found))
 
 
+@mm1.command(cls=UserErrorCommand)
+@click.option("--model", default=None, help="Folder of a checkpoint, or sft, upcycle, pretrain.")
+@click.option(
+    "--tokenizer",
+    default=None,
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of the tokenizer; the environment's if not given.",
+)
+@click.option(
+    "--shards",
+    default=None,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Shards that the model was trained on, for its image transform.",
+)
+@click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer.")
+@click.option("--page", is_flag=True, help="Serves a page with image upload (extra `chat`).")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the page.")
+@click.option("--port", default=7860, show_default=True, help="Port of the page.")
+@env_option
+@conf_source_option
+def chat(
+    model: str | None,
+    tokenizer: Path | None,
+    shards: Path | None,
+    max_new_tokens: int,
+    page: bool,
+    host: str,
+    port: int,
+    env: str,
+    conf_source: str | None,
+) -> None:
+    """Talks with a checkpoint, in the terminal or on a page in the browser."""
+    from mm1_pipeline.chat_terminal import open_chat_model, talk
+
+    chat_model = open_chat_model(
+        lambda: _open_session(env, conf_source).data_root(),
+        model,
+        tokenizer,
+        shards,
+        max_new_tokens,
+    )
+    if page:
+        from mm1_pipeline.chat_page import serve
+
+        serve(chat_model, host=host, port=port)
+    else:
+        talk(chat_model, input, click.echo)
+
+
 def _open_session(env: str, conf_source: str | None) -> StalenessSession:
     from kedro.framework.project import settings
 

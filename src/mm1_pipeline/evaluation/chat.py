@@ -1,0 +1,166 @@
+"""A conversation with a checkpoint: the words and squares of its fine-tuning, turn by turn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
+from mm1_pipeline.corpus.images import RejectedImage, check_image
+from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.evaluation.generation import Generator
+from mm1_pipeline.evaluation.images import ImageFeatures, square_keys
+from mm1_pipeline.evaluation.prompts import Prompt
+from mm1_pipeline.models.checkpoint import load_model
+from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.streams.conversations import serialize_conversation
+from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A checkpoint with what is needed to talk to it.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: The one it was trained with.
+        transform: How images become squares.
+        sub_images: Which squares show a large image.
+        max_new_tokens: Tokens after which an answer is cut off.
+    """
+
+    model: MM1
+    tokenizer: Tokenizer
+    transform: ImageTransform
+    sub_images: SubImageConfig = field(default_factory=SubImageConfig)
+    max_new_tokens: int = 128
+
+    @classmethod
+    def open(
+        cls,
+        model_dir: Path,
+        tokenizer_dir: Path,
+        shards_dir: Path | None = None,
+        *,
+        max_new_tokens: int = 128,
+    ) -> ChatModel:
+        """Reads any checkpoint of the pipeline: pre-trained, upcycled or fine-tuned.
+
+        Args:
+            model_dir: What `save_model` wrote.
+            tokenizer_dir: Holds `tokenizer.json`.
+            shards_dir: What the model was trained on, for its image transform; None shows an
+                image as one padded square.
+            max_new_tokens: Tokens after which an answer is cut off.
+
+        Raises:
+            ValueError: The three do not belong together.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(model_dir, device).eval(), Tokenizer.load(tokenizer_dir)
+        transform, sub_images = ImageTransform(size=model.config.vision.image_size), None
+        if shards_dir is not None:
+            index = ShardIndex.read(shards_dir)
+            transform, sub_images = index.image, index.sub_images
+        _check(model, tokenizer, transform, model_dir)
+        return cls(model, tokenizer, transform, sub_images or SubImageConfig(), max_new_tokens)
+
+
+class Conversation:
+    """What has been said so far.
+
+    Args:
+        chat: The model that answers.
+    """
+
+    def __init__(self, chat: ChatModel) -> None:
+        self._chat = chat
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._segments: list[Segment] = []
+        self._images: list[str] = []
+        self._data: dict[str, bytes] = {}
+        self._tiles: list[int] = []
+
+    def ask(self, text: str, images: Sequence[bytes] = ()) -> str:
+        """Says something to the model and gives its answer.
+
+        An error leaves the conversation as it was.
+
+        Args:
+            text: What the human says.
+            images: Encoded images, shown before the text.
+
+        Returns:
+            The answer; greedy, as in evaluation.
+
+        Raises:
+            ValueError: There is neither text nor image, or an image cannot be read.
+        """
+        if not text.strip() and not images:
+            raise ValueError("Found an empty message, expected text or an image.")
+        turn: list[Segment] = []
+        names, tiles = list(self._images), list(self._tiles)
+        for data in images:
+            names.append(self._take(data))
+            tiles.append(self._count_tiles(data))
+            turn.append(Segment.of_image(len(names) - 1, Role.HUMAN))
+        turn.append(Segment.of_text(text, Role.HUMAN))
+        answer = self._answer([*self._segments, *turn], names, tiles)
+        self._images, self._tiles = names, tiles
+        self._segments += [*turn, Segment.of_text(answer or ".", Role.ASSISTANT)]
+        return answer
+
+    def _take(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        self._data[name] = data
+        return name
+
+    def _count_tiles(self, data: bytes) -> int:
+        try:
+            width, height = check_image(data)
+        except RejectedImage as error:
+            raise ValueError(f"The image cannot be read: {error}") from error
+        return num_tiles(width, height, self._chat.transform, self._chat.sub_images)
+
+    def _answer(self, segments: list[Segment], names: list[str], tiles: list[int]) -> str:
+        chat = self._chat
+        tokens = chat.model.config.connector.num_tokens
+        document = serialize_conversation(segments, chat.tokenizer, tokens, tiles=tiles)
+        squares = tuple(
+            key for index in document.images for key in square_keys(names[index], tiles[index])
+        )
+        features = ImageFeatures(chat.model, self._data, chat.transform, sub_images=chat.sub_images)
+        generator = Generator(chat.model, chat.tokenizer, features, batch_size=1)
+        prompt = Prompt(
+            "", (), "", "", document.input_ids, squares, (1,) * len(squares)
+        )  # fmt: skip
+        (answer,) = generator.generate([prompt], max_new_tokens=chat.max_new_tokens, stop=())
+        return answer.text.strip()
+
+
+def _check(model: MM1, tokenizer: Tokenizer, transform: ImageTransform, model_dir: Path) -> None:
+    config = model.config
+    if model.image_token_id != tokenizer.image_id or (
+        config.decoder.vocab_size < tokenizer.vocab_size
+    ):
+        raise ValueError(
+            f"{model_dir}: found a model for image token {model.image_token_id} and "
+            f"{config.decoder.vocab_size} tokens, but a tokenizer with image token "
+            f"{tokenizer.image_id} and {tokenizer.vocab_size} tokens; name the tokenizer that the "
+            "model was trained with (--tokenizer)."
+        )
+    if config.vision.image_size != transform.size:
+        raise ValueError(
+            f"{model_dir}: found a model for images of {config.vision.image_size} pixels, but "
+            f"shards with images of {transform.size}; name the shards that the model was trained "
+            "on (--shards)."
+        )

@@ -1,0 +1,188 @@
+"""Chat and chat prompts: the same tokens as training, squares and all, turn after turn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mm1_pipeline.chat_terminal import open_chat_model, read_image, talk
+from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
+from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
+from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.evaluation.chat import ChatModel, Conversation
+from mm1_pipeline.evaluation.images import ImageFeatures, square_keys
+from mm1_pipeline.models.checkpoint import save_model
+from mm1_pipeline.models.initialization import build_model
+from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.streams.conversations import serialize_conversation
+from mm1_pipeline.streams.images import to_pixel_values
+from mm1_pipeline.streams.sub_images import decompose
+from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
+
+GRID = SubImageConfig(grid=2)
+TRANSFORM = ImageTransform(size=16)
+
+
+def picture(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer(TokenizerConfig(vocab_size=300), ["red dog"] * 9, directory)
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer: Tokenizer) -> ChatModel:
+    config = MM1Config(
+        vision=VisionConfig(
+            image_size=16, patch_size=8, d_model=16, num_layers=1, num_heads=2, d_ff=16
+        ),
+        connector=ConnectorConfig(num_tokens=4, num_blocks=1),
+        decoder=DecoderConfig(
+            vocab_size=300, d_model=32, num_layers=2, num_heads=2, num_kv_heads=1, d_ff=32
+        ),
+    )
+    model = build_model(config, tokenizer.image_id, seed=0).eval()
+    return ChatModel(model, tokenizer, TRANSFORM, GRID, max_new_tokens=6)
+
+
+@torch.no_grad()
+def greedy(chat: ChatModel, segments: list[Segment], images: list[bytes]) -> str:
+    """The answer by whole forward passes over what training would have packed."""
+    squares = [
+        square
+        for data in images
+        for square in decompose(Image.open(io.BytesIO(data)).convert("RGB"), TRANSFORM, GRID)
+    ]
+    tiles = [
+        len(decompose(Image.open(io.BytesIO(data)).convert("RGB"), TRANSFORM, GRID))
+        for data in images
+    ]
+    ids = serialize_conversation(segments, chat.tokenizer, 4, tiles=tiles).input_ids.tolist()
+    pixels, answer = to_pixel_values(squares, TRANSFORM), []
+    never = [chat.tokenizer.pad_id, chat.tokenizer.bos_id, chat.tokenizer.image_id]
+    for _ in range(chat.max_new_tokens):
+        length = len(ids) + len(answer)
+        hidden = chat.model(
+            torch.tensor([ids + answer]),
+            torch.arange(length)[None],
+            torch.tensor([0, length], dtype=torch.int32),
+            pixels,
+        ).hidden
+        logits = chat.model.logits(hidden[0, -1])
+        logits[never] = -torch.inf
+        logits[chat.tokenizer.vocab_size :] = -torch.inf
+        if (token := int(logits.argmax())) == chat.tokenizer.eos_id:
+            break
+        answer.append(token)
+    return chat.tokenizer.decode(answer).strip()
+
+
+def test_answers_are_those_of_the_trained_sequence(chat: ChatModel) -> None:
+    """Two turns, an image of five squares and one of one: the cache and the plain pass agree."""
+    conversation = Conversation(chat)
+    large, small = picture(40, 30), picture(10, 12, seed=1)
+    first = conversation.ask("what is it?", [large])
+    said = [Segment.of_image(0, Role.HUMAN), Segment.of_text("what is it?", Role.HUMAN)]
+    assert first == greedy(chat, said, [large])
+    second = conversation.ask("and this?", [small])
+    said += [
+        Segment.of_text(first or ".", Role.ASSISTANT),
+        Segment.of_image(1, Role.HUMAN),
+        Segment.of_text("and this?", Role.HUMAN),
+    ]
+    assert second == greedy(chat, said, [large, small])
+    conversation.reset()
+    assert conversation.ask("what is it?", [large]) == first
+
+
+def test_crops_change_what_the_model_sees(chat: ChatModel) -> None:
+    """Each square has its own features, in the order of training."""
+    data = picture(32, 32)
+    features = ImageFeatures(chat.model, {"x": data}, TRANSFORM, sub_images=GRID)
+    with torch.no_grad():
+        found = features(square_keys("x", 5))
+        squares = decompose(Image.open(io.BytesIO(data)), TRANSFORM, GRID)
+        pixels = to_pixel_values(squares, TRANSFORM)
+        expected = chat.model.connector(chat.model.vision(pixels))
+    # Worst seen: 2e-7; squares are encoded one by one here, together there.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(found[1], found[2])
+
+
+def test_an_image_that_cannot_be_read_leaves_the_conversation_as_it_was(chat: ChatModel) -> None:
+    conversation = Conversation(chat)
+    before = conversation.ask("hello")
+    with pytest.raises(ValueError, match="cannot be read"):
+        conversation.ask("what?", [b"no image"])
+    with pytest.raises(ValueError, match="empty message"):
+        conversation.ask(" ")
+    again = Conversation(chat)
+    assert again.ask("hello") == before
+    assert conversation.ask("and?") == again.ask("and?")
+
+
+def test_the_terminal_takes_commands(chat: ChatModel, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(picture(20, 20))
+    lines = iter(
+        ["", "hello", f"/image {image}", "what?", "/image missing.png", "/what", "/reset", "hello"]
+    )
+    shown: list[str] = []
+
+    def read(_prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    talk(chat, read, shown.append)
+    _, hello, _, missing, unknown, again = shown
+    assert hello == again
+    assert "missing.png: found no such file" in missing
+    assert "/what" in unknown
+
+
+def test_a_checkpoint_is_found_by_its_folder_and_checked(
+    chat: ChatModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save_model(chat.model, tmp_path / "model")
+    tokenizer.save(tmp_path / "tokenizer")
+
+    def nowhere() -> Path:
+        return tmp_path / "empty"
+
+    found = open_chat_model(nowhere, str(tmp_path / "model"), tmp_path / "tokenizer", None, 6)
+    assert Conversation(found).ask("hello") == Conversation(chat).ask("hello")
+    with pytest.raises(StalenessError, match="no model of sft or upcycle or pretrain"):
+        open_chat_model(nowhere, None, None, None, 6)
+    with pytest.raises(StalenessError, match="'nonsense', which is no folder"):
+        open_chat_model(nowhere, "nonsense", None, None, 6)
+    words = [f"{a}{b}{a} {b}{a}" for a in "abcdefghijkl" for b in "mnopqrstuvwx"]
+    train_tokenizer(TokenizerConfig(vocab_size=400), words * 3, tmp_path / "larger")
+    with pytest.raises(StalenessError, match="name the tokenizer"):
+        open_chat_model(nowhere, str(tmp_path / "model"), tmp_path / "larger", None, 6)
+    with pytest.raises(ValueError, match="found no such file"):
+        read_image(tmp_path / "none.png")
+
+
+def test_the_page_answers(chat: ChatModel, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the extra `chat` is not installed")
+    from mm1_pipeline.chat_page import _answer, build_page
+
+    image = tmp_path / "a.png"
+    image.write_bytes(picture(20, 20))
+    build_page(chat)
+    message = {"text": "what?", "files": [str(image)]}
+    _, history = _answer(message, [], Conversation(chat))
+    assert [turn["role"] for turn in history] == ["user", "user", "assistant"]
