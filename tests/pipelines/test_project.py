@@ -149,9 +149,10 @@ def test_export_is_a_goal_outside_the_default_run():
     from kedro.framework.project import pipelines
 
     names = {node.name for node in pipelines["export"].nodes}
-    assert {"export_pretrained", "pretrain_model", "ingest_sources"} <= names
+    exports = {"export_pretrained", "export_upcycled", "export_fine_tuned"}
+    assert {*exports, "pretrain_model", "ingest_sources"} <= names
     assert "evaluate_models" not in names
-    assert "export_pretrained" not in {node.name for node in pipelines["__default__"].nodes}
+    assert not exports & {node.name for node in pipelines["__default__"].nodes}
 
 
 def test_registry_imports_no_heavy_library():

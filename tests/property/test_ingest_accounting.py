@@ -34,7 +34,12 @@ def picture(content: int, size: tuple[int, int] = (120, 100)) -> bytes:
 
 def run(folder: Path, **source):
     """Ingests one source; gives its report, its records and its quarantine."""
-    sources = {"s": {"path": str(folder / "raw"), **source}}
+    plain = {
+        "text": {"defaults": False},
+        "captions": {"defaults": False},
+        "deduplication": {"near": None, "perceptual": False, "max_caption_occurrences": None},
+    }
+    sources = {"s": {"path": str(folder / "raw"), **plain, **source}}
     config = TypeAdapter(IngestConfig).validate_python(
         {"sources": sources, "limits": {"max_line_bytes": 1_000}, "records_per_file": 3}
     )
@@ -47,6 +52,11 @@ def check(result, expected: Counter, kept: list) -> None:
     """Compares with what the mixture must give, which is known without the code under test."""
     report, records, quarantine = result
     assert report["rejected"] == dict(expected)
+    left = report["read"]
+    for step in report["steps"].values():
+        assert step["read"] == left == step["kept"] + sum(step["rejected"].values())
+        left = step["kept"]
+    assert left == report["kept"]
     assert report["kept"] == len(records) == len(kept)
     assert report["read"] == report["kept"] + sum(report["rejected"].values())
     listed = Counter(row["reason"] for row in quarantine if row["unit"] == "record")

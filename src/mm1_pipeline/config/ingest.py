@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
 from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config.corpus_rules import (
+    CAPTION_RULES,
+    SHORT_TEXT_RULES,
+    TEXT_RULES,
+    CaptionRules,
+    DecontaminationConfig,
+    DeduplicationConfig,
+    TextRules,
+    settle,
+)
 
 
 class RecordKind(StrEnum):
@@ -216,6 +225,14 @@ class SourceConfig:
     """Pattern of the entries' `id` (llava); those of other ids are not this source's."""
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
+    text: TextRules = TextRules()
+    captions: CaptionRules = CaptionRules()
+    """For captions only."""
+    deduplication: DeduplicationConfig | None = None
+    """None takes `ingest.deduplication`."""
+    decontaminate_texts: bool = True
+    """False where text is made from the templates of the evaluation questions, so that every
+    record would go; images are compared all the same."""
     max_records: int | None = None
     """Reads at most this many records; None reads all."""
 
@@ -259,20 +276,29 @@ class SourceConfig:
             return ImageRules(max_pixels=self.images.max_pixels, max_bytes=self.images.max_bytes)
         if self.kind != RecordKind.INTERLEAVED:
             return self.images
-        chosen = {
-            field.name: value
-            for field in dataclasses.fields(ImageRules)
-            if (value := getattr(self.images, field.name)) is not None
-        }
-        return dataclasses.replace(WEB_IMAGE_RULES, **chosen)
+        return settle(self.images, WEB_IMAGE_RULES)
 
+    @property
+    def text_rules(self) -> TextRules:
+        """The text rules with every None settled: a rule that is still None does not apply."""
+        if self.split == SourceSplit.EVALUATION:
+            return TextRules()
+        if not self.text.defaults:
+            return self.text
+        match self.kind:
+            case RecordKind.INTERLEAVED | RecordKind.TEXT:
+                return settle(self.text, TEXT_RULES)
+            case RecordKind.CAPTION:
+                return settle(self.text, SHORT_TEXT_RULES)
+            case RecordKind.CONVERSATION:
+                return self.text
 
-@parameters
-class DeduplicationConfig:
-    """Which duplicates are dropped. Near-duplicates join here later."""
-
-    exact: bool = True
-    """Drops a training record whose text and image contents repeat an earlier one's, per source."""
+    @property
+    def caption_rules(self) -> CaptionRules:
+        """The caption rules with every None settled; none apply outside of captions."""
+        if self.split == SourceSplit.EVALUATION or self.kind != RecordKind.CAPTION:
+            return CaptionRules()
+        return settle(self.captions, CAPTION_RULES) if self.captions.defaults else self.captions
 
 
 @parameters
@@ -298,21 +324,35 @@ class IngestConfig:
 
     sources: Annotated[dict[str, SourceConfig], NULL_REMOVES]
     deduplication: DeduplicationConfig = DeduplicationConfig()
+    decontamination: DecontaminationConfig = DecontaminationConfig()
     limits: ReaderLimits = ReaderLimits()
-    engine: Literal["native"] = operational(default="native")
-    """Where tables are processed: Daft's native runner."""
+    engine: Literal["native", "ray"] = operational(default="native")
+    """Where partitions and tables are processed: on this machine, or on a Ray cluster (the extra
+    `ray`; every machine must see the data root)."""
+    num_workers: int = operational(default=1)
+    """Partitions in work at once; with Ray, at most."""
+    partition_bytes: int = 1_000_000_000
+    """Raw bytes from which on neighbouring files make a partition: what is lost when a run is
+    killed, and what one worker takes."""
     records_per_file: int = 10_000
     """Rows in one output Parquet file."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources: found none; name at least one raw source.")
+        for name in ("num_workers", "partition_bytes", "records_per_file"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(
                     f"sources: found the name {name!r}; a source's name becomes a folder and a "
                     "column, so use letters, digits and underscores."
                 )
+
+    def deduplication_of(self, source: SourceConfig) -> DeduplicationConfig:
+        """How repetitions inside of a source are found."""
+        return source.deduplication or self.deduplication
 
     def training_sources(self, kind: RecordKind) -> list[str]:
         """Names of the training sources of one kind, in the order of the file."""

@@ -1,28 +1,50 @@
-"""Finds what repeats in a source, by joins over columns of hashes and never over contents.
+"""Finds what repeats in a source, by joins over columns of keys and never over contents.
 
-The tables are processed by Daft, which spreads over the cores of one machine; its Ray runner
-spreads the same queries over many.
+The tables are processed by Daft, on the cores of one machine or, with Ray, on many. A table of
+more rows than are wanted in memory is gone through in several passes, each over a part of the
+keys, so that what a query holds does not grow with the number of records.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
-from mm1_pipeline.config.ingest import DeduplicationConfig
+from mm1_pipeline.config.corpus_rules import DeduplicationConfig, MinHashConfig
+from mm1_pipeline.corpus import fingerprints
+from mm1_pipeline.corpus.engine import import_daft
+from mm1_pipeline.corpus.quarantine import Reason
 
-HASH_SCHEMA = pa.schema([("position", pa.int64()), ("hash", pa.binary(16))])
-"""One row a record: its place in the source, and the hash of its content."""
+PARTITION_STRIDE = 1 << 40
+"""Records that a partition can number: the order of a record in its source is the number of its
+partition times this, plus its place."""
 
-_ROWS_AT_ONCE = 50_000
+KEY_SCHEMA = pa.schema([("order", pa.int64()), ("key", pa.int64())])
+"""One row for each key of a record; two records that share a key are alike."""
+IMAGE_SCHEMA = pa.schema([("order", pa.int64()), ("url", pa.string()), ("sha256", pa.string())])
+LOOKS_SCHEMA = pa.schema([("order", pa.int64()), ("looks", pa.binary(fingerprints.NUM_BYTES))])
+NAME_SCHEMA = pa.schema([("order", pa.int64()), ("name", pa.string())])
+REPEAT_SCHEMA = pa.schema(
+    [
+        ("order", pa.int64()),
+        ("reason", pa.string()),
+        ("original", pa.string()),
+    ]
+)
+"""Records that are to go: why, and the key of the record that each repeats, if it is one."""
+
+ROWS_PER_PASS = 50_000_000
+"""Rows of a table that a query looks at together."""
+_ROWS_AT_ONCE = 20_000
+_COMPARED_AT_ONCE = 50_000
+_BLANKS = re.compile(r"\W+")
 
 
 class TableWriter:
@@ -61,88 +83,242 @@ class TableWriter:
         self._rows = []
 
 
-class Duplicates:
-    """Places of the records that repeat an earlier one, and the places of those.
+def text_key(text: str) -> int:
+    """A key that texts share when only case, blanks and punctuation tell them apart."""
+    return xxhash.xxh3_64_intdigest(_BLANKS.sub(" ", text.lower()).strip()) >> 1
+
+
+def min_hash_keys(texts: Sequence[str], config: MinHashConfig) -> np.ndarray:
+    """One key a band for each text; near-duplicates share at least one, most likely.
 
     Args:
-        positions: int64[N], ascending.
-        originals: int64[N], the place of the record that each repeats.
+        texts: of the records.
+        config: bands, rows and n-grams.
+
+    Returns:
+        int64[num_texts, num_bands]; a text without words has keys of its own.
     """
-
-    def __init__(self, positions: np.ndarray, originals: np.ndarray) -> None:
-        self._positions = positions
-        self._originals = originals
-        self._wanted = np.unique(originals)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def original_of(self, position: int) -> int | None:
-        """The place of the record that this one repeats; None where it repeats nothing."""
-        index = int(np.searchsorted(self._positions, position))
-        found = index < len(self._positions) and self._positions[index] == position
-        return int(self._originals[index]) if found else None
-
-    def is_original(self, position: int) -> bool:
-        """Whether later records repeat this one."""
-        index = int(np.searchsorted(self._wanted, position))
-        return index < len(self._wanted) and self._wanted[index] == position
-
-
-NO_DUPLICATES = Duplicates(np.empty(0, np.int64), np.empty(0, np.int64))
+    normal = [_BLANKS.sub(" ", text.lower()).strip() for text in texts]
+    hashed = import_daft().Series.from_arrow(pa.array(normal, pa.large_string()))
+    signatures = hashed.minhash(
+        num_hashes=config.num_bands * config.rows_per_band,
+        ngram_size=config.ngram_words,
+        seed=config.seed,
+        hash_function="xxhash64",
+    ).to_arrow()
+    if isinstance(signatures, pa.ChunkedArray):
+        signatures = signatures.combine_chunks()
+    values = np.asarray(signatures.flatten()).astype(np.uint32)
+    rows = np.ascontiguousarray(values.reshape(len(texts), config.num_bands, -1))
+    keys = [
+        [
+            xxhash.xxh3_64_intdigest(band.tobytes(), seed=number) >> 1
+            for number, band in enumerate(row)
+        ]
+        for row in rows
+    ]
+    return np.array(keys, np.int64).reshape(len(texts), config.num_bands)
 
 
-def find_duplicates(config: DeduplicationConfig, hashes: Path) -> Duplicates:
-    """Finds the records that are to go, whatever the methods that are switched on.
+def find_frequent(paths: Sequence[Path], column: str, max_occurrences: int, output: Path) -> None:
+    """Finds values of a text column that occur too often, and in which partitions.
 
-    Near-duplicates join here: another table beside `hashes`, another method, the same result.
+    Args:
+        paths: Parquet files of IMAGE_SCHEMA.
+        column: of which values are counted; nulls do not count.
+        max_occurrences: allowed.
+        output: gets a file a partition; must not exist.
+    """
+    daft = import_daft()
+    output.mkdir(parents=True)
+    value, order = daft.col(column), daft.col("order")
+    for number, passes in _passes(paths):
+        table = daft.read_parquet(list(map(str, paths))).where(value.not_null())
+        if passes > 1:
+            table = table.where(value.hash() % passes == number)
+        counted = table.groupby(column).agg(order.count().alias("occurrences"))
+        frequent = counted.where(daft.col("occurrences") > max_occurrences).select(column)
+        found = table.join(frequent, on=column, how="semi")
+        partition = (order // PARTITION_STRIDE).cast(daft.DataType.int64())
+        rows = found.select(partition.alias("partition"), value.alias("value")).distinct()
+        _write_by_partition(rows, output / f"{column}-{number}")
+
+
+def read_frequent(folder: Path, partition: int) -> frozenset[str]:
+    """The values that `find_frequent` found and that a partition has."""
+    return frozenset(row["value"] for row in _read_partition(folder, partition))
+
+
+def find_repeats(
+    config: DeduplicationConfig, tables: dict[str, list[Path]], output: Path, work: Path
+) -> None:
+    """Finds the records that are to go because they repeat others.
+
+    Exact duplicates go first, so that they do not make a caption frequent; what is dropped for
+    its caption is no original of a picture.
 
     Args:
         config: which methods are on.
-        hashes: Parquet file of HASH_SCHEMA.
+        tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `looks`
+            (LOOKS_SCHEMA) and `names` (NAME_SCHEMA); a method without its table is off.
+        output: gets the repeats of every partition; must not exist.
+        work: folder for tables in between; must not exist.
     """
-    return find_exact_duplicates(hashes) if config.exact else NO_DUPLICATES
+    daft = import_daft()
+    work.mkdir(parents=True)
+    found: list[Path] = []
+    if config.exact:
+        found += _find_repeated_keys(tables["exact"], Reason.DUPLICATE, found, work)
+    if config.max_caption_occurrences is not None and "captions" in tables:
+        found += _find_frequent_keys(
+            tables["captions"], config.max_caption_occurrences, found, work
+        )
+    before = list(found)
+    if config.near is not None and "near" in tables:
+        found += _find_repeated_keys(tables["near"], Reason.NEAR_DUPLICATE, before, work)
+    if config.perceptual and "pictures" in tables:
+        pairs = _find_repeated_keys(tables["pictures"], Reason.IMAGE_DUPLICATE, before, work)
+        found.append(_verify_pictures(pairs, tables["looks"], config.max_picture_difference, work))
+    output.mkdir(parents=True)
+    if not found or not _num_rows(found):
+        return
+    order = daft.col("order")
+    names = daft.read_parquet(list(map(str, tables["names"])))
+    repeats = daft.read_parquet(list(map(str, found)))
+    originals = names.select(order.alias("original"), daft.col("name"))
+    named = repeats.join(originals, on="original", how="left")
+    partition = (order // PARTITION_STRIDE).cast(daft.DataType.int64())
+    _write_by_partition(
+        named.select(partition.alias("partition"), order, daft.col("reason"), daft.col("name")),
+        output / "repeats",
+    )
 
 
-def find_exact_duplicates(hashes: Path) -> Duplicates:
-    """Finds the records whose hash an earlier record has; the earliest stays.
-
-    Args:
-        hashes: Parquet file of HASH_SCHEMA.
-    """
-    daft = _import_daft()
-    table = daft.read_parquet(str(hashes))
-    position = daft.col("position")
-    first = table.groupby("hash").agg(position.min().alias("original"))
-    repeated = table.join(first, on="hash").where(position > daft.col("original"))
-    found = repeated.select("position", "original").sort("position").to_arrow()
-    return Duplicates(found["position"].to_numpy(), found["original"].to_numpy())
+def read_repeats(folder: Path, partition: int) -> dict[int, tuple[Reason, str | None]]:
+    """Places of the records of a partition that are to go: why, and what each repeats."""
+    start = partition * PARTITION_STRIDE
+    rows = sorted(
+        _read_partition(folder, partition), key=lambda row: (row["order"], row["name"] or "")
+    )
+    return {row["order"] - start: (Reason(row["reason"]), row["name"]) for row in reversed(rows)}
 
 
-def find_frequent(path: Path, column: str, max_occurrences: int) -> frozenset[str]:
-    """Values of a text column that occur more often than allowed; nulls do not count.
+def _find_repeated_keys(
+    paths: list[Path], reason: Reason, dropped: list[Path], work: Path
+) -> list[Path]:
+    """Writes the records that share a key with an earlier one, and the earliest of those."""
+    daft = import_daft()
+    order, key = daft.col("order"), daft.col("key")
+    written = []
+    for number, passes in _passes(paths):
+        table = _without(daft.read_parquet(list(map(str, paths))), dropped)
+        if passes > 1:
+            table = table.where(key % passes == number)
+        first = table.groupby("key").agg(order.min().alias("original"))
+        repeated = table.join(first, on="key").where(order > daft.col("original"))
+        written.append(_collect(repeated.select("order", "original"), work / f"{reason}-{number}"))
+    table = daft.read_parquet(list(map(str, written)))
+    if reason == Reason.IMAGE_DUPLICATE:  # every pair is compared before one is chosen
+        pairs = table.distinct()
+    else:
+        pairs = table.groupby("order").agg(daft.col("original").min().alias("original"))
+    pairs = pairs.with_column("reason", daft.lit(reason.value))
+    return [_collect(pairs.select("order", "original", "reason"), work / f"{reason}")]
 
-    Args:
-        path: Parquet file.
-        column: its name.
-        max_occurrences: allowed.
-    """
-    daft = _import_daft()
-    values = daft.read_parquet(str(path)).where(daft.col(column).not_null())
-    counted = values.groupby(column).agg(daft.col(column).count().alias("occurrences"))
-    frequent = counted.where(daft.col("occurrences") > max_occurrences).select(column)
-    return frozenset(_values(frequent.to_arrow(), column))
+
+def _find_frequent_keys(
+    paths: list[Path], max_occurrences: int, dropped: list[Path], work: Path
+) -> list[Path]:
+    daft = import_daft()
+    order, key = daft.col("order"), daft.col("key")
+    reason = Reason.CAPTION_TOO_FREQUENT
+    written = []
+    for number, passes in _passes(paths):
+        table = _without(daft.read_parquet(list(map(str, paths))), dropped)
+        if passes > 1:
+            table = table.where(key % passes == number)
+        counted = table.groupby("key").agg(order.count().alias("occurrences"))
+        frequent = counted.where(daft.col("occurrences") > max_occurrences).select("key")
+        found = table.join(frequent, on="key", how="semi").select(
+            order,
+            daft.lit(None).cast(daft.DataType.int64()).alias("original"),
+            daft.lit(reason.value).alias("reason"),
+        )
+        written.append(_collect(found, work / f"{reason}-{number}"))
+    return written
 
 
-def _values(table: pa.Table, column: str) -> Iterator[str]:
-    yield from table[column].to_pylist()
+def _verify_pictures(
+    pairs: list[Path], looks: list[Path], max_difference: float, work: Path
+) -> Path:
+    """Keeps the pairs of pictures that do look alike, one for each record that is to go."""
+    daft = import_daft()
+    path = work / "verified.parquet"
+    schema = pa.schema([("order", pa.int64()), ("original", pa.int64()), ("reason", pa.string())])
+    with TableWriter(path, schema) as writer:
+        if _num_rows(pairs):
+            order, look = daft.col("order"), daft.col("looks")
+            table = daft.read_parquet(list(map(str, looks)))
+            originals = table.select(order.alias("original"), look.alias("original_looks"))
+            joined = daft.read_parquet(list(map(str, pairs))).join(table, on="order")
+            joined = joined.join(originals, on="original").sort(["order", "original"])
+            last = None
+            for batch in _batches(joined.to_arrow_iter()):
+                for row in _same_pictures(batch, max_difference):
+                    if row != last and (last is None or row[0] != last[0]):
+                        writer.add(*row, Reason.IMAGE_DUPLICATE.value)
+                    last = row
+    return path
 
 
-def _import_daft() -> ModuleType:
-    """Imports Daft, late because it takes half a second, and without its reports to its makers."""
-    os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    logging.getLogger("tracing").setLevel(logging.WARNING)  # Daft tells every step of a query
-    import daft
+def _same_pictures(batch: pa.RecordBatch, max_difference: float) -> Iterable[tuple[int, int]]:
+    ours = fingerprints.from_bytes(batch["original_looks"].to_pylist())
+    theirs = fingerprints.from_bytes(batch["looks"].to_pylist())
+    luma, chroma = fingerprints.differences(*ours, *theirs)
+    same = (luma <= max_difference) & (chroma <= max_difference)
+    orders, originals = batch["order"].to_pylist(), batch["original"].to_pylist()
+    return [(orders[place], originals[place]) for place in np.flatnonzero(same)]
 
-    return daft
+
+def _batches(tables: Iterable[Any]) -> Iterable[pa.RecordBatch]:
+    for table in tables:
+        batches = [table] if isinstance(table, pa.RecordBatch) else table.to_batches()
+        for batch in batches:
+            for start in range(0, batch.num_rows, _COMPARED_AT_ONCE):
+                yield batch.slice(start, _COMPARED_AT_ONCE)
+
+
+def _without(table: Any, dropped: list[Path]) -> Any:
+    if not dropped or not _num_rows(dropped):
+        return table
+    rows = import_daft().read_parquet(list(map(str, dropped))).select("order")
+    return table.join(rows, on="order", how="anti")
+
+
+def _passes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """Number of every pass over a table, and how many there are."""
+    passes = max(1, -(-_num_rows(paths) // ROWS_PER_PASS))
+    return [(number, passes) for number in range(passes)]
+
+
+def _num_rows(paths: Sequence[Path]) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
+def _collect(frame: Any, path: Path) -> Path:
+    """Writes the result of a query as one file, a part at a time."""
+    file = path.with_suffix(".parquet")
+    schema = frame.schema().to_pyarrow_schema()
+    with pq.ParquetWriter(file, schema) as writer:
+        for batch in _batches(frame.to_arrow_iter()):
+            writer.write_batch(batch.cast(schema))
+    return file
+
+
+def _write_by_partition(frame: Any, folder: Path) -> None:
+    frame.write_parquet(str(folder), partition_cols=[import_daft().col("partition")])
+
+
+def _read_partition(folder: Path, partition: int) -> list[dict[str, Any]]:
+    files = sorted(folder.glob(f"*/partition={partition}/*.parquet"))
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]

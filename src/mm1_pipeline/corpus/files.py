@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import io
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -62,11 +63,29 @@ class SourceFiles:
             for file in self._all
             if is_file or (_matches(file.name, patterns, also) and (below or "/" not in file.name))
         ]
+        self._whole = tuple(self._files)
         self.expected_records: int | None = None
         """Set by readers that know how many records there are."""
         self.bytes_total = sum(file.size for file in self._files)
         self._bytes_done = 0
         self._open: _Measured | None = None
+
+    def subset(self, names: Collection[str]) -> SourceFiles:
+        """The same source with only some of the files to read; look-ups still see all.
+
+        Args:
+            names: relative names of the files.
+        """
+        chosen = copy.copy(self)
+        chosen._files = [file for file in self._files if file.name in names]
+        chosen.bytes_total = sum(file.size for file in chosen._files)
+        chosen._bytes_done, chosen._open = 0, None
+        return chosen
+
+    @property
+    def of_source(self) -> list[SourceFile]:
+        """All files of the source that its reader reads, also in a subset."""
+        return list(self._whole)
 
     def __iter__(self) -> Iterator[SourceFile]:
         return iter(self._files)

@@ -14,12 +14,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from mm1_pipeline.config.ingest import ImageRules, RecordKind, SourceConfig, SourceSplit
-from mm1_pipeline.corpus.images import check_image, check_url
+from mm1_pipeline.corpus.caption_rules import check_caption
+from mm1_pipeline.corpus.decontamination import Decontaminator
+from mm1_pipeline.corpus.images import check_image, check_url, look_at_image
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawRecord
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment
+from mm1_pipeline.corpus.text_rules import check_text
 
 _REMEMBERED_IMAGES = 4_096
+_CONTAMINATED = frozenset({Reason.CONTAMINATED_IMAGE})
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was found out about an image."""
+
+    width: int
+    height: int
+    looks: bytes | None = None
+    why: Rejected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +71,69 @@ class Furniture:
 
 @dataclass
 class ImageChecker:
-    """Decodes every image of a source once, even where several records show it in a row."""
+    """Decodes every image of a source once, even where several records show it in a row.
+
+    Args:
+        rules: for images.
+        decontaminator: knows the evaluation images; None where none are to be kept out.
+        wants_looks: whether fingerprints are needed for anything else.
+    """
 
     rules: ImageRules
-    _sizes: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)
+    decontaminator: Decontaminator | None = None
+    wants_looks: bool = False
+    _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
 
     def check(self, data: bytes, url: str | None) -> RecordImage:
         """The image with its hash and size.
 
         Raises:
-            RejectedImage: a rule is broken, or the image does not decode.
+            RejectedImage: a rule is broken, the image does not decode, or it shows an image of
+                the evaluation data.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        size = self._sizes.get(sha256)
-        if size is None:
-            size = self._sizes[sha256] = check_image(data, self.rules)
-            if len(self._sizes) > _REMEMBERED_IMAGES:
-                self._sizes.popitem(last=False)
-        return RecordImage(data, url, sha256, *size)
+        known = self._known.get(sha256)
+        if known is None:
+            known = self._known[sha256] = self._look(data)
+            if len(self._known) > _REMEMBERED_IMAGES:
+                self._known.popitem(last=False)
+        if known.why is not None:
+            raise known.why
+        return RecordImage(data, url, sha256, known.width, known.height)
+
+    def looks_of(self, image: RecordImage) -> bytes | None:
+        """The fingerprint of an image that was just checked, as it is stored."""
+        known = self._known.get(image.sha256)
+        return known.looks if known is not None else None
+
+    def _look(self, data: bytes) -> _Known:
+        compares = self.decontaminator is not None and self.decontaminator.wants_images
+        if not (compares or self.wants_looks):
+            return _Known(*check_image(data, self.rules))
+        width, height, found = look_at_image(data, self.rules)
+        looks = found.to_bytes() if self.wants_looks else None
+        try:
+            if self.decontaminator is not None:
+                self.decontaminator.check_image(found)
+        except Rejected as error:
+            return _Known(width, height, looks, error)
+        return _Known(width, height, looks)
 
 
 def check_record(
     raw: RawRecord, name: str, source: SourceConfig, checker: ImageChecker, max_bytes: int
 ) -> Verdict:
-    """Decodes the images of a record and applies the rules that concern it alone.
+    """Applies the rules that concern a record alone, and decodes its images.
 
     A document loses a bad image and goes on; any other record is rejected with it, because a
-    caption or an answer without its image teaches the wrong thing.
+    caption or an answer without its image teaches the wrong thing. A record that shows an image
+    of the evaluation data goes as a whole: its text may tell what is to be found out.
 
     Args:
         raw: the record as its reader gave it.
         name: of the source.
         source: its parameters.
-        checker: for its images.
+        checker: for its images, and for what the evaluation data holds.
         max_bytes: of the record's images together.
     """
     places = Counter(s.image for s in raw.segments if s.image is not None)
@@ -98,6 +142,7 @@ def check_record(
     num_bytes = 0
     try:
         _check_texts(raw)
+        _check_words(raw, source, checker.decontaminator)
         for index, raw_image in enumerate(raw.images):
             try:
                 check_url(raw_image.url, checker.rules)
@@ -105,7 +150,7 @@ def check_record(
                 num_bytes += len(kept[index].bytes)
             except Rejected as error:
                 dropped.append(DroppedImage(raw_image.url, error, places[index]))
-                if source.kind != RecordKind.INTERLEAVED:
+                if source.kind != RecordKind.INTERLEAVED or error.reason in _CONTAMINATED:
                     raise
             if num_bytes > max_bytes:
                 raise Rejected(Reason.RECORD_TOO_LARGE, f"found images of over {max_bytes} bytes")
@@ -114,6 +159,24 @@ def check_record(
     segments, images = _renumber(raw.segments, kept)
     record = Record(name, raw.key, source.kind, segments, images, raw.references, raw.metadata)
     return Verdict(record, None, tuple(dropped), places.total())
+
+
+def _check_words(
+    raw: RawRecord, source: SourceConfig, decontaminator: Decontaminator | None
+) -> None:
+    """Applies the rules for texts to all text of a record, as if no image stood in between."""
+    if source.split == SourceSplit.EVALUATION:
+        return
+    text = ""
+    for segment in raw.segments:
+        if segment.text:
+            # A text that starts with a blank says itself how it follows; else it is a new block.
+            text += segment.text if segment.text[0].isspace() or not text else f"\n\n{segment.text}"
+    if source.kind == RecordKind.CAPTION:
+        check_caption(text, source.caption_rules)
+    check_text(text, source.text_rules)
+    if decontaminator is not None and source.decontaminate_texts:
+        decontaminator.check_text(text)
 
 
 def judge_record(record: Record, source: SourceConfig, furniture: Furniture) -> Verdict:

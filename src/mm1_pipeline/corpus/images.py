@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mm1_pipeline.config.ingest import ImageRules
+from mm1_pipeline.corpus.fingerprints import Fingerprint, fingerprint
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
@@ -18,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 SAFE = ImageRules()
 """Only what protects the machine: sizes in bytes and pixels, and that the image decodes."""
 
+_LOOKED_AT_SIDE = 64
 _ORIENTATION = 0x0112
 _ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
 _TRUNCATED = ("truncated", "premature end", "unexpected end", "incomplete")
@@ -67,6 +69,28 @@ def check_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int]:
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
         image.load()
     return (height, width) if on_side else (width, height)
+
+
+def look_at_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int, Fingerprint]:
+    """Checks an image as `check_image` does, and takes its fingerprint from the same decoding.
+
+    Args:
+        data: the encoded image.
+        rules: as for `open_image`.
+
+    Returns:
+        Width and height in pixels of the image that `open_image` gives, and its fingerprint.
+
+    Raises:
+        RejectedImage: as `open_image`.
+    """
+    with _decoding(data, rules) as image:
+        width, height = image.size
+        on_side = _orientation(image) in _ORIENTATIONS_ON_THE_SIDE
+        # Of a JPEG no more pixels are computed than the fingerprint needs.
+        image.draft(None, (_LOOKED_AT_SIDE, _LOOKED_AT_SIDE))
+        found = fingerprint(_to_rgb(_upright(image)))
+    return (height, width, found) if on_side else (width, height, found)
 
 
 def check_url(url: str | None, rules: ImageRules) -> None:

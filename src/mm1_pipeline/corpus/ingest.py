@@ -1,50 +1,51 @@
-"""Raw sources to clean records, source by source, in memory that does not grow with their size.
+"""Raw sources to clean records, partition by partition, in memory that does not grow.
 
-A source passes three times over the disk:
-
-1. read, decode and check every record alone, and set it aside (`spool/`);
-2. look at the hashes only: which images occur all over the source, which records repeat;
-3. write what is kept, in the order it was read.
-
-A finished source is marked as such, so that a run that was interrupted goes on with the next.
+Evaluation sources come first, because what they hold must not be in the others. Each source is
+parted into partitions of whole files (`partitions.py`), which pass through the steps of
+`steps.py`; between the steps, queries over tables of keys find what only the whole source shows.
+Everything that is finished stays: a run that was killed goes on with the partitions it lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import shutil
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceSplit
-from mm1_pipeline.corpus.deduplication import (
-    HASH_SCHEMA,
-    NO_DUPLICATES,
-    Duplicates,
-    TableWriter,
-    find_duplicates,
-    find_frequent,
+from mm1_pipeline.config.ingest import (
+    IngestConfig,
+    RecordKind,
+    SourceConfig,
+    SourceFormat,
+    SourceSplit,
 )
-from mm1_pipeline.corpus.filters import (
-    Furniture,
-    ImageChecker,
-    Verdict,
-    check_record,
-    judge_record,
-)
+from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, read_summary
+from mm1_pipeline.corpus.deduplication import find_frequent, find_repeats
+from mm1_pipeline.corpus.engine import Engine
+from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
-from mm1_pipeline.corpus.progress import track_source
-from mm1_pipeline.corpus.quarantine import Quarantine, Reason, Rejected, Tally
-from mm1_pipeline.corpus.readers.base import RejectedRecord, Source
-from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
-from mm1_pipeline.corpus.records import RECORDS, RecordWriter, read_parts, write_sources
+from mm1_pipeline.corpus.progress import PartitionProgress
+from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Reason, Tally
+from mm1_pipeline.corpus.readers.dispatch import open_files
+from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
+from mm1_pipeline.corpus.steps import QUARANTINE as PARTITION_QUARANTINE
+from mm1_pipeline.corpus.steps import (
+    STEPS,
+    TALLY,
+    Counts,
+    PartitionTask,
+    finish_folder,
+    judge_partition,
+    read_partition,
+    write_partition,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ QUARANTINE = "quarantine"
 
 _WORK = ".ingest"
 _COMPLETED = "completed.json"
-_SPOOL = "spool"
-_LAYOUT = 1
+_STARTED = "started.json"
+_INDEX = ".evaluation"
+_LAYOUT = 2
 """Raise it when the files of a source change their layout, so that none is reused."""
-_IMAGE_SCHEMA = pa.schema([("url", pa.string()), ("sha256", pa.string())])
 
 
 def ingest(
@@ -69,11 +70,12 @@ def ingest(
     Args:
         config: the sources and the rules.
         output_dir: gets `records/`, `quarantine/` and `sources.json`.
-        work_dir: where finished sources wait until all are; a run that finds them there does not
-            read them again. None takes a folder inside `output_dir`.
+        work_dir: where finished partitions and sources wait until all are; a run that finds them
+            there does not make them again. None takes a folder inside `output_dir`.
 
     Returns:
-        The report: per source read, kept and rejected records and images, and their totals.
+        The report: per source read, kept and rejected records and images, the same for every
+        step, and their totals; and what the evaluation data was compared with.
 
     Raises:
         ValueError: paths or columns of sources do not fit; all are named at once.
@@ -81,135 +83,202 @@ def ingest(
     check_sources(config)
     work_dir = work_dir or output_dir / _WORK
     reports: dict[str, Any] = {}
-    for name, source in config.sources.items():
-        folder = work_dir / name
-        reports[name] = _completed_report(folder, name, config)
-        if reports[name] is None:
-            reports[name] = _ingest_source(name, source, config, folder)
-        else:
-            logger.info("%s: finished by an earlier run, kept", name)
-        _warn_if_little_is_kept(name, reports[name])
+    index: Path | None = None
+    with Engine(config) as engine:
+        for name in _evaluation_first(config):
+            if config.sources[name].split == SourceSplit.TRAIN and index is None:
+                index = _index_evaluation(config, work_dir)
+            folder = work_dir / name
+            reports[name] = _completed_report(folder, name, config, index)
+            if reports[name] is None:
+                reports[name] = _ingest_source(name, config, folder, index, engine)
+            else:
+                logger.info("%s: finished by an earlier run, kept", name)
+            _warn_if_little_is_kept(name, reports[name])
+    report = {
+        "sources": {name: reports[name] for name in config.sources},
+        "totals": _totals(reports),
+        "decontamination": _summarise(index, reports),
+    }
     for name in config.sources:
         _publish(work_dir / name, name, output_dir)
+    shutil.rmtree(work_dir / _INDEX, ignore_errors=True)
     if work_dir == output_dir / _WORK:
         shutil.rmtree(work_dir)
     write_sources(output_dir, config.sources)
-    return {"sources": reports, "totals": _totals(reports)}
-
-
-def _ingest_source(
-    name: str, source: SourceConfig, config: IngestConfig, folder: Path
-) -> dict[str, Any]:
-    shutil.rmtree(folder, ignore_errors=True)
-    spool = folder / _SPOOL
-    spool.mkdir(parents=True)
-    with Quarantine(folder / f"{QUARANTINE}.parquet", name) as quarantine:
-        _read_and_check(name, source, config, spool, quarantine)
-        furniture = _find_furniture(source, spool)
-        duplicates = _find_duplicates(source, config, spool, furniture)
-        _write_kept(source, config, spool, folder / RECORDS, quarantine, furniture, duplicates)
-    shutil.rmtree(spool)
-    report = _report(source, quarantine)
-    content = {"fingerprint": _fingerprint(name, config), "report": report}
-    temporary = folder / f"{_COMPLETED}.tmp"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(folder / _COMPLETED)
     return report
 
 
-def _read_and_check(
-    name: str, source: SourceConfig, config: IngestConfig, spool: Path, quarantine: Quarantine
-) -> None:
-    """First pass: every record alone."""
+def _evaluation_first(config: IngestConfig) -> list[str]:
+    return sorted(config.sources, key=lambda name: config.sources[name].split == SourceSplit.TRAIN)
+
+
+def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
+    """Makes the index of all evaluation records, unless an earlier run made the same."""
+    names = [n for n, s in config.sources.items() if s.split == SourceSplit.EVALUATION]
+    rules = config.decontamination
+    content = [asdict(rules), [_fingerprint(name, config, None) for name in names]]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    folder = work_dir / _INDEX / digest
+    if not (folder / SUMMARY).exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        records = (record for name in names for record in read_parts(work_dir / name / RECORDS))
+        unfinished = folder.with_name(f"{digest}.part")
+        build_index(records, rules, unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def _ingest_source(
+    name: str, config: IngestConfig, folder: Path, index: Path | None, engine: Engine
+) -> dict[str, Any]:
+    source = config.sources[name]
+    _start_or_resume(folder, _fingerprint(name, config, index))
     files = open_files(source)
-    items = read_source(Source(name, source, files, config.limits))
-    items = itertools.islice(items, source.max_records)
-    checker = ImageChecker(source.image_rules)
-    with (
-        RecordWriter(spool / RECORDS, config.records_per_file) as writer,
-        TableWriter(spool / "images.parquet", _IMAGE_SCHEMA) as images,
-    ):
-        for item in track_source(items, name, files, source.max_records):
-            quarantine.records.read += 1
-            if isinstance(item, RejectedRecord):
-                quarantine.reject_record(item.key, item.why)
-                continue
-            verdict = check_record(item, name, source, checker, config.limits.max_record_bytes)
-            quarantine.images.read += verdict.num_images
-            _account(verdict, item.key, quarantine)
-            if verdict.record is None:
-                continue
-            writer.write(verdict.record)
-            for segment in verdict.record.segments:
-                if segment.image is not None:
-                    image = verdict.record.images[segment.image]
-                    images.add(image.url, image.sha256)
+    tasks = _plan_tasks(name, config, folder, index, in_process=engine.in_process)
+    _prepare_reader(tasks, folder)
+    sizes = {file.name: file.size for file in files}
+    weights = [sum(sizes[name] for name in task.files) for task in tasks]
+
+    def run(step: str, function: Callable[[PartitionTask], int]) -> None:
+        waiting = [task for task in tasks if not task.step(step).exists()]
+        if len(waiting) < len(tasks):
+            done = len(tasks) - len(waiting)
+            logger.info("%s, %s: %d of %d partitions are finished", name, step, done, len(tasks))
+        progress = PartitionProgress(f"{name}, {step}", [weights[t.number] for t in waiting])
+        for task, num_records in engine.run(function, waiting):
+            progress.advance(weights[task.number], num_records)
+
+    run("read", read_partition)
+    finish_folder(folder / "furniture", lambda part: _find_furniture(source, tasks, part))
+    run("judge", judge_partition)
+    finish_folder(folder / "repeats", lambda part: _find_repeats(config, source, tasks, part))
+    run("write", write_partition)
+    report = _finish_source(source, tasks, folder)
+    content = {"fingerprint": _fingerprint(name, config, index), "report": report}
+    temporary = folder / f"{_COMPLETED}.tmp"
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(folder / _COMPLETED)
+    for step in ("read", "judge", "write", "furniture", "repeats", "prepared"):
+        shutil.rmtree(folder / step, ignore_errors=True)
+    return report
 
 
-def _find_furniture(source: SourceConfig, spool: Path) -> Furniture:
-    """Second pass, images: what occurs all over the source."""
+def _start_or_resume(folder: Path, fingerprint: str) -> None:
+    """Keeps the partitions of an earlier run with the same parameters and files, and no other."""
+    started = folder / _STARTED
+    try:
+        if started.read_text(encoding="utf-8") == fingerprint:
+            return
+    except OSError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started.write_text(fingerprint, encoding="utf-8")
+
+
+def _plan_tasks(
+    name: str, config: IngestConfig, folder: Path, index: Path | None, *, in_process: bool
+) -> list[PartitionTask]:
+    source = config.sources[name]
+    partitions = plan_partitions(source, open_files(source), config.partition_bytes)
+    is_web = source.format == SourceFormat.WARC_HTML
+    prepared = folder / "prepared" if is_web and len(partitions) > 1 else None
+    return [
+        PartitionTask(
+            name,
+            config,
+            folder,
+            number,
+            files,
+            label=name if len(partitions) == 1 else f"{name} {number + 1}/{len(partitions)}",
+            shows_progress=in_process or len(partitions) == 1,
+            decontamination=index,
+            prepared=prepared,
+        )
+        for number, files in enumerate(partitions)
+    ]
+
+
+def _prepare_reader(tasks: list[PartitionTask], folder: Path) -> None:
+    """Finds out where the images lie that pages of any partition may show."""
+    if tasks[0].prepared is None:
+        return
+    from mm1_pipeline.corpus.readers.warc_index import merge_places, save_places, scan_archives
+
+    def write(unfinished: Path) -> None:
+        parts = []
+        for task in tasks:
+            source = task.open()
+            parts.append(scan_archives(source, source.files))
+        save_places(unfinished, merge_places(parts))
+
+    finish_folder(folder / "prepared", write)
+
+
+def _find_furniture(source: SourceConfig, tasks: list[PartitionTask], folder: Path) -> None:
+    """What occurs all over the source."""
     allowed = source.image_rules.max_occurrences
-    if allowed is None:
-        return Furniture()
-    path = spool / "images.parquet"
-    return Furniture(find_frequent(path, "url", allowed), find_frequent(path, "sha256", allowed))
+    for column in ("url", "sha256"):
+        if allowed is None:
+            (folder / column).mkdir()
+        else:
+            paths = [task.step("read") / "images.parquet" for task in tasks]
+            find_frequent(paths, column, allowed, folder / column)
 
 
-def _find_duplicates(
-    source: SourceConfig, config: IngestConfig, spool: Path, furniture: Furniture
-) -> Duplicates:
-    """Second pass, records: what repeats an earlier record once furniture is gone."""
-    if source.split == SourceSplit.EVALUATION or not config.deduplication.exact:
-        return NO_DUPLICATES
-    path = spool / "hashes.parquet"
-    with TableWriter(path, HASH_SCHEMA) as hashes:
-        for position, record in enumerate(read_parts(spool / RECORDS, with_bytes=False)):
-            verdict = judge_record(record, source, furniture)
-            if verdict.record is not None:
-                hashes.add(position, verdict.record.content_hash())
-    return find_duplicates(config.deduplication, path)
-
-
-def _write_kept(
-    source: SourceConfig,
-    config: IngestConfig,
-    spool: Path,
-    output: Path,
-    quarantine: Quarantine,
-    furniture: Furniture,
-    duplicates: Duplicates,
+def _find_repeats(
+    config: IngestConfig, source: SourceConfig, tasks: list[PartitionTask], folder: Path
 ) -> None:
-    """Third pass: the verdicts are carried out."""
-    originals: dict[int, str] = {}
-    with RecordWriter(output, config.records_per_file) as writer:
-        for position, record in enumerate(read_parts(spool / RECORDS)):
-            if duplicates.is_original(position):
-                originals[position] = record.key
-            verdict = judge_record(record, source, furniture)
-            original = duplicates.original_of(position)
-            if verdict.record is not None and original is not None:
-                why = Rejected(Reason.DUPLICATE, f"repeats {originals[original]}")
-                verdict = Verdict(None, why, verdict.dropped, verdict.num_images)
-            _account(verdict, record.key, quarantine)
-            if verdict.record is not None:
-                writer.write(verdict.record)
-                quarantine.records.kept += 1
-                dropped = sum(image.count for image in verdict.dropped)
-                quarantine.images.kept += verdict.num_images - dropped
+    """What repeats an earlier record once furniture is gone."""
+    if source.split == SourceSplit.EVALUATION:
+        return
+    judged = [task.step("judge") for task in tasks]
+    tables = {name: [step / f"{name}.parquet" for step in judged] for name in ("exact", "names")}
+    if source.kind == RecordKind.CAPTION:
+        tables["captions"] = [step / "captions.parquet" for step in judged]
+        tables["pictures"] = [step / "pictures.parquet" for step in judged]
+        tables["looks"] = [task.step("read") / "looks.parquet" for task in tasks]
+    elif source.kind in (RecordKind.INTERLEAVED, RecordKind.TEXT):
+        tables["near"] = [step / "near.parquet" for step in judged]
+    work = folder / "work"
+    find_repeats(config.deduplication_of(source), tables, folder / "found", work)
+    shutil.rmtree(work)
 
 
-def _account(verdict: Verdict, key: str, quarantine: Quarantine) -> None:
-    """Lists what a verdict rejects; the images of a rejected record share its fate."""
-    left = verdict.num_images
-    for image in verdict.dropped:
-        listed = image.why is not verdict.why
-        quarantine.reject_image(key, image.why, listed=listed, count=image.count, url=image.url)
-        left -= image.count
-    if verdict.why is not None:
-        quarantine.reject_record(key, verdict.why)
-        if left:
-            why = Rejected(Reason.RECORD_REJECTED)
-            quarantine.reject_image(key, why, listed=False, count=left)
+def _finish_source(
+    source: SourceConfig, tasks: list[PartitionTask], folder: Path
+) -> dict[str, Any]:
+    """Puts the files of all partitions together, and their counts."""
+    shutil.rmtree(folder / RECORDS, ignore_errors=True)
+    (folder / RECORDS).mkdir()
+    counts, number = Counts(), 0
+    with pq.ParquetWriter(
+        folder / f"{QUARANTINE}.parquet", QUARANTINE_SCHEMA, compression="zstd"
+    ) as quarantine:
+        for task in tasks:
+            for step in ("read", "write"):
+                counts.add(Counts.read(task.step(step) / TALLY))
+                with pq.ParquetFile(task.step(step) / PARTITION_QUARANTINE) as rows:
+                    for batch in rows.iter_batches():
+                        quarantine.write_batch(batch)
+            for path in sorted((task.step("write") / RECORDS).glob("part-*.parquet")):
+                # A partition of which nothing is kept left an empty file.
+                if pq.read_metadata(path).num_rows or len(tasks) == 1:
+                    (folder / RECORDS / f"part-{number:05d}.parquet").hardlink_to(path)
+                    number += 1
+        if not number:
+            empty = tasks[0].step("write") / RECORDS / "part-00000.parquet"
+            (folder / RECORDS / "part-00000.parquet").hardlink_to(empty)
+    counts.check()
+    return {
+        "kind": source.kind.value,
+        "format": source.format.value,
+        "split": source.split.value,
+        **counts.records.to_json(),
+        "images": counts.images.to_json(),
+        "steps": {name: counts.steps[name].to_json() for name in STEPS},
+    }
 
 
 def _publish(folder: Path, name: str, output_dir: Path) -> None:
@@ -219,55 +288,75 @@ def _publish(folder: Path, name: str, output_dir: Path) -> None:
     for path in (records, quarantine):
         path.parent.mkdir(parents=True, exist_ok=True)
     (folder / _COMPLETED).unlink()
+    (folder / _STARTED).unlink()
     shutil.move(folder / RECORDS, records)
     shutil.move(folder / f"{QUARANTINE}.parquet", quarantine)
-    folder.rmdir()
+    shutil.rmtree(folder)
 
 
-def _completed_report(folder: Path, name: str, config: IngestConfig) -> dict[str, Any] | None:
+def _completed_report(
+    folder: Path, name: str, config: IngestConfig, index: Path | None
+) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
     try:
         content = json.loads((folder / _COMPLETED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content["report"] if content["fingerprint"] == _fingerprint(name, config) else None
+    expected = _fingerprint(name, config, index)
+    return content["report"] if content["fingerprint"] == expected else None
 
 
-def _fingerprint(name: str, config: IngestConfig) -> str:
+def _fingerprint(name: str, config: IngestConfig, index: Path | None) -> str:
     """What the files of a finished source depend on, as far as it is seen without reading."""
     source = config.sources[name]
     content = {
         "layout": _LAYOUT,
         "name": name,
         "source": asdict(source),
-        "deduplication": asdict(config.deduplication),
+        "deduplication": asdict(config.deduplication_of(source)),
         "limits": asdict(config.limits),
+        "partition_bytes": config.partition_bytes,
         "records_per_file": config.records_per_file,
         "files": open_files(source).listing(),
+        "evaluation": None if index is None else read_summary(index)["digest"],
+        "decontamination": None if index is None else asdict(config.decontamination),
+        "profanity_list": _content_hash(source.text_rules.profanity_list),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _report(source: SourceConfig, quarantine: Quarantine) -> dict[str, Any]:
-    quarantine.records.check("records")
-    quarantine.images.check("images")
-    return {
-        "kind": source.kind.value,
-        "format": source.format.value,
-        "split": source.split.value,
-        **quarantine.records.to_json(),
-        "images": quarantine.images.to_json(),
-    }
+def _content_hash(path: str | None) -> str | None:
+    if path is None:
+        return None
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _totals(reports: dict[str, Any]) -> dict[str, Any]:
     records, images = Tally(), Tally()
     for report in reports.values():
-        for tally, part in ((records, report), (images, report["images"])):
-            tally.read += part["read"]
-            tally.kept += part["kept"]
-            tally.rejected += Counter({Reason(k): n for k, n in part["rejected"].items()})
+        records.add(Tally.from_json(report))
+        images.add(Tally.from_json(report["images"]))
     return {**records.to_json(), "images": images.to_json()}
+
+
+def _summarise(index: Path | None, reports: dict[str, Any]) -> dict[str, Any]:
+    """What training records were compared with, and how many were rejected for it."""
+    rejected = {
+        name: found
+        for name, report in reports.items()
+        if (
+            found := {
+                reason.value: report["rejected"][reason.value]
+                for reason in (Reason.CONTAMINATED_IMAGE, Reason.CONTAMINATED_TEXT)
+                if reason.value in report["rejected"]
+            }
+        )
+    }
+    summary = {} if index is None else read_summary(index)
+    return {**summary, "rejected": dict(sorted(rejected.items()))}
 
 
 def _warn_if_little_is_kept(name: str, report: dict[str, Any]) -> None:

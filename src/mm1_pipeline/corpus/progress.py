@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
@@ -90,3 +90,38 @@ def _share_done(number: int, files: SourceFiles, max_records: int | None) -> flo
         by_records = files.bytes_read / files.bytes_total
     by_limit = number / max_records if max_records else 0.0
     return min(1.0, max(by_records, by_limit))
+
+
+class PartitionProgress:
+    """Tells after each finished partition how fast they go and how long the rest will take.
+
+    Args:
+        name: of the source and the step.
+        weights: raw bytes of the partitions that are left.
+    """
+
+    def __init__(self, name: str, weights: Sequence[int]) -> None:
+        self._name = name
+        self._count = len(weights)
+        self._total = sum(weights)
+        self._done = self._finished = self._records = 0
+        self._start = time.monotonic()
+
+    def advance(self, weight: int, num_records: int) -> None:
+        """Counts a finished partition; one alone is told by `track_source`."""
+        self._done += weight
+        self._finished += 1
+        self._records += num_records
+        if self._count < 2:
+            return
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        left = seconds * (self._total / self._done - 1) if self._done else 0.0
+        logger.info(
+            "%s: partition %d of %d, %s records, %s records/s, about %s s left",
+            self._name,
+            self._finished,
+            self._count,
+            f"{self._records:,}",
+            f"{self._records / seconds:,.0f}",
+            f"{left:,.0f}",
+        )

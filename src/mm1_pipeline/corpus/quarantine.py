@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -108,8 +109,38 @@ class Reason(StrEnum):
     TOO_MANY_IMAGES = "too_many_images"
     TOO_FEW_CHARACTERS = "too_few_characters"
     TOO_MANY_CHARACTERS = "too_many_characters"
+    TOO_FEW_WORDS = "too_few_words"
+    TOO_MANY_WORDS = "too_many_words"
+    WORD_LENGTH = "word_length"
+    TOO_MANY_SYMBOLS = "too_many_symbols"
+    TOO_FEW_LETTERS = "too_few_letters"
+    TOO_FEW_STOP_WORDS = "too_few_stop_words"
+    TOO_MANY_BULLETS = "too_many_bullets"
+    TOO_MANY_ELLIPSES = "too_many_ellipses"
+    REPEATED_LINES = "repeated_lines"
+    """A text whose lines or paragraphs repeat each other."""
+    REPEATED_NGRAMS = "repeated_ngrams"
+    """A text whose word sequences repeat each other."""
+    LANGUAGE = "language"
+    PROFANITY = "profanity"
+    CAPTION_FILE_NAME = "caption_file_name"
+    CAPTION_CAMERA_DEFAULT = "caption_camera_default"
+    """What a camera called the picture."""
+    CAPTION_URL = "caption_url"
+    CAPTION_BOILERPLATE = "caption_boilerplate"
+    """"Image of", and nothing of what."""
+    CONTAMINATED_IMAGE = "contaminated_image"
+    """A training record that shows an evaluation image."""
+    CONTAMINATED_TEXT = "contaminated_text"
+    """A training record that holds an evaluation text."""
+
     DUPLICATE = "duplicate"
     """A record whose texts and images repeat an earlier one's."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """A text that is nearly an earlier one's."""
+    IMAGE_DUPLICATE = "image_duplicate"
+    """A pair that shows an earlier pair's picture."""
+    CAPTION_TOO_FREQUENT = "caption_too_frequent"
 
 
 class Rejected(ValueError):  # noqa: N818 - it is an outcome first, an error only in flight
@@ -137,6 +168,28 @@ class Tally:
     def check(self, what: str) -> None:
         """Asserts that every unit that was read is accounted for."""
         assert self.kept + self.rejected.total() == self.read, (what, self)
+
+    def keep(self) -> None:
+        """Counts a unit that was read and is kept."""
+        self.read += 1
+        self.kept += 1
+
+    def reject(self, why: Rejected) -> None:
+        """Counts a unit that was read and is rejected."""
+        self.read += 1
+        self.rejected[why.reason] += 1
+
+    def add(self, other: Tally) -> None:
+        """Adds the counts of another part."""
+        self.read += other.read
+        self.kept += other.kept
+        self.rejected += other.rejected
+
+    @classmethod
+    def from_json(cls, counts: Mapping[str, Any]) -> Tally:
+        """Reads what `to_json` wrote."""
+        rejected = Counter({Reason(name): count for name, count in counts["rejected"].items()})
+        return cls(counts["read"], counts["kept"], rejected)
 
     def to_json(self) -> dict[str, Any]:
         """The counts with the commonest reason first."""

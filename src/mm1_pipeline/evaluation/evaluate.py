@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,7 @@ def evaluate(
             blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
             entries[name] = _entry(harness, seeing, blind)
             entries[name + BLIND_SUFFIX] = _entry(harness, blind)
-            texts = _text_runner(harness).run(name, model, progress)
+            texts = _text_runner(harness).run(name, model, progress, partial(logs.of, name))
             entries[name]["tasks"] |= _text_entries(harness, texts)
             _write(output_dir / name, {**seeing, **texts})
             _write(output_dir / (name + BLIND_SUFFIX), blind)
@@ -344,7 +345,7 @@ class _Logs:
     work_dir: Path | None
     made_with: Mapping[str, Any]
 
-    def of(self, name: str, task: Task, num_shots: int) -> AnswerLog | None:
+    def of(self, name: str, task: Task | TextTask, num_shots: int) -> AnswerLog | None:
         """The log of one model, task and number of shots."""
         if self.work_dir is None:
             return None

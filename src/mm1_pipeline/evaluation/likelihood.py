@@ -7,11 +7,14 @@ lm-evaluation-harness does it. BOS stands first, as in training.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
+from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
@@ -54,8 +57,12 @@ def log_likelihoods(
     pairs: Sequence[tuple[str, str]],
     advance: Callable[[int], None] = lambda _count: None,
     max_positions: int = MAX_POSITIONS,
+    log: AnswerLog | None = None,
 ) -> list[Likelihood]:
     """Scores continuations, many in one packed pass.
+
+    What is computed together depends on the pairs alone, so a run that goes on from a log gives
+    the very numbers of a whole run.
 
     Args:
         model: In evaluation mode.
@@ -63,6 +70,7 @@ def log_likelihoods(
         pairs: Context and continuation each.
         advance: Called with the number of pairs that were just scored.
         max_positions: Positions computed together; one pair is always taken.
+        log: Gets the scores as they come; groups that it holds are not computed again.
 
     Raises:
         ValueError: If a continuation has no token of its own.
@@ -82,11 +90,36 @@ def log_likelihoods(
             total += len(encoded[order[end]][0])
             end += 1
         batch = order[start:end]
-        scored = _score(model, [encoded[index] for index in batch])
+        keys = [_log_key(index, pairs[index]) for index in batch]
+        scored = _logged(log, keys)
+        if scored is None:
+            scored = _score(model, [encoded[index] for index in batch])
+            if log is not None:
+                log.append(zip(keys, map(_as_answer, scored), strict=True))
         found |= dict(zip(batch, scored, strict=True))
         advance(len(batch))
         start = end
     return [found[index] for index in range(len(pairs))]
+
+
+def _log_key(index: int, pair: tuple[str, str]) -> str:
+    # With its place: equal pairs of different groups may differ in the last digits.
+    return hashlib.sha256(json.dumps([index, *pair]).encode()).hexdigest()
+
+
+def _as_answer(likelihood: Likelihood) -> Answer:
+    return Answer(json.dumps(likelihood))
+
+
+def _logged(log: AnswerLog | None, keys: Sequence[str]) -> list[Likelihood] | None:
+    """The scores of a whole group, if all of them were logged."""
+    if log is None:
+        return None
+    answers = [log.get(key) for key in keys]
+    known = [answer for answer in answers if answer is not None]
+    if len(known) < len(keys):
+        return None
+    return [Likelihood(*json.loads(answer.text)) for answer in known]
 
 
 def _score(model: MM1, batch: Sequence[tuple[list[int], int]]) -> list[Likelihood]:

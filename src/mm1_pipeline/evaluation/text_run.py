@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mm1_pipeline.config.shard import ImageTransform
+from mm1_pipeline.evaluation.answers import AnswerLog
 from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.likelihood import log_likelihoods
@@ -19,6 +20,9 @@ from mm1_pipeline.evaluation.text_tasks import (
 )
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.tokenizer import Tokenizer
+
+LogOf = Callable[[TextTask, int], AnswerLog | None]
+"""Gives the log of a task and number of shots; None keeps none."""
 
 
 class TextRunner:
@@ -47,31 +51,49 @@ class TextRunner:
         self._batch_size = batch_size
 
     def run(
-        self, name: str, model: MM1, progress: EvaluationProgress
+        self, name: str, model: MM1, progress: EvaluationProgress, log_of: LogOf
     ) -> Mapping[tuple[str, int], TaskScores]:
-        """Scores by task and number of shots."""
+        """Scores by task and number of shots.
+
+        Args:
+            name: Of the model.
+            model: In evaluation mode.
+            progress: Is told of each part.
+            log_of: Gives the log of a task and number of shots, or None.
+        """
         scores = {}
         for task in self._tasks:
             for num_shots in task.config.shots:
                 title = f"{name} {task.name} {num_shots}-shot"
                 part = progress.part(title, len(task.items), 0.0)
                 score = self._written if task.is_written else self._likely
-                scored = score(task, num_shots, model, part.advance)
+                log = log_of(task, num_shots)
+                scored = score(task, num_shots, model, part.advance, log)
                 part.finish(f"{task.config.metric.value} {scored.value:.1f}")
                 scores[task.name, num_shots] = scored
         return scores
 
     def _likely(
-        self, task: TextTask, num_shots: int, model: MM1, advance: Callable[[int], None]
+        self,
+        task: TextTask,
+        num_shots: int,
+        model: MM1,
+        advance: Callable[[int], None],
+        log: AnswerLog | None,
     ) -> TaskScores:
         asked = text_pairs(task, num_shots, self._seed)
         pairs = [pair for _, group in asked.values() for pair in group]
-        likelihoods = log_likelihoods(model, self._tokenizer, pairs)
+        likelihoods = log_likelihoods(model, self._tokenizer, pairs, log=log)
         advance(len(asked))
         return score_likelihoods(task, num_shots, asked, likelihoods)
 
     def _written(
-        self, task: TextTask, num_shots: int, model: MM1, advance: Callable[[int], None]
+        self,
+        task: TextTask,
+        num_shots: int,
+        model: MM1,
+        advance: Callable[[int], None],
+        log: AnswerLog | None,
     ) -> TaskScores:
         prompts = written_prompts(task, num_shots, self._seed, self._tokenizer)
         features = ImageFeatures(model, {}, self._transform)
@@ -81,5 +103,6 @@ class TextRunner:
             max_new_tokens=task.config.max_new_tokens,
             stop=task.config.stop,
             advance=advance,
+            log=log,
         )
         return score_written(task, num_shots, prompts, [answer.text for answer in answers])

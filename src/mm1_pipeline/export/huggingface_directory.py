@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mm1_pipeline.config.export import ExportConfig
-from mm1_pipeline.config.shard import ImageTransform
+from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.export.code import auto_map, write_code
 from mm1_pipeline.models.checkpoint import WEIGHTS, read_model_config
 from mm1_pipeline.streams.conversations import CHAT_TEMPLATE
 from mm1_pipeline.streams.tokenizer import BOS, EOS, IMAGE, PAD, Tokenizer
 
+_ONE_SQUARE = SubImageConfig()
 _INDEX = "model.safetensors.index.json"
 
 
@@ -29,6 +30,7 @@ def export_model(
     tokenizer_dir: Path,
     transform: ImageTransform,
     output_dir: Path,
+    sub_images: SubImageConfig = _ONE_SQUARE,
 ) -> dict[str, int]:
     """Exports a model with its code, tokenizer and processors.
 
@@ -42,6 +44,7 @@ def export_model(
         tokenizer_dir: the tokenizer that the model was trained with.
         transform: how images became pixels in training.
         output_dir: made if missing.
+        sub_images: how large images were shown in training.
 
     Returns:
         Counts for the manifest: parameters, weight files, code files.
@@ -88,7 +91,7 @@ def export_model(
     rows_without_token = range(tokenizer.vocab_size, shape.decoder.vocab_size)
     never = [tokenizer.pad_id, tokenizer.bos_id, image_token_id, *rows_without_token]
     _write_json(output_dir / "generation_config.json", {**special, "suppress_tokens": never})
-    _write_processors(classes, shape.connector.num_tokens, transform, output_dir)
+    _write_processors(classes, shape.connector.num_tokens, transform, sub_images, output_dir)
     return {"parameters": num_parameters, "weight_files": num_files, "code_files": len(code)}
 
 
@@ -150,7 +153,11 @@ def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def _write_processors(
-    classes: Mapping[str, str], image_tokens: int, transform: ImageTransform, directory: Path
+    classes: Mapping[str, str],
+    image_tokens: int,
+    transform: ImageTransform,
+    sub_images: SubImageConfig,
+    directory: Path,
 ) -> None:
     names = ("AutoImageProcessor", "AutoProcessor")
     common = {
@@ -163,6 +170,7 @@ def _write_processors(
             **common,
             "image_processor_type": classes["AutoImageProcessor"].partition(".")[2],
             "transform": TypeAdapter(ImageTransform).dump_python(transform, mode="json"),
+            "sub_images": TypeAdapter(SubImageConfig).dump_python(sub_images, mode="json"),
         },
     )
     _write_json(

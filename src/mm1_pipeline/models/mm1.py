@@ -68,6 +68,7 @@ class MM1(nn.Module):
         cu_seqlens: Tensor,
         pixel_values: Tensor,
         labels: Tensor | None = None,
+        row_groups: Tensor | None = None,
     ) -> MM1Output:
         """One pass over packed sequences.
 
@@ -78,6 +79,7 @@ class MM1(nn.Module):
                 flattened positions; every row's border is one of them.
             pixel_values: float[N, 3, S, S], images in the order of their placeholders.
             labels: int64[B, T]; the token to predict at each position, or -100.
+            row_groups: bool[G, B], rows whose router load is measured on its own.
 
         Raises:
             ValueError: placeholders and images do not match, or the borders do not cover the
@@ -88,7 +90,9 @@ class MM1(nn.Module):
         layout = DocumentLayout.from_cu_seqlens(cu_seqlens, input_ids.numel(), input_ids.device)
 
         embeddings = self.embed(input_ids, pixel_values)
-        return decode_packed(self.decoder, embeddings, position_ids, layout, cu_seqlens, labels)
+        return decode_packed(
+            self.decoder, embeddings, position_ids, layout, cu_seqlens, labels, row_groups
+        )
 
     def token_losses(
         self,
@@ -229,6 +233,7 @@ def decode_packed(
     layout: DocumentLayout,
     cu_seqlens: Tensor,
     labels: Tensor | None,
+    row_groups: Tensor | None = None,
 ) -> MM1Output:
     """One pass of a decoder over packed sequences, with the losses of next tokens.
 
@@ -239,6 +244,7 @@ def decode_packed(
         layout: of the documents.
         cu_seqlens: int32[num_documents + 1], which `layout` was made of.
         labels: int64[B, T]; the token to predict at each position, or -100.
+        row_groups: bool[G, B], rows whose router load is measured on its own.
     """
 
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -246,7 +252,10 @@ def decode_packed(
 
     router_log = None
     if labels is not None and decoder.config.moe is not None:
-        router_log = RouterLog(losses.documents_with_labels(labels.flatten(), cu_seqlens))
+        counted = losses.documents_with_labels(labels.flatten(), cu_seqlens)
+        if row_groups is not None:
+            counted = row_groups.repeat_interleave(labels.shape[1], dim=1) & counted
+        router_log = RouterLog(counted)
     hidden = decoder(embeddings.flatten(0, 1), position_ids.flatten(), attend, router_log)
     output = MM1Output(hidden.view(*position_ids.shape, -1), None, None)
     return output if labels is None else _with_losses(decoder, output, labels, router_log)

@@ -37,14 +37,17 @@ class Routing(NamedTuple):
     """float32[], log(sum(exp(router logits)))^2."""
     entropies: Tensor
     """float32[], entropy of the probabilities, in nats. Has no gradient."""
+    chosen_by_group: Tensor
+    """float32[G, E], as `chosen`, of each group of positions. Has no gradient."""
 
 
 class RouterLog:
     """Takes what the routers of one forward pass did, layer by layer.
 
     Args:
-        counted: bool[P], positions that count; padding must not (its many equal positions
-            choose the same experts, which would look like imbalance).
+        counted: bool[P], or bool[G, P] to measure G groups that do not overlap; positions that
+            count. Padding must not (its many equal positions choose the same experts, which
+            would look like imbalance).
     """
 
     def __init__(self, counted: Tensor) -> None:
@@ -84,7 +87,8 @@ class MoEFeedForward(nn.Module):
 
         Args:
             hidden: float[P, D].
-            counted: bool[P], positions over which the router is measured. All are computed.
+            counted: bool[P] or bool[G, P], positions over which the router is measured; see
+                `RouterLog`. All are computed.
 
         Returns:
             float[P, D]; what the router did, if `counted` is given.
@@ -189,11 +193,13 @@ def router_terms(config: MoEConfig, routing: Routing) -> dict[str, Term]:
         routing: stacked.
 
     Returns:
-        load_balance and router_z, which join the loss; router_load float32[L, E], each expert's
-        share of the choices, and router_entropy float32[L], in nats, which do not.
+        load_balance and router_z, which join the loss; and, which do not: router_load
+        float32[L, E], each expert's share of the choices, router_load_by_stream float32[L, G, E],
+        the same for each group that is measured, router_entropy float32[L], in nats, and
+        router_dead float32[L], experts that no position chose.
     """
     num_layers = len(routing.num_tokens)
-    load = routing.chosen / routing.chosen.sum(dim=-1, keepdim=True).clamp(min=1)
+    load = _shares(routing.chosen)
     entropy = routing.entropies / routing.num_tokens.clamp(min=1)
     return {
         "load_balance": Term(
@@ -202,20 +208,29 @@ def router_terms(config: MoEConfig, routing: Routing) -> dict[str, Term]:
         "router_z": Term(router_z_loss(routing).mean(), config.router_z_weight * num_layers),
         "router_load": Term(load, 0.0),
         "router_entropy": Term(entropy, 0.0),
+        "router_dead": Term((routing.chosen == 0).sum(dim=-1).float(), 0.0),
+        "router_load_by_stream": Term(_shares(routing.chosen_by_group), 0.0),
     }
 
 
+def _shares(chosen: Tensor) -> Tensor:
+    """Counts as shares of the last axis; 0 where nothing was counted."""
+    return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
 def _measure(logits: Tensor, probabilities: Tensor, experts: Tensor, counted: Tensor) -> Routing:
-    counts = counted.float()
+    groups = counted.float().reshape(-1, len(probabilities))
+    counts = groups.sum(dim=0)
     with torch.no_grad():
-        chosen = counts @ torch.zeros_like(probabilities).scatter_(1, experts, 1.0)
+        by_group = groups @ torch.zeros_like(probabilities).scatter_(1, experts, 1.0)
         entropies = torch.special.entr(probabilities).sum(dim=-1) @ counts
     return Routing(
         num_tokens=counts.sum(),
-        chosen=chosen,
+        chosen=by_group.sum(dim=0),
         probabilities=counts @ probabilities,
         squared_partitions=logits.logsumexp(dim=-1).square() @ counts,
         entropies=entropies,
+        chosen_by_group=by_group,
     )
 
 

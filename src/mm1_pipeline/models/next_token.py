@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from mm1_pipeline.config.model import DecoderConfig, MM1Config
 from mm1_pipeline.models.attention import DocumentLayout
 from mm1_pipeline.models.checkpoint import save_decoder, save_model
@@ -21,11 +24,14 @@ class NextToken(Objective):
 
     Args:
         model: trained in place; the weights it holds are the start.
+        num_streams: streams of the mixture, for each of which the load of experts is measured;
+            None measures over all together.
     """
 
-    def __init__(self, model: MM1) -> None:
+    def __init__(self, model: MM1, num_streams: int | None = None) -> None:
         super().__init__()
         self.model = model
+        self._num_streams = num_streams
 
     @property
     def config(self) -> MM1Config:
@@ -44,9 +50,16 @@ class NextToken(Objective):
             cu_seqlens=batch["cu_seqlens"],
             pixel_values=batch["pixel_values"],
             labels=batch["labels"],
+            row_groups=self._rows_by_stream(batch["stream_ids"]),
         )
         assert output.token_losses is not None
         return ObjectiveOutput(output.token_losses, batch["labels"] != IGNORED, output.terms)
+
+    def _rows_by_stream(self, stream_ids: Tensor) -> Tensor | None:
+        """bool[num_streams, B]; None where nothing is routed."""
+        if self._num_streams is None or self.config.decoder.moe is None:
+            return None
+        return torch.arange(self._num_streams, device=stream_ids.device)[:, None] == stream_ids
 
     def count_targets(self, batch: Batch) -> int:
         """Positions that have a label."""

@@ -15,6 +15,7 @@ from mm1_pipeline.reporting.inputs import ReportInputs, Rows
 from mm1_pipeline.reporting.page import Block, Chart, Section
 from mm1_pipeline.reporting.sections.data import data_section
 from mm1_pipeline.reporting.sections.examples import examples_section
+from mm1_pipeline.reporting.sections.experts import experts_section
 from mm1_pipeline.reporting.sections.headline import headline_section
 from mm1_pipeline.reporting.sections.held_out import held_out_section
 from mm1_pipeline.reporting.sections.provenance import provenance_section
@@ -27,6 +28,7 @@ SECTIONS: tuple[Callable[[ReportInputs], Section | None], ...] = (
     data_section,
     sequences_section,
     training_section,
+    experts_section,
     held_out_section,
     results_section,
     examples_section,

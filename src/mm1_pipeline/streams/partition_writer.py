@@ -39,7 +39,8 @@ from mm1_pipeline.streams.partitions import Partition, read_partition
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import Split
 from mm1_pipeline.streams.shard_store import ShardStore
-from mm1_pipeline.streams.sub_images import num_tiles, prepare_tiles
+from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.tiles import prepare_tiles
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 COMPLETED = "completed.json"

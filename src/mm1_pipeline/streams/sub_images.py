@@ -19,14 +19,12 @@ Source: MM1, SFT (1344 pixels as one view of 672 and four crops of 672: 5 x 144 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from PIL import Image
 
 from mm1_pipeline.config.shard import ImageTransform, Resize, SubImageConfig
-from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.streams.images import content_box, encode_image, resize_image
+from mm1_pipeline.streams.images import content_box, resize_image
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
@@ -90,17 +88,6 @@ def decompose(
         return [overview]
     canvas = resize_image(image, canvas_transform(transform, sub_images))
     return [overview, *(canvas.crop(box) for box in boxes)]
-
-
-def prepare_tiles(
-    encoded: Sequence[bytes], transform: ImageTransform, sub_images: SubImageConfig
-) -> list[list[bytes]]:
-    """Opens, decomposes and encodes the images of one record for the shards."""
-    opened = (open_image(data) for data in encoded)
-    return [
-        [encode_image(square, transform) for square in decompose(image, transform, sub_images)]
-        for image in opened
-    ]
 
 
 def _overlap(one: Box, other: Box) -> bool:

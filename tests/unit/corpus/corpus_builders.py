@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -33,6 +34,21 @@ def picture(
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def pattern(
+    seed: int = 0, size: tuple[int, int] = (160, 120), kind: str = "JPEG", **options
+) -> bytes:
+    """An encoded image with large shapes that depend on the seed: no two seeds look alike."""
+    buffer = io.BytesIO()
+    draw_pattern(seed, size).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def draw_pattern(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """The picture of `pattern`."""
+    values = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
 
 
 def noise(size: tuple[int, int] = (120, 100), kind: str = "JPEG") -> bytes:
@@ -156,6 +172,14 @@ class Result:
         return [row["key"] for row in rows if row["reason"] == reason]
 
 
+PLAIN: dict[str, Any] = {
+    "text": {"defaults": False},
+    "captions": {"defaults": False},
+    "deduplication": {"near": None, "perceptual": False, "max_caption_occurrences": None},
+}
+"""A source that is held to no rule made for the web: tests of other things have tiny texts."""
+
+
 def make_config(sources: dict[str, dict[str, Any]], **options: Any) -> IngestConfig:
     return TypeAdapter(IngestConfig).validate_python({"sources": sources, **options})
 
@@ -164,7 +188,9 @@ def run(
     output_dir: Path, kind: str, source_format: str, path: Path | str, *, top: Any = None, **options
 ) -> Result:
     """Ingests one source and reads everything back."""
-    source = {"kind": kind, "format": source_format, "path": str(path), **options}
+    source = {**PLAIN, "kind": kind, "format": source_format, "path": str(path), **options}
+    rules = (top or {}).get("deduplication", {})
+    source["deduplication"] = {**source["deduplication"], **rules}
     report = ingest(make_config({NAME: source}, **(top or {})), output_dir)["sources"][NAME]
     table = pq.read_table(output_dir / "quarantine" / f"{NAME}.parquet")
     return Result(report, list(read_records(output_dir, NAME)), table.to_pylist())

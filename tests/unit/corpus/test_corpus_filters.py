@@ -18,19 +18,25 @@ from corpus_builders import (
     write_warc,
 )
 
+from mm1_pipeline.config.corpus_rules import DeduplicationConfig
 from mm1_pipeline.config.ingest import (
     WEB_IMAGE_RULES,
-    DeduplicationConfig,
     ImageRules,
     SourceConfig,
 )
+from mm1_pipeline.corpus import deduplication
 from mm1_pipeline.corpus.deduplication import (
-    HASH_SCHEMA,
+    IMAGE_SCHEMA,
+    KEY_SCHEMA,
+    NAME_SCHEMA,
+    PARTITION_STRIDE,
     TableWriter,
-    find_duplicates,
-    find_exact_duplicates,
     find_frequent,
+    find_repeats,
+    read_frequent,
+    read_repeats,
 )
+from mm1_pipeline.corpus.quarantine import Reason
 
 DOCUMENTS = pa.schema([("texts", pa.list_(pa.string())), ("images", pa.list_(pa.binary()))])
 
@@ -234,41 +240,73 @@ def test_evaluation_sources_and_sources_on_demand_keep_their_duplicates(tmp_path
     path = tmp_path / "raw"
     evaluation = run(tmp_path / "a", "text", "jsonl", path, split="evaluation", **options)
     assert (evaluation.report["kept"], evaluation.rejected) == (3, {})
-    switched_off = {"deduplication": {"exact": False}}
-    result = run(tmp_path / "b", "text", "jsonl", path, top=switched_off, **options)
+    off = {"exact": False, "near": None}
+    result = run(tmp_path / "b", "text", "jsonl", path, deduplication=off, **options)
     assert (result.report["kept"], result.rejected) == (2, {"too_few_characters": 1})
 
 
-def test_duplicates_against_a_plain_search(tmp_path):
+def write_keys(folder, name, rows, schema=KEY_SCHEMA):
+    folder.mkdir(exist_ok=True)
+    with TableWriter(folder / f"{name}.parquet", schema) as table:
+        for row in rows:
+            table.add(*row)
+    return [folder / f"{name}.parquet"]
+
+
+@pytest.mark.parametrize("rows_per_pass", [10**9, 7_000])
+def test_duplicates_against_a_plain_search(tmp_path, monkeypatch, rows_per_pass):
+    monkeypatch.setattr(deduplication, "ROWS_PER_PASS", rows_per_pass)
     rng = np.random.default_rng(0)
-    values = rng.integers(0, 3_000, size=120_000)
-    positions = np.sort(rng.choice(10**6, size=len(values), replace=False))
+    values = rng.integers(0, 3_000, size=20_000)
+    orders = np.sort(rng.choice(10**6, size=len(values), replace=False))
     first: dict[int, int] = {}
     expected = {}
-    with TableWriter(tmp_path / "h.parquet", HASH_SCHEMA) as table:
-        for position, value in zip(positions.tolist(), values.tolist(), strict=True):
-            table.add(position, value.to_bytes(16, "big"))
-            if first.setdefault(value, position) != position:
-                expected[position] = first[value]
-    found = find_exact_duplicates(tmp_path / "h.parquet")
-    assert len(found) == len(expected)
-    assert all(found.original_of(p) == expected.get(p) for p in positions.tolist()[:5_000])
-    originals = set(expected.values())
-    assert all(found.is_original(p) == (p in originals) for p in positions.tolist()[:5_000])
-    assert found.original_of(-1) is None
-    assert found.original_of(10**9) is None
-    assert len(find_duplicates(DeduplicationConfig(exact=False), tmp_path / "h.parquet")) == 0
+    rows = list(zip(orders.tolist(), values.tolist(), strict=True))
+    for order, value in rows:
+        if first.setdefault(value, order) != order:
+            expected[order] = (Reason.DUPLICATE, f"name {first[value]}")
+    names = [(order, f"name {order}") for order, _ in rows]
+    tables = {
+        "exact": write_keys(tmp_path / "t", "exact", rows),
+        "names": write_keys(tmp_path / "t", "names", names, NAME_SCHEMA),
+    }
+    find_repeats(DeduplicationConfig(), tables, tmp_path / "out", tmp_path / "work")
+    assert read_repeats(tmp_path / "out", 0) == expected
+
+
+def test_a_caption_made_frequent_by_copies_is_kept_once(tmp_path):
+    exact = [(n, 1) for n in range(20)] + [(20 + n, 100 + n) for n in range(13)]
+    captions = [(n, 5) for n in range(20)] + [(20 + n, 6) for n in range(12)] + [(32, 7)]
+    names = [(n, str(n)) for n in range(33)]
+    tables = {
+        "exact": write_keys(tmp_path / "t", "exact", exact),
+        "captions": write_keys(tmp_path / "t", "captions", captions),
+        "names": write_keys(tmp_path / "t", "names", names, NAME_SCHEMA),
+    }
+    find_repeats(DeduplicationConfig(), tables, tmp_path / "out", tmp_path / "work")
+    found = read_repeats(tmp_path / "out", 0)
+    assert sorted(n for n, (why, _) in found.items() if why == "duplicate") == list(range(1, 20))
+    frequent = [n for n, (why, _) in found.items() if why == "caption_too_frequent"]
+    assert sorted(frequent) == list(range(20, 32))
 
 
 def test_nothing_has_no_duplicates(tmp_path):
-    with TableWriter(tmp_path / "h.parquet", HASH_SCHEMA):
-        pass
-    assert len(find_exact_duplicates(tmp_path / "h.parquet")) == 0
+    tables = {
+        "exact": write_keys(tmp_path / "t", "exact", []),
+        "names": write_keys(tmp_path / "t", "names", [], NAME_SCHEMA),
+    }
+    find_repeats(DeduplicationConfig(), tables, tmp_path / "out", tmp_path / "work")
+    assert read_repeats(tmp_path / "out", 0) == {}
 
 
-def test_frequent_values_leave_nulls_out(tmp_path):
-    schema = pa.schema([("url", pa.string())])
-    with TableWriter(tmp_path / "t.parquet", schema) as table:
-        for value in ["a"] * 3 + ["b"] * 2 + [None] * 5:
-            table.add(value)
-    assert find_frequent(tmp_path / "t.parquet", "url", 2) == {"a"}
+@pytest.mark.parametrize("rows_per_pass", [10**9, 3])
+def test_frequent_values_leave_nulls_out(tmp_path, monkeypatch, rows_per_pass):
+    monkeypatch.setattr(deduplication, "ROWS_PER_PASS", rows_per_pass)
+    places = [PARTITION_STRIDE, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    urls = ["a"] * 3 + ["b"] * 2 + [None] * 5
+    rows = [(place, url, "x") for place, url in zip(places, urls, strict=True)]
+    paths = write_keys(tmp_path / "t", "images", rows, IMAGE_SCHEMA)
+    find_frequent(paths, "url", 2, tmp_path / "found")
+    assert read_frequent(tmp_path / "found", 0) == {"a"}
+    assert read_frequent(tmp_path / "found", 1) == {"a"}
+    assert read_frequent(tmp_path / "found", 2) == set()

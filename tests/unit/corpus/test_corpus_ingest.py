@@ -9,7 +9,9 @@ import logging
 import pyarrow.parquet as pq
 import pytest
 from corpus_builders import (
+    PLAIN,
     make_config,
+    pattern,
     picture,
     run,
     sample,
@@ -21,6 +23,7 @@ from corpus_builders import (
 
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.corpus import ingest as ingest_module
+from mm1_pipeline.corpus import steps
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.preflight import check_sources
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, printable
@@ -47,10 +50,10 @@ def make_sources(folder):
         "annotations": [{"id": 1, "image_id": 1, "caption": "one"}],
     }
     write_json(folder / "eval" / "captions.json", content)
-    write_bytes(folder / "eval" / "1.jpg", picture())
+    write_bytes(folder / "eval" / "1.jpg", pattern(99))
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     write_json(folder / "chat" / "chat.json", [{"conversations": turns}])
-    return {
+    sources = {
         "captions": {"kind": "caption", "format": "img2dataset", "path": f"{folder}/captions"},
         "words": {
             "kind": "text",
@@ -66,6 +69,7 @@ def make_sources(folder):
             "split": "evaluation",
         },
     }
+    return {name: {**PLAIN, **source} for name, source in sources.items()}
 
 
 def digests(folder):
@@ -86,7 +90,15 @@ def test_files_report_and_schema(tmp_path):
         "kept": 7,
         "rejected": {"image_undecodable": 1},
         "images": {"read": 8, "kept": 7, "rejected": {"image_undecodable": 1}},
+        "steps": {
+            "read": {"read": 8, "kept": 8, "rejected": {}},
+            "check": {"read": 8, "kept": 7, "rejected": {"image_undecodable": 1}},
+            "filter": {"read": 7, "kept": 7, "rejected": {}},
+            "deduplicate": {"read": 7, "kept": 7, "rejected": {}},
+        },
     }
+    assert report["sources"]["words"]["steps"]["read"]["rejected"] == {"invalid_json": 1}
+    assert report["sources"]["words"]["steps"]["deduplicate"]["rejected"] == {"duplicate": 1}
     assert report["sources"]["words"]["rejected"] == {"duplicate": 1, "invalid_json": 1}
     assert report["totals"] == {
         "read": 21,
@@ -145,34 +157,34 @@ def test_max_records_reads_no_more(tmp_path):
 
 def count_reads(monkeypatch):
     names = []
-    real = ingest_module.read_source
+    real = steps.read_source
 
     def read_source(source):
         names.append(source.name)
         return real(source)
 
-    monkeypatch.setattr(ingest_module, "read_source", read_source)
+    monkeypatch.setattr(steps, "read_source", read_source)
     return names
 
 
 def test_an_interrupted_run_goes_on_with_the_next_source(tmp_path, monkeypatch):
     config = make_config(make_sources(tmp_path / "raw"))
     expected = ingest(config, tmp_path / "whole")
-    real = ingest_module._find_duplicates
+    real = ingest_module._find_repeats
 
-    def die_in_chat(source, *rest):
+    def die_in_chat(config, source, *rest):
         if source.kind == RecordKind.CONVERSATION:
             raise KeyboardInterrupt
-        return real(source, *rest)
+        return real(config, source, *rest)
 
-    monkeypatch.setattr(ingest_module, "_find_duplicates", die_in_chat)
+    monkeypatch.setattr(ingest_module, "_find_repeats", die_in_chat)
     with pytest.raises(KeyboardInterrupt):
         ingest(config, tmp_path / "first", work_dir=tmp_path / "work")
     assert not (tmp_path / "first" / "records").exists()
-    monkeypatch.setattr(ingest_module, "_find_duplicates", real)
+    monkeypatch.setattr(ingest_module, "_find_repeats", real)
     names = count_reads(monkeypatch)
     report = ingest(config, tmp_path / "second", work_dir=tmp_path / "work")
-    assert names == ["chat", "eval_captions"]
+    assert names == []  # the last source had been read, and only what follows is made
     assert report == expected
     assert digests(tmp_path / "second") == digests(tmp_path / "whole")
 

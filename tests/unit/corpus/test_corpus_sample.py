@@ -15,18 +15,51 @@ ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "data" / "sample"
 
 COUNTS = {
-    "captions_openclipart": (900, 863, {"duplicate": 37}),
-    "captions_tuxpaint": (624, 624, {}),
-    "captions_easy_vqa": (3542, 3542, {}),
-    "web_documents": (125, 113, {"too_few_images": 12}),
-    "documents_easy_vqa": (2226, 2226, {}),
-    "text": (14351, 14350, {"duplicate": 1}),
-    "instructions": (800, 800, {}),
-    "digit_strips": (2400, 2400, {}),
-    "eval_digits": (300, 300, {}),
+    "captions_openclipart": (
+        900,
+        809,
+        {
+            "duplicate": 33,
+            "too_few_characters": 27,
+            "language": 11,
+            "caption_url": 10,
+            "contaminated_image": 5,
+            "image_duplicate": 3,
+            "caption_boilerplate": 1,
+            "caption_file_name": 1,
+        },
+    ),
+    "captions_tuxpaint": (
+        624,
+        573,
+        {"image_duplicate": 32, "contaminated_image": 17, "contaminated_text": 2},
+    ),
+    "captions_easy_vqa": (3542, 3495, {"contaminated_image": 47}),
+    "web_documents": (
+        125,
+        106,
+        {"too_few_images": 12, "too_few_words": 4, "near_duplicate": 2, "repeated_lines": 1},
+    ),
+    "documents_easy_vqa": (2226, 2073, {"contaminated_image": 153}),
+    "text": (
+        14351,
+        14333,
+        {
+            "too_few_letters": 5,
+            "word_length": 5,
+            "too_many_symbols": 4,
+            "near_duplicate": 3,
+            "duplicate": 1,
+        },
+    ),
+    "instructions": (800, 786, {"contaminated_image": 14}),
+    "digit_strips": (2400, 2395, {"contaminated_image": 5}),
     "eval_captions": (150, 150, {}),
+    "eval_digits": (300, 300, {}),
     "eval_vqa": (1470, 1470, {}),
 }
+"""The held-out stamps and the test pictures of easy-VQA have copies, or nearly, among what is
+learnt from; they are rejected. Five drawings and one held-out stamp are blank."""
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +81,11 @@ def test_every_source_gives_what_it_gave(result):
     assert found == COUNTS
     assert report["sources"]["web_documents"]["images"] == {
         "read": 776,
-        "kept": 441,
+        "kept": 426,
         "rejected": {
             "image_too_small": 199,
-            "image_aspect_ratio": 108,
+            "image_aspect_ratio": 107,
+            "record_rejected": 16,
             "image_url_stop_word": 15,
             "image_repeated": 13,
         },
@@ -75,7 +109,7 @@ def test_documents_of_the_web_are_clean(result):
     ):
         assert furniture not in whole, furniture
     assert "import numpy as np\nimport matplotlib.pyplot as plt" in whole
-    assert "- Use the OpenCV function cv::convexHull" in whole
+    assert "- Use the OpenCV function cv::boundingRect" in whole
 
 
 def test_keys_are_unique_and_evaluation_has_references(result):

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from mm1_pipeline.config.text_tasks import TextTaskConfig
+from mm1_pipeline.evaluation import likelihood
+from mm1_pipeline.evaluation.answers import AnswerLog
 from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.likelihood import encode_pair, log_likelihoods
 
@@ -39,12 +41,12 @@ def one_by_one(model, tokenizer, context, continuation) -> tuple[float, bool]:
 @pytest.mark.parametrize("max_positions", [1, 60, 8192])
 def test_packed_equals_one_by_one(model, tokenizer, max_positions):
     found = log_likelihoods(model, tokenizer, PAIRS, max_positions=max_positions)
-    for pair, likelihood in zip(PAIRS, found, strict=True):
+    for pair, scored in zip(PAIRS, found, strict=True):
         expected, is_greedy = one_by_one(model, tokenizer, *pair)
         # Worst difference measured: 9.2e-6 of -142.8.
-        assert likelihood.log_likelihood == pytest.approx(expected, abs=1e-4)
-        assert likelihood.is_greedy == is_greedy
-    assert len({round(likelihood.log_likelihood, 3) for likelihood in found}) == len(PAIRS)
+        assert scored.log_likelihood == pytest.approx(expected, abs=1e-4)
+        assert scored.is_greedy == is_greedy
+    assert len({round(scored.log_likelihood, 3) for scored in found}) == len(PAIRS)
 
 
 @torch.inference_mode()
@@ -99,3 +101,27 @@ def test_text_tasks_stand_beside_the_others_and_add_nothing_to_them(world, tmp_p
     for name in text_tasks:
         del tasks[name]
     assert with_text == without
+
+
+@torch.inference_mode()
+def test_a_killed_run_goes_on_and_equals_the_whole(model, tokenizer, tmp_path, monkeypatch):
+    def scored(log_path):
+        log = None if log_path is None else AnswerLog(log_path, {"model": "tiny"})
+        return log_likelihoods(model, tokenizer, [*PAIRS, *PAIRS], max_positions=60, log=log)
+
+    whole = scored(None)
+    path = tmp_path / "log.jsonl"
+    assert scored(path) == whole
+    lines = path.read_bytes().splitlines(keepends=True)
+    computed = []
+    compute = likelihood._score
+    monkeypatch.setattr(
+        likelihood, "_score", lambda m, batch: computed.append(len(batch)) or compute(m, batch)
+    )
+    assert scored(path) == whole
+    assert computed == []
+    for kept in range(1, len(lines)):
+        path.write_bytes(b"".join(lines[:kept]) + lines[kept][:10])
+        computed.clear()
+        assert scored(path) == whole
+        assert 0 < sum(computed) <= 2 * len(PAIRS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
 from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, TaskConfig
-from mm1_pipeline.config.task_files import FOLDER, task_names
+from mm1_pipeline.config.task_files import FOLDER, TEXT_FOLDER, task_names
 from mm1_pipeline.config.task_formats import FILES
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
@@ -94,3 +95,9 @@ def test_prompts_count_for_staleness_and_places_of_files_do_not():
     assert moved.input_paths != first.input_paths
     assert first.input_paths["params:evaluate.tasks.t.files.images"] == "images"
     assert flat(prompt="{image} {question}").values != first.values
+
+
+def test_the_documentation_lists_every_task_file():
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    for name in (*task_names(), *task_names(TEXT_FOLDER)):
+        assert f"| `{name}` |" in page

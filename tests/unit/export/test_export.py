@@ -30,7 +30,7 @@ from mm1_pipeline.config.model import (
     RopeScalingKind,
     VisionConfig,
 )
-from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
+from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
 from mm1_pipeline.corpus.records import Segment
 from mm1_pipeline.export.huggingface_directory import export_model
 from mm1_pipeline.models.checkpoint import save_model
@@ -39,6 +39,7 @@ from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.serialization import serialize
+from mm1_pipeline.streams.sub_images import decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
 
 TOLERANCE = 1e-5
@@ -308,6 +309,23 @@ def test_chat_template_gives_the_tokens_of_sft(
         for segment in (Segment.of_image(0), Segment.of_text("what is it?"))
     ]
     assert found == serialize_conversation(turn, tokenizer, NUM_TOKENS).input_ids.tolist()
+
+
+def test_large_images_take_the_squares_that_they_had_in_training(
+    processor: Any, picture: Image.Image, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sub_images = SubImageConfig(grid=2, skip_empty=True)
+    assert processor.image_processor.sub_images["grid"] == 1
+    monkeypatch.setattr(processor.image_processor, "sub_images", dataclasses.asdict(sub_images))
+    small = Image.new("RGB", (9, 9))
+    inputs = processor(images=[picture, small], text=["<|image|> a cat <|image|>"])
+    squares = [*decompose(picture, TRANSFORM, sub_images), *decompose(small, TRANSFORM, sub_images)]
+    assert torch.equal(inputs["pixel_values"], to_pixel_values(squares, TRANSFORM))
+    placeholders = int((inputs["input_ids"] == tokenizer.image_id).sum())
+    assert placeholders == len(squares) * NUM_TOKENS
+    assert len(squares) > 3
+    with pytest.raises(ValueError, match=r"Found 1 times <\|image\|> in the texts but 2 images"):
+        processor(images=[picture, small], text=["<|image|> a cat"])
 
 
 def test_padding_is_on_the_left(processor: Any, tokenizer: Tokenizer) -> None:

@@ -75,7 +75,13 @@ def records(world, tmp_path_factory):
         **evaluation,
     }  # fmt: skip
     out = tmp_path_factory.mktemp("records")
-    config = TypeAdapter(IngestConfig).validate_python({"sources": sources})
+    plain = {"text": {"defaults": False}, "captions": {"defaults": False}}
+    rules = {  # as conf/lab: the world repeats itself by design
+        "deduplication": {"near": None, "perceptual": False, "max_caption_occurrences": None},
+        "decontamination": {"images": False, "texts": False},
+    }
+    sources = {name: {**plain, **source} for name, source in sources.items()}
+    config = TypeAdapter(IngestConfig).validate_python({"sources": sources, **rules})
     return out, ingest(config, out)
 
 

@@ -193,8 +193,8 @@ def test_balance_is_1_when_even_and_num_experts_when_collapsed() -> None:
     ones = torch.ones(4)
     one_hot = torch.tensor([1.0, 0, 0, 0])
     unused = torch.tensor(0.0)
-    even = Routing(torch.tensor(8.0), 4 * ones, 2 * ones, unused, unused)
-    collapsed = Routing(torch.tensor(8.0), 8 * one_hot, 8 * one_hot, unused, unused)
+    even = Routing(torch.tensor(8.0), 4 * ones, 2 * ones, unused, unused, unused)
+    collapsed = Routing(torch.tensor(8.0), 8 * one_hot, 8 * one_hot, unused, unused, unused)
     assert load_balance_loss(even).item() == 1
     assert load_balance_loss(collapsed).item() == 4
 
@@ -262,6 +262,28 @@ def test_padding_does_not_count(
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=0, msg=name)
+
+
+def test_load_is_measured_for_each_group_of_rows(
+    moe_config: MM1Config, batch: dict[str, Tensor]
+) -> None:
+    model = build_model(moe_config, 3, seed=0)
+    num_rows = len(batch["input_ids"])
+    groups = torch.zeros(3, num_rows, dtype=torch.bool)
+    groups[0, 0] = True
+    groups[2, 1:] = True
+    terms = model(**batch, row_groups=groups).terms
+    by_group = terms["router_load_by_stream"].value
+    whole = terms["router_load"].value
+    assert by_group.shape == (len(whole), 3, moe_config.decoder.moe.num_experts)
+    sums = torch.tensor([1.0, 0.0, 1.0 if num_rows > 1 else 0.0])
+    torch.testing.assert_close(by_group.sum(dim=-1), sums.expand(len(whole), 3))
+    alone = model(**batch, row_groups=groups[:1]).terms["router_load"].value
+    torch.testing.assert_close(by_group[:, 0], alone)
+    expected = model(**batch).terms
+    torch.testing.assert_close(whole, expected["router_load"].value)
+    dead = (expected["router_load"].value == 0).sum(dim=-1).float()
+    torch.testing.assert_close(terms["router_dead"].value, dead)
 
 
 def test_recomputing_changes_nothing(moe_config: MM1Config, batch: dict[str, Tensor]) -> None:

@@ -25,8 +25,8 @@ from mm1_pipeline.streams.sub_images import (
     crop_boxes,
     decompose,
     num_tiles,
-    prepare_tiles,
 )
+from mm1_pipeline.streams.tiles import prepare_tiles
 
 TRANSFORM = ImageTransform(size=8, encoding="png")
 GRID = SubImageConfig(grid=2)

@@ -82,6 +82,8 @@ def test_a_mixture_of_experts_trains_on_its_whole_loss(batch):
         "router_z",
         "router_load",
         "router_entropy",
+        "router_dead",
+        "router_load_by_stream",
         "output_z",
     }
     names = ("input_ids", "position_ids", "cu_seqlens", "pixel_values", "labels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -70,6 +71,8 @@ class Source:
     config: SourceConfig
     files: SourceFiles
     limits: ReaderLimits
+    prepared: Path | None = None
+    """Folder with what was found out about the whole source, where partitions share that."""
 
     @property
     def is_evaluation(self) -> bool:

@@ -7,7 +7,9 @@ import binascii
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
@@ -25,14 +27,19 @@ _MAX_REDIRECTS = 5
 _OPEN_ARCHIVES = 8
 _REDIRECTS = range(300, 400)
 _RECORD_TYPES = WarcRecordType.response | WarcRecordType.resource
+_PLACES = ("hashes", "archives", "positions")
 _MISSING = "no archive of the source holds the image"
+
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""uint64[N] hashes of URLs, uint32[N] numbers of archives, uint64[N] positions in them."""
 
 
 class ArchivedImages:
     """Finds images by URL, and reads them out of the archives when they are wanted.
 
-    All archives are gone through once; 20 bytes are remembered for each response that is no
-    page, so that a hundred million of them take 2 GB. Of several captures the first counts.
+    All archives are gone through once, here or for all partitions together; 20 bytes are
+    remembered for each response that is no page, so that a hundred million of them take 2 GB. Of
+    several captures the first counts.
 
     Args:
         source: a source of WARC files.
@@ -40,18 +47,13 @@ class ArchivedImages:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._files = list(source.files)
+        self._files = source.files.of_source
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
-        hashes, files, positions = array("Q"), array("I"), array("Q")
-        for number, file in enumerate(self._files):
-            for url_hash, position in self._scan(file):
-                hashes.append(url_hash)
-                files.append(number)
-                positions.append(position)
-        order = np.argsort(np.asarray(hashes, np.uint64), kind="stable")
-        self._hashes = np.asarray(hashes, np.uint64)[order]
-        self._numbers = np.asarray(files, np.uint32)[order]
-        self._positions = np.asarray(positions, np.uint64)[order]
+        if source.prepared is None:
+            places = merge_places([scan_archives(source, self._files)])
+        else:
+            places = load_places(source.prepared)
+        self._hashes, self._numbers, self._positions = places
 
     def close(self) -> None:
         """Closes the archives."""
@@ -71,20 +73,6 @@ class ArchivedImages:
             if self._places(url):
                 return RawImage(partial(self._load, url), url)
         return RawImage.refused(Rejected(Reason.IMAGE_MISSING, _MISSING), urls[0])
-
-    def _scan(self, file: SourceFile) -> list[tuple[int, int]]:
-        """Hash of URL and position of everything in an archive that is no page."""
-        found = []
-        try:
-            with self._source.files.open_aside(file) as stream:
-                for record in ArchiveIterator(stream, record_types=_RECORD_TYPES, parse_http=True):
-                    is_redirect = http.status(record) in _REDIRECTS
-                    wanted = http.status(record) == http.OK or is_redirect
-                    if wanted and (is_redirect or http.content_type(record) not in http.PAGE_TYPES):
-                        found.append((_hash(_url_of(record)), record.stream_pos))
-        except FILE_ERRORS:
-            pass  # damage is reported, and counted, when the pages are read
-        return found
 
     def _places(self, url: str) -> list[int]:
         url_hash = np.uint64(_hash(url))
@@ -117,6 +105,66 @@ class ArchivedImages:
             return next(iter(ArchiveIterator(stream, parse_http=True)), None)
         except FILE_ERRORS as error:
             raise Rejected(Reason.IMAGE_MISSING, f"{type(error).__name__}: {error}") from None
+
+
+def scan_archives(source: Source, files: Iterable[SourceFile]) -> Places:
+    """Goes through archives and notes where everything lies that is no page.
+
+    Args:
+        source: the source.
+        files: those of its archives to look into.
+
+    Returns:
+        Hash of the URL, number of the archive in the source and position in it, of each.
+    """
+    numbers = {file.name: number for number, file in enumerate(source.files.of_source)}
+    hashes, archives, positions = array("Q"), array("I"), array("Q")
+    for file in files:
+        for url_hash, position in _scan(source, file):
+            hashes.append(url_hash)
+            archives.append(numbers[file.name])
+            positions.append(position)
+    return (
+        np.array(hashes, np.uint64),
+        np.array(archives, np.uint32),
+        np.array(positions, np.uint64),
+    )
+
+
+def merge_places(parts: list[Places]) -> Places:
+    """The places of all archives, in the order of their hashes, the earliest capture first."""
+    hashes, archives, positions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], archives[order], positions[order]
+
+
+def save_places(folder: Path, places: Places) -> None:
+    """Writes places so that many processes can share them."""
+    for name, values in zip(_PLACES, places, strict=True):
+        np.save(folder / f"{name}.npy", values)
+
+
+def load_places(folder: Path) -> Places:
+    """Maps written places into memory."""
+    hashes, archives, positions = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in _PLACES
+    )
+    return hashes, archives, positions
+
+
+def _scan(source: Source, file: SourceFile) -> list[tuple[int, int]]:
+    """Hash of URL and position of everything in an archive that is no page."""
+    found = []
+    try:
+        with source.files.open_aside(file) as stream:
+            for record in ArchiveIterator(stream, record_types=_RECORD_TYPES, parse_http=True):
+                is_redirect = http.status(record) in _REDIRECTS
+                wanted = http.status(record) == http.OK or is_redirect
+                if wanted and (is_redirect or http.content_type(record) not in http.PAGE_TYPES):
+                    found.append((_hash(_url_of(record)), record.stream_pos))
+    except FILE_ERRORS:
+        pass  # damage is reported, and counted, when the pages are read
+    return found
 
 
 def _url_of(record: WarcRecord) -> str:

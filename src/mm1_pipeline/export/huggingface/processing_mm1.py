@@ -16,7 +16,7 @@ class MM1Processor(ProcessorMixin):
     Args:
         image_processor: makes pixel values.
         tokenizer: makes token ids.
-        image_tokens: positions that an image takes.
+        image_tokens: positions that a square of an image takes.
         image_token: what stands for an image in a text.
         chat_template: see transformers.
         **kwargs: what transformers passes to every processor.
@@ -60,14 +60,34 @@ class MM1Processor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         bos = self.tokenizer.bos_token
         begun = [each if each.startswith(bos) else f"{bos}{each}" for each in texts]
-        filled = [
-            each.replace(self.image_token, self.image_token * self.image_tokens) for each in begun
-        ]
+        content: dict[str, Any] = {}
+        num_tiles: list[int] = []
+        if images is not None:
+            processed = self.image_processor(images)
+            content["pixel_values"] = processed["pixel_values"]
+            num_tiles = processed["num_tiles"].tolist()
         inputs = self.tokenizer(
-            filled, return_tensors=return_tensors, add_special_tokens=False, **kwargs
+            self._filled(begun, num_tiles),
+            return_tensors=return_tensors,
+            add_special_tokens=False,
+            **kwargs,
         )
         names = ("input_ids", "attention_mask")
-        content = {name: inputs[name] for name in names if name in inputs}
-        if images is not None:
-            content.update(self.image_processor(images))
-        return BatchFeature(content)
+        return BatchFeature({**{n: inputs[n] for n in names if n in inputs}, **content})
+
+    def _filled(self, texts: list[str], num_tiles: list[int]) -> list[str]:
+        """The texts with each image's placeholders."""
+        found = sum(text.count(self.image_token) for text in texts)
+        if found != len(num_tiles):
+            raise ValueError(
+                f"Found {found} times {self.image_token} in the texts but {len(num_tiles)} images. "
+                "Write it once where each image stands."
+            )
+        counts = iter(num_tiles)
+        filled = []
+        for text in texts:
+            first, *others = text.split(self.image_token)
+            placeholders = (self.image_token * self.image_tokens * next(counts) for _ in others)
+            parts = (each for pair in zip(placeholders, others, strict=True) for each in pair)
+            filled.append(first + "".join(parts))
+        return filled

@@ -19,7 +19,7 @@ def fine_tune(
     staged = stage("sft_model")
     rows = train(
         config,
-        continue_from(start.path, sft_shards.path),
+        continue_from(start.path, sft_shards.path, num_streams=len(config.mixture.streams)),
         sft_shards.path,
         stage="sft",
         work_dir=staged.work_directory,

@@ -20,7 +20,13 @@ def train_experts(
     staged = stage("upcycled_model")
     rows = train(
         config.training(pretrain),
-        upcycle_from(config, pretrained_model.path, shards.path, staged.work_directory),
+        upcycle_from(
+            config,
+            pretrained_model.path,
+            shards.path,
+            staged.work_directory,
+            num_streams=len(pretrain.mixture.streams),
+        ),
         shards.path,
         stage="upcycle",
         work_dir=staged.work_directory,

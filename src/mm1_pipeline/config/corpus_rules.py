@@ -1,0 +1,255 @@
+"""Parameters of `ingest` that judge texts, captions and repetitions.
+
+A rule left at None takes the value of the record's kind (`TEXT_RULES`, `CAPTION_RULES`), unless
+`defaults: false` switches those off for a source; evaluation sources and conversations know none
+but those that are set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TypeVar
+
+from mm1_pipeline.config._base import input_path, parameters
+
+T = TypeVar("T")
+
+
+@parameters
+class TextRules:
+    """Which records are kept for the quality of their text.
+
+    MM1 names "length and quality filters" without values; where the defaults come from stands
+    at `TEXT_RULES`.
+    """
+
+    defaults: bool = True
+    """Whether a rule left at None takes the value of the record's kind."""
+    min_words: int | None = None
+    max_words: int | None = None
+    min_mean_word_length: float | None = None
+    """Characters of the mean word."""
+    max_mean_word_length: float | None = None
+    max_symbols_per_word: float | None = None
+    """`#` and ellipses, per word."""
+    max_bullet_lines: float | None = None
+    """Share of lines that start with a bullet."""
+    max_ellipsis_lines: float | None = None
+    """Share of lines that end with an ellipsis."""
+    min_alphabetic_words: float | None = None
+    """Share of words with at least one letter."""
+    min_stop_words: int | None = None
+    """Different ones of the eight commonest English words."""
+    max_repeated_lines: float | None = None
+    """Share of lines that repeat an earlier line."""
+    max_repeated_line_characters: float | None = None
+    """Share of characters in lines that repeat an earlier line."""
+    max_repeated_paragraphs: float | None = None
+    max_repeated_paragraph_characters: float | None = None
+    max_top_ngram_characters: dict[int, float] | None = None
+    """By number of words: share of characters in the n-gram that occurs most often."""
+    max_repeated_ngram_characters: dict[int, float] | None = None
+    """By number of words: share of characters in n-grams that repeat an earlier one."""
+    languages: tuple[str, ...] | None = None
+    """ISO 639-1 codes of the languages to keep; empty keeps all."""
+    language_confidence: float = 0.8
+    """A text goes only when the identifier is at least this sure that it is in another language,
+    so that short texts, of which nobody can be sure, stay. Our choice."""
+    profanity_list: str | None = input_path(default=None)
+    """A text file with one word or phrase a line; null switches the rule off."""
+    max_profanities: int = 0
+    """Occurrences of listed words that are still allowed."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_top_ngram_characters", "max_repeated_ngram_characters"):
+            for words in getattr(self, name) or {}:
+                if words < 1:
+                    raise ValueError(f"{name}: found n-grams of {words} words, expected 1 or more.")
+        for code in self.languages or ():
+            if not re.fullmatch(r"[a-z]{2,3}", code):
+                raise ValueError(
+                    f"languages: found {code!r}, expected codes of ISO 639-1, such as 'en'."
+                )
+
+
+TEXT_RULES = TextRules(
+    min_words=50,
+    max_words=100_000,
+    min_mean_word_length=3.0,
+    max_mean_word_length=10.0,
+    max_symbols_per_word=0.1,
+    max_bullet_lines=0.9,
+    max_ellipsis_lines=0.3,
+    min_alphabetic_words=0.8,
+    min_stop_words=2,
+    max_repeated_lines=0.3,
+    max_repeated_line_characters=0.2,
+    max_repeated_paragraphs=0.3,
+    max_repeated_paragraph_characters=0.2,
+    max_top_ngram_characters={2: 0.20, 3: 0.18, 4: 0.16},
+    max_repeated_ngram_characters={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
+    languages=("en",),
+)
+"""What interleaved documents and texts are held to where a rule is None.
+
+Source: the quality and repetition rules of Gopher's MassiveText (Rae et al. 2021, tables A1 and
+"repetition removal"), which MM1 does not name; English only is our choice.
+"""
+
+SHORT_TEXT_RULES = TextRules(languages=("en",))
+"""What captions are held to: rules made for pages say nothing about a line."""
+
+
+@parameters
+class CaptionRules:
+    """Which captions are kept; alt-text is often no description.
+
+    Every pattern is a regular expression without regard to case, `""` switches it off.
+    """
+
+    defaults: bool = True
+    """Whether a rule left at None takes the value of `CAPTION_RULES`."""
+    min_words: int | None = None
+    min_characters: int | None = None
+    max_characters: int | None = None
+    max_repeated_words: float | None = None
+    """Share of words that repeat an earlier one, in captions of at least 6 words."""
+    file_name: str | None = None
+    """A caption that matches as a whole is the name of a file."""
+    camera_default: str | None = None
+    """A caption that matches as a whole is what a camera or phone called the picture."""
+    url: str | None = None
+    """A caption that contains it carries an address."""
+    boilerplate: tuple[str, ...] | None = None
+    """Phrases; a caption that holds nothing else but numbers describes nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("file_name", "camera_default", "url"):
+            pattern = getattr(self, name)
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise ValueError(
+                    f"{name}: found {pattern!r}, expected a regular expression ({error})."
+                ) from None
+
+
+CAPTION_RULES = CaptionRules(
+    min_words=2,
+    min_characters=5,
+    max_characters=1_000,
+    max_repeated_words=0.6,
+    file_name=r"[\w .()+~\[\]-]*[\w)\]]\.(jpe?g|png|gif|webp|bmp|tiff?|svg|avif|heic|pdf)",
+    camera_default=(
+        r"((img|dsc[fn]?|dscn|dcim|pict?|pxl|mvi|gopr|cimg|sam|p|wp|screen ?shot|screenshot|"
+        r"photo|image|picture|untitled|scan|whatsapp image|received|foto|bild)"
+        r"[\s_.-]*\d[\d\s_.:-]*(at|am|pm|copy|\(\d+\)|[\s\d_.:-])*)"
+        r"|untitled[\s_-]*(design|\d+)?|[\d\s_.:-]{4,}|[0-9a-f]{12,}([-_][0-9a-f]+)*"
+    ),
+    url=r"https?://|\bwww\.\w|\b[\w-]+\.(com|net|org|io|co\.uk|de|ru|info|biz)(\b|/)",
+    boilerplate=(
+        "image of", "images of", "picture of", "photo of", "photograph of", "photos of",
+        "stock photo", "stock image", "stock vector", "stock illustration", "image may contain",
+        "click to enlarge", "click here", "click for", "larger view", "view larger", "enlarge",
+        "thumbnail", "image", "images", "picture", "photo", "photograph", "photos", "pic",
+        "graphic", "illustration", "icon", "logo", "banner", "avatar", "placeholder", "alt text",
+        "no description available", "no caption", "no alt", "missing", "none", "null",
+        "undefined", "untitled", "default", "profile", "header", "featured", "main", "gallery",
+        "slide", "cover", "product", "a", "an", "the", "for", "no",
+    ),
+)  # fmt: skip
+"""What captions are held to where a rule is None.
+
+Source: our choice, after the rules of CC12M, ALIGN and DataComp; MM1 takes its captions from
+sets that were filtered before.
+"""
+
+
+@parameters
+class MinHashConfig:
+    """Near-duplicates of texts, by locality-sensitive hashing.
+
+    Two texts whose sets of word n-grams have the similarity s (Jaccard) share one of the bands,
+    and the later one goes, with the probability 1 - (1 - s^rows)^bands: with these defaults 5 % at
+    s = 0.5, 56 % at 0.7, 92 % at 0.8, above 99.9 % at 0.9.
+
+    Source: MM1, Appendix (LSH de-duplication, unconfirmed); the values are FineWeb's.
+    """
+
+    num_bands: int = 14
+    rows_per_band: int = 8
+    ngram_words: int = 5
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_bands", "rows_per_band", "ngram_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+
+
+@parameters
+class DeduplicationConfig:
+    """Which repetitions are dropped inside of each training source; the earliest record stays."""
+
+    exact: bool = True
+    """Drops a record whose text and image contents repeat an earlier one's."""
+    near: MinHashConfig | None = MinHashConfig()
+    """Drops documents and texts that are near-duplicates of an earlier one; null keeps them."""
+    perceptual: bool = True
+    """Drops a caption pair that shows an earlier pair's picture: re-encoded, resized, whatever
+    its caption says."""
+    max_picture_difference: float = 0.1
+    """What still counts as the same picture, as in `decontamination.max_difference`."""
+    max_caption_occurrences: int | None = 10
+    """Drops all pairs of a caption that occurs more often. Source: ALIGN; MM1 does not say."""
+
+
+@parameters
+class DecontaminationConfig:
+    """What of the evaluation data must not be learnt from.
+
+    Every source with `split: evaluation` counts: its images, its questions and its references.
+    MM1 does not describe decontamination: our choice.
+    """
+
+    images: bool = True
+    """Rejects a training record that shows an evaluation image: resized, compressed, or with up
+    to `max_crop` cut off."""
+    texts: bool = True
+    """Rejects a training record that holds an n-gram of an evaluation text."""
+    max_crop: float = 0.05
+    """Part of the width or height that may be missing at each edge."""
+    max_difference: float = 0.25
+    """Root mean square difference of two 16 x 16 luminance pictures over the contrast of the
+    evaluation image, up to which they are the same picture; images of few pixels get more.
+    Measured on the sample's photographs and drawings: copies below 0.24, others above 0.4."""
+    ngram_words: int = 13
+    """Words of an n-gram (GPT-3's value)."""
+    min_words: int = 8
+    """An evaluation text shorter than `ngram_words` counts as one n-gram, unless it has fewer
+    words than this: that much is common language. The report says how many texts that are."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_crop <= 0.2:
+            raise ValueError(f"max_crop: found {self.max_crop}, expected 0 to 0.2.")
+        if not 1 <= self.min_words <= self.ngram_words:
+            raise ValueError(
+                f"min_words: found {self.min_words}, expected 1 to ngram_words "
+                f"({self.ngram_words})."
+            )
+
+
+def settle(rules: T, defaults: T) -> T:
+    """The rules with every None replaced by the default of the same name.
+
+    Args:
+        rules: as configured.
+        defaults: of the same class; a None in it means that the rule does not apply.
+    """
+    chosen = {
+        field.name: value
+        for field in dataclasses.fields(rules)  # pyright: ignore[reportArgumentType]
+        if (value := getattr(rules, field.name)) is not None
+    }
+    return dataclasses.replace(defaults, **chosen)  # pyright: ignore[reportArgumentType]
