@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -43,17 +44,19 @@ class PreflightHooks:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
-        """Checks that every raw source of a run that ingests is where it should be.
+        """Checks that all that users bring is where it should be, and what it should be.
 
         Raises:
-            ParameterError: names every source that is missing or of another format.
+            ParameterError: names every raw source that is missing or of another format, or
+                says how a file of weights differs from the model that is wanted.
         """
-        if "params:ingest" not in pipeline.inputs():
-            return
-        from mm1_pipeline.corpus.preflight import check_sources
-
         try:
-            check_sources(catalog.load("params:ingest"))
+            if "params:ingest" in pipeline.inputs():
+                _check_sources(catalog)
+            if "params:vision_pretrain" in pipeline.inputs():
+                _check_vision_file(catalog)
+            if "params:text_pretrain" in pipeline.inputs():
+                _check_decoder_file(catalog)
         except ValueError as error:
             raise ParameterError(str(error)) from error
 
@@ -66,6 +69,30 @@ class ClosingHooks:
         """Prints the path of the report, where the run has one."""
         if "report" in pipeline.outputs():
             logger.info("Report: %s", catalog["report"]._describe()["filepath"])
+
+
+def _check_sources(catalog: Any) -> None:
+    from mm1_pipeline.corpus.preflight import check_sources
+
+    check_sources(catalog.load("params:ingest"))
+
+
+def _check_vision_file(catalog: Any) -> None:
+    """Reads names and shapes of an encoder's file, if one is to be imported."""
+    path = catalog.load("params:vision_pretrain").path
+    if path is not None:
+        from mm1_pipeline.models.convert.vision import check_vision_file
+
+        check_vision_file(Path(path), catalog.load("params:model.vision"))
+
+
+def _check_decoder_file(catalog: Any) -> None:
+    """Reads the configuration beside a decoder's weights, if one is to be imported."""
+    path = catalog.load("params:text_pretrain").path
+    if path is not None:
+        from mm1_pipeline.models.convert.preflight import check_decoder_file
+
+        check_decoder_file(Path(path), catalog.load("params:model.decoder"))
 
 
 HOOKS = (ParameterHooks(), PreflightHooks(), ClosingHooks())

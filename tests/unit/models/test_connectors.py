@@ -70,7 +70,11 @@ def arrays(module: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy() for name, value in module.named_parameters()}
 
 
-@pytest.mark.parametrize(("grid", "token_grid"), [(24, 12), (27, 12), (16, 8), (8, 4), (5, 5)])
+PAPER_GRIDS = [(grid, tokens) for grid in (16, 24, 27, 48) for tokens in (8, 12)]
+"""Patches along a side at 224, 336, 378 and 672 px; 64 and 144 tokens."""
+
+
+@pytest.mark.parametrize(("grid", "token_grid"), [*PAPER_GRIDS, (8, 4), (5, 5), (5, 1), (31, 7)])
 def test_pooling_is_the_average_of_its_window(grid: int, token_grid: int) -> None:
     patches = torch.randn(2, grid**2, 3, dtype=torch.float64)
     found = pool_patches(patches, grid, token_grid)
@@ -104,6 +108,40 @@ def test_attention_pooling() -> None:
         heads.append(shares @ value[..., head])
     expected = np.concatenate(heads, -1) @ w["output.weight"].T + w["output.bias"]
     torch.testing.assert_close(module(patches), torch.from_numpy(expected), atol=TOLERANCE, rtol=0)
+
+
+def test_attention_pooling_to_more_tokens_than_patches() -> None:
+    """Queries are no places, so there may be more of them; each still reads the patches alone."""
+    module = connector(ConnectorKind.ATTENTION_POOLING, 2, 9, num_heads=1)
+    assert isinstance(module, AttentionPooling)
+    with torch.no_grad():
+        module.query.weight.zero_()
+        module.query.bias.zero_()
+    patches = torch.randn(3, 4, 12, dtype=torch.float64)
+    tokens = module(patches)
+    assert tokens.shape == (3, 9, 10)
+    # Without a question all patches count alike.
+    mean = module.output(module.value(module.patch_norm(patches)).mean(1, keepdim=True))
+    torch.testing.assert_close(tokens, mean.expand(3, 9, 10), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(ConnectorKind))
+@pytest.mark.parametrize(("grid", "token_grid"), PAPER_GRIDS)
+def test_every_connector_gives_the_papers_tokens(
+    kind: ConnectorKind, grid: int, token_grid: int
+) -> None:
+    config = ConnectorConfig(kind=kind, num_tokens=token_grid**2, num_blocks=1)
+    with torch.device("meta"):
+        module = build_connector(config, vision(grid), 16)
+        assert module(torch.empty(2, grid**2, 12)).shape == (2, token_grid**2, 16)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 63, 143, 150])
+@pytest.mark.parametrize("kind", list(ConnectorKind))
+def test_a_number_that_is_no_square_is_refused(kind: ConnectorKind, num_tokens: int) -> None:
+    below = math.isqrt(num_tokens)
+    with pytest.raises(ValueError, match=f"nearest: {below**2} or {(below + 1) ** 2}"):
+        ConnectorConfig(kind=kind, num_tokens=num_tokens)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from mm1_pipeline.config.model import (
     VisionConfig,
     VisionNorm,
 )
+from mm1_pipeline.models.checkpoint import is_saved_vision_encoder
 from mm1_pipeline.models.safetensors_files import WeightFiles
 from mm1_pipeline.models.vit import VisionTransformer, resize_positions
 
@@ -174,6 +175,20 @@ def import_vision_encoder(source: Path, config: VisionConfig) -> VisionTransform
         encoder = VisionTransformer(config)
     encoder.load_state_dict(weights, assign=True)
     return encoder.requires_grad_(True)
+
+
+def check_vision_file(source: Path, config: VisionConfig) -> None:
+    """Refuses a file that does not hold the wanted encoder, without reading its weights.
+
+    Args:
+        source: what `vision_pretrain.path` names: of this project or of another program.
+        config: the encoder that is wanted.
+
+    Raises:
+        ValueError: it is missing, of no known layout, or holds another encoder.
+    """
+    if not is_saved_vision_encoder(source):
+        _check(describe_vision_encoder(source), config, source)
 
 
 def describe_vision_encoder(source: Path) -> dict[str, Any]:

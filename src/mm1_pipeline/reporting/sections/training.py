@@ -35,7 +35,8 @@ def training_section(inputs: ReportInputs) -> Section | None:
     return Section(
         "training",
         "Training",
-        "Loss in nats a token, for each stream on its own. Bold lines are running means over "
+        "Loss for each stream on its own: in nats a token; of an encoder in nats a pair of image "
+        "and text (CLIP), or the squared error of patches (AIM). Bold lines are running means over "
         f"{count(window)} steps; the faint ones behind them are single steps.",
         tuple(blocks),
     )
