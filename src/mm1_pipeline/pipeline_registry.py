@@ -8,6 +8,7 @@ from kedro.pipeline import Pipeline
 
 from mm1_pipeline.config.wiring import sft_start
 from mm1_pipeline.pipelines.ablate.pipeline import create_pipeline as ablate
+from mm1_pipeline.pipelines.download.pipeline import create_pipeline as download
 from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
 from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
     create_pipeline as evaluate_pretrain,
@@ -37,6 +38,7 @@ STAGES: dict[str, Callable[[], Pipeline]] = {
 """Stages in the order of the default run."""
 
 OUTSIDE = {
+    "download": download,
     "export": export,
     "evaluate_pretrain": evaluate_pretrain,
     "ablate": ablate,

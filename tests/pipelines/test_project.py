@@ -29,6 +29,7 @@ def open_context(environment: str):
 def test_environment_resolves_into_typed_parameters(environment):
     context = open_context(environment)
     for name in (
+        "download",
         "ingest",
         "tokenizer",
         "shard",

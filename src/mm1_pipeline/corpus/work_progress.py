@@ -93,5 +93,10 @@ class WorkProgress:
             done = f"{self._amount(self._done)} of {self._total:,.0f}"
             logger.info("%s: %s, %s, about %s s left", self._name, done, shown, f"{left:,.0f}")
 
+    def skip(self, amount: float) -> None:
+        """Counts work as done by an earlier run; it does not count for the rate."""
+        self._done += amount
+        self._before += amount
+
     def _amount(self, amount: float) -> str:
         return f"{amount:,.0f} {self._unit}"

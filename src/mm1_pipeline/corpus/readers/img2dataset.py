@@ -29,7 +29,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_each_file,
 )
 
-_IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "avif"})
+_IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"})
 _READ_SUFFIXES = _IMAGE_SUFFIXES | {"txt", "json"}
 _END_OF_ARCHIVE_BYTES = 2 * tarfile.BLOCKSIZE
 _SUCCESS = "success"

@@ -1,0 +1,68 @@
+"""Parameters of `download`: lists of image addresses to img2dataset's shards."""
+
+from __future__ import annotations
+
+from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config.ingest import ImageRules
+
+OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+"""Words of `X-Robots-Tag` with which a server asks not to be collected."""
+
+
+@parameters
+class FetchLimits:
+    """What one image may cost, and what a server may be asked. Our choice throughout."""
+
+    connect_seconds: float = 10.0
+    """Time for an address to be found and a connection to be made."""
+    total_seconds: float = 30.0
+    """Time for one request, its body included."""
+    max_bytes: int = 20_000_000
+    """Size at which a body is cut off and the image refused."""
+    max_redirects: int = 5
+    num_retries: int = 1
+    """Further tries after a time-out, a broken connection or an answer of 429 or 5xx."""
+    connections_per_host: int = 2
+    host_delay_seconds: float = 0.1
+    """Time between the starts of two requests to a host."""
+    allow_private_addresses: bool = False
+    """Also fetches from this machine and its networks. Only for tests and for own servers: a list
+    from the web could otherwise read what only this machine can reach."""
+
+    def __post_init__(self) -> None:
+        positive = ("connect_seconds", "total_seconds", "max_bytes", "connections_per_host")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0.")
+        for name in ("max_redirects", "num_retries", "host_delay_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
+
+
+@parameters
+class DownloadConfig:
+    """Parameters of the stage `download`."""
+
+    lists: str | None = input_path(default=None)
+    """Parquet file, or folder of them: a row an image. Any URL that fsspec opens."""
+    output: str
+    """Folder that gets the shards; read it with a source of format `img2dataset`."""
+    url_column: str = "url"
+    caption_column: str = "caption"
+    images_per_shard: int = 10_000
+    max_images: int | None = None
+    """Takes at most this many rows; None takes all."""
+    images: ImageRules = ImageRules(max_pixels=50_000_000)
+    """Which images are kept; they are stored as they came."""
+    limits: FetchLimits = FetchLimits()
+    user_agent: str = "mm1-pipeline (image collection; honours X-Robots-Tag)"
+    """What servers are told. Name a contact here before you fetch at scale."""
+    opt_out_directives: tuple[str, ...] = OPT_OUT_DIRECTIVES
+    """Words of `X-Robots-Tag` at which an image is left alone."""
+    concurrency: int = operational(default=64)
+    """Images that are fetched at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_shard", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")

@@ -1,0 +1,1 @@
+"""Fetches images that lists on disk name, carefully towards this machine and towards others."""
