@@ -165,8 +165,8 @@ def server() -> Iterator[str]:
 
 
 LOCAL = FetchLimits(
-    connect_seconds=2.0,
-    total_seconds=0.6,
+    connect_seconds=10.0,
+    total_seconds=20.0,
     max_bytes=50_000,
     host_delay_seconds=0.0,
     connections_per_host=8,
@@ -199,7 +199,6 @@ def test_every_row_is_kept_or_rejected_with_its_reason(server: str, tmp_path: Pa
         "/unnamed/2": None,
         "/archive": None,
         "/to/image/3": None,
-        "/slow": "timeout_total",
         "/page": "content_type",
         "/fake": "image_undecodable",
         "/cut": "image_truncated",
@@ -236,6 +235,12 @@ def test_every_row_is_kept_or_rejected_with_its_reason(server: str, tmp_path: Pa
     assert report["kept"] == 4
     assert report["rejected"] == Counter(filter(None, expected.values()))
     assert Handler.requests["/advert.png"] == 0, "refused by its address alone"
+
+
+def test_a_slow_server_is_left(server: str, tmp_path: Path) -> None:
+    rows = [(f"{server}/slow", "")]
+    report = download(make_config(tmp_path, rows, replace(LOCAL, total_seconds=0.4)))
+    assert report["rejected"] == {"timeout_total": 1}
 
 
 def test_what_was_fetched_is_what_ingest_reads(server: str, tmp_path: Path) -> None:
