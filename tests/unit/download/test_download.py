@@ -246,7 +246,8 @@ def test_a_slow_server_is_left(server: str, tmp_path: Path) -> None:
 def test_what_was_fetched_is_what_ingest_reads(server: str, tmp_path: Path) -> None:
     from mm1_pipeline.corpus.ingest import ingest
 
-    rows = [(f"{server}/image/{n}", f"a picture, {n}") for n in range(7)]
+    animals = ("cats", "dogs", "birds", "horses", "sheep", "foxes", "bears")
+    rows = [(f"{server}/image/{n}", f"Two {animals[n]} run over a field") for n in range(7)]
     rows[3] = (f"{server}/missing", "never there")
     report = download(make_config(tmp_path, rows, images_per_shard=3))
     assert (report["read"], report["kept"], report["shards"]) == (7, 6, 3)
