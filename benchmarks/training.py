@@ -1,0 +1,420 @@
+"""Training speed beside what a user would pick instead, on the sample's own captions.
+
+The sample is ingested and packed by the pipeline itself (environment `base`), then measured with
+that environment's model, in float32, on one thread:
+
+- `vs_hf_padded`, `vs_hf_bucketed`: useful tokens a second (text and image tokens, no padding)
+  against a LLaVA of transformers with the same dimensions (CLIP ViT, our connector as its
+  projector, Llama). A step is a batch of packed caption sequences; LLaVA gets the very same
+  documents, 32 a batch and with gradients accumulated over the step: in random order, padded to
+  the longest of each batch, or sorted by length first. Both sides have pixels and ids ready.
+- `overhead_vs_plain_loop`: what `train` adds to a step over a bare loop that reads the same batches
+  from the same loader, computes the loss, clips and steps the same optimizer. Counted is the time
+  from step to step: Composer, guards, metrics and display; checkpoints (one every thousand steps)
+  and what happens once a training (checks, start, Kedro's node) are not.
+- `moe_vs_dense_step`: a whole step (with the optimizer) of 8 experts, top-2, in every layer, over
+  that of a dense decoder with as many active weights.
+
+All runs of a comparison alternate; medians are compared step by step.
+
+    python benchmarks/training.py [--steps 6] [--repetitions 3] [--shards FOLDER]
+
+Prints a Markdown table, then one JSON object as the last line. The first two are ratios of speed
+(above 1, ours is faster), the third a share of a step's time, the last ours over the dense one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import yaml
+from pydantic import TypeAdapter
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from mm1_pipeline.config.model import Activation, MM1Config, MoEConfig
+from mm1_pipeline.config.training import (
+    CheckpointConfig,
+    MixtureConfig,
+    ScheduleConfig,
+    StreamMixture,
+    TrainingConfig,
+)
+from mm1_pipeline.models.losses import IGNORED
+from mm1_pipeline.models.next_token import NextToken
+from mm1_pipeline.streams.loader import build_loader
+from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.training.optimizer import build_optimizer
+from mm1_pipeline.training.schedule import build_scheduler
+from mm1_pipeline.training.train import build_model, train
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS_A_BATCH = 32
+LEARNING_RATE = 1e-3
+
+Batch = dict[str, Any]
+
+
+def make_shards(folder: Path) -> Path:
+    """Runs the stages `ingest` and `shard` on the sample, with a data root of its own."""
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    file = folder / "conf" / "base" / "globals.yml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, "data_root": str(folder / "data")}))
+    command = [sys.executable, "-m", "kedro", "run", "--pipelines=shard"]
+    subprocess.run(
+        [*command, f"--conf-source={folder / 'conf'}"], cwd=ROOT, check=True, stdout=sys.stderr
+    )
+    artifact = folder / "data" / "05_model_input" / "shards"
+    return artifact / (artifact / "CURRENT").read_text().strip()
+
+
+def base_parameters() -> tuple[MM1Config, TrainingConfig]:
+    """The model and the training of the environment `base`."""
+    from kedro.config import OmegaConfigLoader
+
+    loader = OmegaConfigLoader(str(ROOT / "conf"), base_env="base", default_run_env="base")
+    parameters = loader["parameters"]
+    model = TypeAdapter(MM1Config).validate_python(parameters["model"])
+    training = TypeAdapter(TrainingConfig).validate_python(parameters["pretrain"])
+    # CLIP's layout, so that transformers' encoder has the same operations.
+    vision = dataclasses.replace(
+        model.vision, class_token=True, activation=Activation.QUICK_GELU, final_norm=False
+    )
+    return dataclasses.replace(model, vision=vision), training
+
+
+def captions_only(config: TrainingConfig) -> MixtureConfig:
+    """The caption stream alone."""
+    sources = config.mixture.streams["caption"].sources
+    return MixtureConfig(streams={"caption": StreamMixture(share=1.0, sources=sources)})
+
+
+def read_batches(
+    shards_dir: Path, mixture: MixtureConfig, config: TrainingConfig, num_steps: int
+) -> list[Batch]:
+    """Whole batches in memory."""
+    loader = build_loader(
+        shards_dir,
+        mixture,
+        num_steps=num_steps,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+    )
+    return list(loader)
+
+
+def optimizer_of(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The same for every arm."""
+    return build_optimizer(model, config.optimizer, LEARNING_RATE)
+
+
+def our_step(objective: NextToken, config: TrainingConfig) -> Callable[[Batch], float]:
+    """Forward, backward, clipping, optimizer, in a plain loop."""
+    optimizer = optimizer_of(objective, config)
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad()
+        output = objective(batch)
+        loss = output.losses.sum() / objective.count_targets(batch)
+        for term in output.terms.values():
+            if term.coefficient:
+                loss = loss + term.coefficient * term.value
+        loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), config.optimizer.max_grad_norm)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def make_llava(config: MM1Config, image_id: int, connector: nn.Module) -> Any:
+    """Transformers' LLaVA with the same dimensions."""
+    decoder, vision = config.decoder, config.vision
+    text = LlamaConfig(
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.d_model,
+        intermediate_size=decoder.d_ff,
+        num_hidden_layers=decoder.num_layers,
+        num_attention_heads=decoder.num_heads,
+        num_key_value_heads=decoder.num_kv_heads,
+        rms_norm_eps=decoder.norm_eps,
+        tie_word_embeddings=decoder.tie_embeddings,
+    )
+    encoder = CLIPVisionConfig(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        hidden_size=vision.d_model,
+        intermediate_size=vision.d_ff,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_heads,
+        hidden_act="quick_gelu",
+    )
+    whole = LlavaConfig(
+        encoder,
+        text,
+        image_token_index=image_id,
+        vision_feature_layer=-1,
+        image_seq_length=config.connector.num_tokens,
+        tie_word_embeddings=decoder.tie_embeddings,
+    )
+    whole._attn_implementation = "sdpa"
+    model = LlavaForConditionalGeneration(whole)
+    model.model.multi_modal_projector = connector
+    return model.train()
+
+
+def documents_of(batch: Batch, image_id: int, num_tokens: int) -> list[Batch]:
+    """The documents of a packed batch, each with its image; padding is none of them."""
+    ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+    images, documents = 0, []
+    borders = batch["cu_seqlens"].tolist()
+    for start, end in itertools.pairwise(borders):
+        taken = int((ids[start:end] == image_id).sum()) // num_tokens
+        pixels = batch["pixel_values"][images : images + taken]
+        images += taken
+        # LLaVA shifts labels itself: its label at a place is the token there.
+        shifted = torch.cat([torch.tensor([IGNORED]), labels[start : end - 1]])
+        if bool((labels[start:end] != IGNORED).any()):
+            documents.append({"ids": ids[start:end], "labels": shifted, "pixels": pixels})
+    assert images == len(batch["pixel_values"])
+    return documents
+
+
+def padded_batches(documents: Sequence[Batch], pad_id: int, *, bucketed: bool) -> list[Batch]:
+    """The documents in batches, padded on the right to the longest of each."""
+    # Not in the order of our sequences, which packing has chosen by length.
+    documents = random.Random(0).sample(documents, len(documents))
+    if bucketed:
+        documents = sorted(documents, key=lambda document: len(document["ids"]))
+    batches = []
+    for first in range(0, len(documents), DOCUMENTS_A_BATCH):
+        members = documents[first : first + DOCUMENTS_A_BATCH]
+        pad = nn.utils.rnn.pad_sequence
+        ids = pad([d["ids"] for d in members], batch_first=True, padding_value=pad_id)
+        labels = pad([d["labels"] for d in members], batch_first=True, padding_value=IGNORED)
+        ones = [torch.ones_like(d["ids"]) for d in members]
+        batches.append(
+            {
+                "input_ids": ids,
+                "labels": labels,
+                "attention_mask": pad(ones, batch_first=True),
+                "pixel_values": torch.cat([d["pixels"] for d in members]),
+            }
+        )
+    return batches
+
+
+def llava_step(model: Any, config: TrainingConfig) -> Callable[[list[Batch]], float]:
+    """The same step; gradients are those of the mean over all labels of its batches."""
+    optimizer = optimizer_of(model, config)
+
+    def step(batches: list[Batch]) -> float:
+        optimizer.zero_grad()
+        counts = [int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches]
+        total = 0.0
+        for batch, count in zip(batches, counts, strict=True):
+            loss = model(**batch).loss * (count / sum(counts))
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        optimizer.step()
+        return total
+
+    return step
+
+
+def alternate(
+    arms: dict[str, tuple[Callable[[Any], float], Sequence[Any]]], repetitions: int
+) -> dict[str, float]:
+    """Seconds of all steps: of each step the median over the repetitions.
+
+    Args:
+        arms: by name, a step and what it is called on, one a step.
+        repetitions: rounds in which every arm makes every step once; one more goes before.
+    """
+    times: dict[str, list[list[float]]] = {name: [] for name in arms}
+    num_steps = len(next(iter(arms.values()))[1])
+    for repetition in range(repetitions + 1):
+        rounds: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(num_steps):
+            for name, (step, batches) in arms.items():
+                begun = time.perf_counter()
+                step(batches[number])
+                rounds[name].append(time.perf_counter() - begun)
+        for name in arms:
+            if repetition:
+                times[name].append(rounds[name])
+    return {
+        name: sum(statistics.median(of_step) for of_step in zip(*rounds, strict=True))
+        for name, rounds in times.items()
+    }
+
+
+def compare_with_llava(
+    model: MM1Config, config: TrainingConfig, shards_dir: Path, steps: int, repetitions: int
+) -> dict[str, float]:
+    """Useful tokens a second over those of transformers, padded and bucketed."""
+    index = ShardIndex.read(shards_dir)
+    image_id, pad_id = index.special_ids["image"], index.special_ids["pad"]
+    batches = read_batches(shards_dir, captions_only(config), config, steps)
+    ours = NextToken(build_model(model, shards_dir, seed=0))
+    arms: dict[str, Any] = {"ours": (our_step(ours, config), batches)}
+    documents = [documents_of(b, image_id, model.connector.num_tokens) for b in batches]
+    kept = sum(len(document["ids"]) for of_step in documents for document in of_step)
+    for name, bucketed in (("padded", False), ("bucketed", True)):
+        connector = build_model(model, shards_dir, seed=0).connector
+        llava = make_llava(model, image_id, connector)
+        padded = [padded_batches(of_step, pad_id, bucketed=bucketed) for of_step in documents]
+        size = sum(batch["input_ids"].numel() for of_step in padded for batch in of_step)
+        note(f"transformers, {name}: {1 - kept / size:.0%} of positions are padding")
+        check_same_work(llava, ours)
+        arms[name] = (llava_step(llava, config), padded)
+    fill = kept / sum(batch["input_ids"].numel() for batch in batches)
+    note(f"ours: {1 - fill:.0%} of positions are padding; {kept} useful tokens")
+    seconds = alternate(arms, repetitions)
+    for name, value in seconds.items():
+        note(f"{name}: {kept / value:,.0f} useful tokens/s")
+    return {f"vs_hf_{name}": seconds[name] / seconds["ours"] for name in ("padded", "bucketed")}
+
+
+def check_same_work(llava: nn.Module, ours: NextToken) -> None:
+    """Both sides have as many weights, but for the norm of a class token that none reads."""
+    unread = "post_layernorm"
+    theirs = sum(p.numel() for name, p in llava.named_parameters() if unread not in name)
+    mine = sum(weight.numel() for weight in ours.parameters())
+    if theirs != mine:
+        raise RuntimeError(f"the models differ: {theirs} weights against our {mine}")
+
+
+def measure_overhead(
+    model: MM1Config, config: TrainingConfig, shards_dir: Path, steps: int, repetitions: int
+) -> float:
+    """What `train` adds to the time from step to step."""
+    steps = max(12, 2 * steps)
+    config = dataclasses.replace(
+        config,
+        schedule=ScheduleConfig(num_steps=steps, warmup_steps=2),
+        checkpoint=CheckpointConfig(interval_steps=1_000),
+    )
+
+    def whole(folder: Path) -> list[float]:
+        objective = NextToken(build_model(model, shards_dir, seed=0))
+        rows = train(
+            config,
+            objective,
+            shards_dir,
+            stage="benchmark",
+            work_dir=folder / "work",
+            output_dir=folder / "model",
+        )
+        return [row["timing"]["time"] for row in rows]
+
+    def plain(folder: Path) -> list[float]:
+        objective = NextToken(build_model(model, shards_dir, seed=0))
+        step = our_step(objective, config)
+        loader = build_loader(
+            shards_dir,
+            config.mixture,
+            num_steps=steps,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            cache_dir=folder,
+        )
+        optimizer = optimizer_of(objective, config)
+        scheduler = build_scheduler(optimizer, config.schedule)
+        stamps = []
+        for batch in loader:
+            step(batch)
+            scheduler.step()
+            stamps.append(time.time())
+        return stamps
+
+    gaps: dict[str, list[list[float]]] = {"whole": [], "plain": []}
+    for _ in range(repetitions):
+        for name, run in (("whole", whole), ("plain", plain)):
+            with tempfile.TemporaryDirectory(prefix="mm1-benchmark-") as folder:
+                stamps = run(Path(folder))
+            # The first step warms up; the last one of `train` is followed by a checkpoint.
+            pairs = itertools.pairwise(stamps[1:-1])
+            gaps[name].append([later - earlier for earlier, later in pairs])
+    seconds = {
+        name: sum(statistics.median(of_step) for of_step in zip(*runs, strict=True))
+        for name, runs in gaps.items()
+    }
+    num_gaps = len(gaps["plain"][0])
+    for name, value in seconds.items():
+        note(f"{name} loop: {1_000 * value / num_gaps:.1f} ms a step")
+    return seconds["whole"] / seconds["plain"] - 1
+
+
+def compare_experts(
+    model: MM1Config, config: TrainingConfig, shards_dir: Path, steps: int, repetitions: int
+) -> float:
+    """A step with 8 experts over a dense one with the same active weights."""
+    batches = read_batches(shards_dir, config.mixture, config, steps)
+    decoder, moe = model.decoder, MoEConfig(num_experts=8, top_k=2, d_ff=model.decoder.d_ff // 2)
+    with_experts = dataclasses.replace(model, decoder=dataclasses.replace(decoder, moe=moe))
+    arms = {
+        name: (our_step(NextToken(build_model(shape, shards_dir, seed=0)), config), batches)
+        for name, shape in (("dense", model), ("experts", with_experts))
+    }
+    seconds = alternate(arms, repetitions)
+    for name, value in seconds.items():
+        note(f"{name}: {1_000 * value / steps:.0f} ms a step")
+    return seconds["experts"] / seconds["dense"]
+
+
+def note(text: str) -> None:
+    """Details, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures everything and prints it."""
+    parser = argparse.ArgumentParser(description="Training speed beside the alternatives.")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shards", type=Path, default=None, help="packed before, by `base`")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.disable(logging.WARNING)
+    model, config = base_parameters()
+    config = dataclasses.replace(config, device="cpu")
+    with tempfile.TemporaryDirectory(prefix="mm1-benchmark-") as folder:
+        shards_dir = arguments.shards or make_shards(Path(folder))
+        size = model, config, shards_dir, arguments.steps, arguments.repetitions
+        results = {
+            **compare_with_llava(*size),
+            "overhead_vs_plain_loop": measure_overhead(*size),
+            "moe_vs_dense_step": compare_experts(*size),
+        }
+    targets = {"vs_hf_padded": ">= 2.0", "vs_hf_bucketed": ">= 1.3"}
+    targets |= {"overhead_vs_plain_loop": "<= 0.03", "moe_vs_dense_step": "<= 1.3"}
+    print("| measure | found | target |\n|---|---|---|")
+    for name, value in results.items():
+        print(f"| {name} | {value:.3f} | {targets[name]} |")
+    print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+
+
+if __name__ == "__main__":
+    main()
