@@ -150,6 +150,8 @@ class TaskConfig:
     """As `subset`, for shots."""
     shot_image_name: str | None = None
     """As `image_name`, for shots."""
+    hidden_answers: bool = False
+    """Whether the files hold no answers: nothing is scored, and a file to hand in is written."""
     interleaved: bool = False
     """Whether questions and options name the places of their images as `<image 1>`."""
     caption_words: CaptionWords = CaptionWords.REGEX
@@ -170,8 +172,14 @@ class TaskConfig:
     """The paper draws shots for each data set and does not say whether anew for each query."""
     resolution: MixedResolution | None = None
     """Keeps only the last shots and the query at high resolution."""
+    models: tuple[str, ...] = ()
+    """Names of the models that are asked, such as `sft`; empty asks all."""
     max_items: int | None = None
     """Scores only the first items (after a seeded shuffle); None scores all."""
+
+    def is_asked_of(self, model: str) -> bool:
+        """Whether a model of this name is asked."""
+        return not self.models or model in self.models
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +222,11 @@ def _check_data(task: TaskConfig) -> None:
         )
     if task.format is None:
         return
+    if task.hidden_answers and max(task.shots) > 0 and task.shot_files is None:
+        raise ValueError(
+            f"shots: found {task.shots} of a task with hidden answers; give shot_files that have "
+            "answers to show, or ask for 0 shots."
+        )
     needed = FILES[task.format]
     for name, files in (("files", task.files), ("shot_files", task.shot_files)):
         if files is None and name == "shot_files":

@@ -100,6 +100,7 @@ def compare_predictions(
         ValueError: if they have no task in common, or a file is no predictions file.
     """
     parts = sorted(_parts(first_dir).keys() & _parts(second_dir).keys())
+    parts = [part for part in parts if _is_scored(_parts(first_dir)[part])]
     if not parts:
         raise ValueError(
             f"Found {_names(first_dir)} in {first_dir} and {_names(second_dir)} in {second_dir}: "
@@ -164,13 +165,18 @@ def _parts(directory: Path) -> dict[tuple[str, int], Path]:
     return found
 
 
+def _is_scored(path: Path) -> bool:
+    """Whether a file holds scores: where answers are hidden there are none."""
+    return any(row["score"] is not None for row in _rows(path))
+
+
 def _names(directory: Path) -> str:
     names = [f"{task} ({shots} shots)" for task, shots in sorted(_parts(directory))]
     return ", ".join(names) or "no predictions"
 
 
 def _read(path: Path) -> dict[str, _Row]:
-    return {str(row["key"]): row for row in _rows(path)}
+    return {str(row["key"]): row for row in _rows(path) if row["score"] is not None}
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -95,12 +95,12 @@ class Harness:
             for num_shots in task.config.shots:
                 yield task, num_shots
 
-    @property
-    def num_positions(self) -> int:
-        """Positions of all prompts and their longest answers."""
+    def num_positions(self, model: str) -> int:
+        """Positions of all prompts of a model and their longest answers."""
         return sum(
             len(prompt) + task.config.max_new_tokens
             for task, num_shots in self.parts()
+            if task.config.is_asked_of(model)
             for prompt in self.prompts[task.name, num_shots]
         )
 
@@ -142,6 +142,7 @@ def evaluate(
             or a model belongs to another tokenizer or image size.
         JudgeError: If the judge cannot be asked.
     """
+    _check_names(config, [*models, *(chat.models if chat is not None else ())])
     documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
     judge = _judge(config, work_dir)
     device = _device(config.device)
@@ -154,7 +155,7 @@ def evaluate(
         _check_model(name, load_model(directory), suite)
     entries: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
-    num_positions = sum(2 * suite.num_positions for _, _, suite in suites)
+    num_positions = sum(2 * suite.num_positions(name) for name, _, suite in suites)
     with EvaluationProgress(num_positions) as progress:
         for name, directory, harness in suites:
             model = load_model(directory, device).eval()
@@ -263,6 +264,15 @@ def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
         )
 
 
+def _check_names(config: EvaluateConfig, models: Sequence[str]) -> None:
+    for name, task in config.tasks.items():
+        if models and not any(map(task.is_asked_of, models)):
+            raise ValueError(
+                f"tasks.{name}.models: found {list(task.models)}, but the models are "
+                f"{', '.join(models)}; name one of them, or leave the parameter out to ask all."
+            )
+
+
 def _check_budget(
     harness: Harness, task: Task, num_shots: int, resolution: MixedResolution
 ) -> None:
@@ -310,7 +320,8 @@ class _Run:
 def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Scores:
     scores: Scores = {}
     harness = run.harness
-    for task in harness.tasks:
+    asked = [t for t in harness.tasks if t.config.is_asked_of(name.removesuffix(BLIND_SUFFIX))]
+    for task in asked:
         features = ImageFeatures(
             model,
             task.images,
@@ -333,7 +344,8 @@ def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Sco
                 log=run.logs.of(name, task, num_shots),
             )
             scored = score_outputs(task, num_shots, prompts, answers, run.judge)
-            part.finish(f"{task.config.metric.value} {scored.value:.1f}")
+            result = f"{task.config.metric.value} {scored.value:.1f}"
+            part.finish("answers to hand in" if task.config.hidden_answers else result)
             scores[task.name, num_shots] = scored
     return scores
 
@@ -387,7 +399,7 @@ def _frequent_scores(harness: Harness) -> Scores:
     """The same answer to every prompt; it needs no shots, so it scores the same with any."""
     scores: Scores = {}
     for task, num_shots in harness.parts():
-        if task.config.metric.needs_judge:
+        if task.config.metric.needs_judge or task.config.hidden_answers:
             continue  # No judge is paid for one answer to every question.
         prompts = harness.prompts[task.name, num_shots]
         answers = [Answer(most_frequent_answer(task))] * len(prompts)
@@ -401,9 +413,11 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
     tasks: dict[str, Any] = {
         task.name: _task_entry(task)
         for task in harness.tasks
-        if any(name == task.name for name, _ in scores)
+        if any(name == task.name for name, _ in scores) and not task.config.hidden_answers
     }
     for (task, num_shots), scored in scores.items():
+        if task not in tasks:
+            continue
         summary = scored.summary(num_samples, seed)
         if blind is not None:
             gain = scored.gain_over(blind[task, num_shots], num_samples, seed)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.aggregates import (
     Statistic,
     circular_statistic,
@@ -60,6 +61,7 @@ class TaskScores:
         statistic: The task's number as a function of the items' weights; None for the mean.
         count: What `n` counts where that is not the items.
         details: Parts of the number, such as its categories; empty without parts.
+        submission: What is handed in where answers are hidden and nothing is scored.
     """
 
     values: np.ndarray
@@ -68,6 +70,7 @@ class TaskScores:
     statistic: Statistic | None = None
     count: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    submission: Any = None
 
     @property
     def value(self) -> float:
@@ -107,10 +110,13 @@ class TaskScores:
         return {name: round(value, _DIGITS) for name, value in interval._asdict().items()}
 
     def write(self, path: Path) -> None:
-        """Writes the rows, one JSON object a line."""
+        """Writes the rows, one JSON object a line, and the file to hand in if there is one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
         path.write_text("".join(lines), encoding="utf-8")
+        if self.submission is not None:
+            text = json.dumps(self.submission, ensure_ascii=False, indent=1)
+            path.with_suffix(".submission.json").write_text(text + "\n", encoding="utf-8")
 
     def _resampled(self, num_samples: int, seed: int) -> np.ndarray:
         assert self.statistic is not None
@@ -166,7 +172,7 @@ def score_outputs(
             "raw_output": raw.get(item.key, ""),
             "processed_output": processed.get(item.key, ""),
             "references": list(item.references),
-            "score": round(float(value), _DIGITS),
+            "score": None if task.config.hidden_answers else round(float(value), _DIGITS),
             "failure": failures.get(item.key),
             **_facts(task, item, judged.get(item.key)),
         }
@@ -180,7 +186,16 @@ def score_outputs(
         statistic=_statistic(task, right, given, judged),
         count=_count(task),
         details=details(task.config.metric, task.items, right, given),
+        submission=_submission(task, given) if task.config.hidden_answers else None,
     )
+
+
+def _submission(task: Task, given: Sequence[str]) -> Any:
+    """Answers by question as the official server takes them; empty where there is none."""
+    pairs = [(item.key, answer) for item, answer in zip(task.items, given, strict=True)]
+    if task.config.format == TaskFormat.TEXTVQA:
+        return [{"question_id": int(key), "answer": answer} for key, answer in pairs]
+    return dict(pairs)
 
 
 def _facts(task: Task, item: TaskItem, judged: Judged | None) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Ta
         task = _load_source(name, config, config.source, records_dir, seed)
     else:
         task = _load_files(name, config, seed)
-    if not any(item.failure is None for item in task.items) or not task.pool:
+    needs_pool = not config.hidden_answers
+    if not any(item.failure is None for item in task.items) or (needs_pool and not task.pool):
         reasons = sorted(set(task.failures.values()))
         raise ValueError(
             f"tasks.{name}.{_place(config)}: found no usable record in {_data(config)!r}: "
@@ -187,7 +188,9 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     return Task(
         name=name,
         config=config,
-        items=tuple(_hashed(item, config.metric, images) for item in chosen),
+        items=tuple(
+            _hashed(item, config.metric, images, hidden=config.hidden_answers) for item in chosen
+        ),
         pool=FilePool(_shot_items(config, raw), config.metric, images),
         images=images,
     )
@@ -222,9 +225,9 @@ def _unique(items: Iterable[RawItem]) -> list[RawItem]:
     return list(found.values())
 
 
-def _hashed(item: RawItem, metric: Metric, images: ImageStore) -> TaskItem:
+def _hashed(item: RawItem, metric: Metric, images: ImageStore, *, hidden: bool = False) -> TaskItem:
     """The item with its images by SHA-256; a broken image makes it a failure."""
-    failure = _failure(item, metric)
+    failure = _failure(item, metric, hidden=hidden)
     hashes: list[str] = []
     if failure is None:
         try:
@@ -244,7 +247,7 @@ def _hashed(item: RawItem, metric: Metric, images: ImageStore) -> TaskItem:
     )
 
 
-def _failure(item: RawItem, metric: Metric) -> str | None:
+def _failure(item: RawItem, metric: Metric, *, hidden: bool = False) -> str | None:
     """Why an item cannot be asked, as far as that shows without its images."""
     if item.failure is not None:
         return item.failure
@@ -254,6 +257,8 @@ def _failure(item: RawItem, metric: Metric) -> str | None:
         return None if any(item.references) else "found no reference caption"
     if not item.question:
         return "found no question"
+    if hidden:
+        return None
     if metric == Metric.VQA_ACCURACY and len(item.references) != NUM_ANSWERS:
         return f"found {len(item.references)} answers, expected {NUM_ANSWERS}"
     if not item.references:

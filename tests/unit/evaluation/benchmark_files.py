@@ -258,7 +258,7 @@ def scienceqa(folder: Path) -> Files:
     }
 
 
-def mmmu(folder: Path) -> Files:
+def mmmu(folder: Path, *, is_hidden: bool = False) -> Files:
     """Question 0 has two images that it names; every fifth has no options."""
 
     def row(number: int) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def mmmu(folder: Path) -> Files:
             if number == 0
             else f"<image 1> What is the {WORDS[number]}?",
             "options": "[]" if is_open else str(four_options(number)),
-            "answer": f"{number}.5" if is_open else "ABCD"[number % 4],
+            "answer": "?" if is_hidden else f"{number}.5" if is_open else "ABCD"[number % 4],
             "question_type": "open" if is_open else "multiple-choice",
             "image_1": {"bytes": encoded_image(number), "path": f"{number}.png"},
             "image_2": {"bytes": encoded_image(90), "path": "90.png"} if number == 0 else None,
@@ -446,6 +446,7 @@ WRITERS: dict[str, Callable[[Path], Files]] = {
     "chartqa": chartqa,
     "scienceqa_img": scienceqa,
     "mmmu_val": mmmu,
+    "mmmu_test": lambda folder: mmmu(folder, is_hidden=True),
     "mathvista": mathvista,
     "mme_perception": mme,
     "mme_cognition": lambda folder: mme(folder, ("code_reasoning", "text_translation")),

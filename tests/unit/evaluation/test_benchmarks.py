@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from evaluation_samples import encoded_image
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.config.task_files import task_names
 from mm1_pipeline.evaluation.answers import Answer
+from mm1_pipeline.evaluation.comparison import compare_predictions
+from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.prompts import build_prompts
 from mm1_pipeline.evaluation.scoring import score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
@@ -150,6 +153,29 @@ def test_mmmu_test_items_without_answer_are_failures_and_not_wrongly_right(tmp_p
     task = load_task("mmmu", TaskConfig(task="mmmu_val", files=files), tmp_path, 0)
     assert set(task.failures.values()) == {"found no reference answer"}
     assert len(task.failures) == 10
+
+
+def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer):
+    task = make_task("mmmu_test", tmp_path / "data")
+    assert task.failures == {}
+    scored = score(task, tokenizer, {item.key: "(B)" for item in task.items})
+    scored.write(tmp_path / "mmmu_test_0shot.jsonl")
+    submission = json.loads((tmp_path / "mmmu_test_0shot.submission.json").read_text())
+    assert submission.keys() == {item.key for item in task.items}
+    assert {submission[item.key] for item in task.items if item.options} == {"B"}
+    assert {row["score"] for row in scored.rows} == {None}
+
+    config = dataclasses.replace(
+        world.config, tasks={**world.config.tasks, "mmmu_test": task.config}
+    )
+    models = {"pretrain": world.model}
+    found = evaluate(config, models, **world.inputs(), output_dir=tmp_path / "out").evaluation
+    assert all("mmmu_test" not in entry["tasks"] for entry in found["models"].values())
+    assert (tmp_path / "out" / "pretrain" / "mmmu_test_0shot.submission.json").is_file()
+    compared = compare_predictions(tmp_path / "out" / "pretrain", tmp_path / "out" / "frequent")
+    assert {each.task for each in compared} == {"captions", "questions"}
+    with pytest.raises(ValueError, match="task with hidden answers"):
+        dataclasses.replace(task.config, shots=(0, 4))
 
 
 def test_mathvista_extracts_by_rules_and_says_so(tmp_path, tokenizer):

@@ -190,6 +190,25 @@ def test_a_prompt_longer_than_training_sequences_is_warned_of(world, tmp_path, c
     assert re.search(r"questions, 8 shots: .* training sequences have 64", caplog.text)
 
 
+def test_a_task_may_be_asked_of_some_models_only(world, first, tmp_path):
+    only = dataclasses.replace(world.config.tasks["captions"], models=("pretrain",))
+    other = dataclasses.replace(only, models=("later",))
+    tasks = {**world.config.tasks, "captions": only}
+    assert json.dumps(run(world, tmp_path / "a", tasks=tasks)) == json.dumps(first[1])
+    config = dataclasses.replace(world.config, tasks=tasks)
+    models = {"pretrain": world.model, "later": world.model}
+    found = evaluate(config, models, **world.inputs(), output_dir=tmp_path / "b").evaluation
+    assert {name: list(entry["tasks"]) for name, entry in found["models"].items()} == {
+        "pretrain": ["captions", "questions"],
+        "pretrain:blind": ["captions", "questions"],
+        "later": ["questions"],
+        "later:blind": ["questions"],
+        "frequent": ["captions", "questions"],
+    }
+    with pytest.raises(ValueError, match=r"tasks.captions.models: found \['later'\]"):
+        run(world, tmp_path / "c", tasks={"captions": other})
+
+
 def test_documents_show_every_image_as_one_square(world, first, tmp_path):
     mixed = MixedResolution(num_high_shots=1)
     tasks = {n: dataclasses.replace(t, resolution=mixed) for n, t in world.config.tasks.items()}
