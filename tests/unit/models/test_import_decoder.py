@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -63,7 +64,7 @@ mixtral 1.7e-6, qwen3_moe 1.2e-6."""
 
 
 def make_theirs(family: str, **changes: Any) -> Any:
-    name, options = FAMILIES[family]
+    name, options = copy.deepcopy(FAMILIES[family])  # transformers 5 writes into the dictionaries
     config = getattr(transformers, f"{name}Config")(
         **{**SHAPE, **options, **changes}, attn_implementation="eager"
     )
@@ -198,6 +199,7 @@ def test_what_would_compute_something_else_is_refused(
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_an_unknown_rope_scaling_is_refused(key: str, tmp_path: Path) -> None:
     directory = saved(make_theirs("llama"), tmp_path)
+    change_config(directory, rope_scaling=None, rope_parameters=None, rope_theta=1e4)
     change_config(directory, **{key: {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}})
     with pytest.raises(ValueError, match=r"found 'yarn', expected default, linear or llama3"):
         import_decoder(directory)

@@ -169,10 +169,10 @@ def _qk_norm(family: Family) -> QKNorm:
 def _moe(hf: HFConfig, family: Family) -> MoEConfig | None:
     match family:
         case Family.MIXTRAL:
-            return MoEConfig(num_experts=hf["num_local_experts"], top_k=hf["num_experts_per_tok"])
+            return MoEConfig(num_experts=_num_experts(hf), top_k=hf["num_experts_per_tok"])
         case Family.QWEN3_MOE:
             return MoEConfig(
-                num_experts=hf["num_experts"],
+                num_experts=_num_experts(hf),
                 every_n_layers=hf.get("decoder_sparse_step", 1),
                 top_k=hf["num_experts_per_tok"],
                 renormalise=bool(hf.get("norm_topk_prob", False)),
@@ -180,6 +180,15 @@ def _moe(hf: HFConfig, family: Family) -> MoEConfig | None:
             )
         case Family.LLAMA | Family.QWEN2 | Family.QWEN3 | Family.OLMO2:
             return None
+
+
+def _experts_key(hf: HFConfig) -> str:
+    """Families and versions of transformers call it one or the other."""
+    return "num_experts" if "num_experts" in hf else "num_local_experts"
+
+
+def _num_experts(hf: HFConfig) -> int:
+    return hf[_experts_key(hf)]
 
 
 def _rope(hf: HFConfig) -> dict[str, Any]:
@@ -225,9 +234,9 @@ def _family(hf: HFConfig) -> Family:
     needed += [] if hf.get("rope_parameters") else ["rope_theta"]
     match family:
         case Family.MIXTRAL:
-            needed += ["num_local_experts", "num_experts_per_tok"]
+            needed += [_experts_key(hf), "num_experts_per_tok"]
         case Family.QWEN3_MOE:
-            needed += ["num_experts", "num_experts_per_tok", "moe_intermediate_size"]
+            needed += [_experts_key(hf), "num_experts_per_tok", "moe_intermediate_size"]
         case _:
             pass
     missing = [key for key in needed if key not in hf]
