@@ -40,7 +40,8 @@ class SourceFormat(StrEnum):
     IMAGE_PARQUET = "image_parquet"
     """Parquet rows with encoded image bytes and a caption column."""
     INTERLEAVED_PARQUET = "interleaved_parquet"
-    """OBELICS layout: parallel `texts` and `images` lists, one of the two null at each place."""
+    """Interleaved documents with their images' bytes, laid out as OBELICS and OmniCorpus do
+    (parallel `texts` and `images`) or as MMC4 does (`text_list` and `image_info`)."""
     COCO_CAPTIONS = "coco_captions"
     """COCO caption annotations (JSON) beside a folder of images."""
     VQA_V2 = "vqa_v2"

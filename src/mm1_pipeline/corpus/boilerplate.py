@@ -46,7 +46,8 @@ _LINE = re.compile(
     r"|(advertisement|sponsored( content| links)?|promoted)\W*"
     r"|(sign (in|up|out)|log ?(in|out)|register|subscribe|read more|continue reading|learn more)\W*"
     r"|(table of )?contents|on this page|all rights reserved\W*|(copyright|©).*"
-    r"|(share|follow us|tweet|pin|like) ?(this|on|it)?( (facebook|twitter|x|linkedin))?\W*"
+    r"|(share|follow us|tweet|pin|like)( (this|it))?( (on|via|with))?"
+    r"( (facebook|twitter|x|linkedin|whatsapp|pinterest|e-?mail))?\W*"
     r"|.*\b(uses|use of) cookies\b.*",
     re.IGNORECASE,
 )

@@ -400,3 +400,69 @@ def test_evaluation_pairs_have_their_caption_as_reference(tmp_path, source_forma
     (record,) = result.records
     assert result.texts == ["[image]"]
     assert record.references == ("a dog",)
+
+
+MMC4 = pa.schema(
+    [
+        ("text_list", pa.list_(pa.string())),
+        (
+            "image_info",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("matched_text_index", pa.int64()),
+                        ("raw_url", pa.string()),
+                        ("bytes", pa.binary()),
+                    ]
+                )
+            ),
+        ),
+        ("url", pa.string()),
+    ]
+)
+
+
+def mmc4_image(place, seed, url=None):
+    data = None if seed is None else picture(seed)
+    return {"matched_text_index": place, "raw_url": url, "bytes": data}
+
+
+def test_mmc4_puts_images_before_their_sentences(tmp_path):
+    rows = [
+        {
+            "text_list": ["One.", "Two.", "Three."],
+            "image_info": [mmc4_image(2, 1), mmc4_image(0, 2, "http://x/2.jpg"), mmc4_image(2, 3)],
+            "url": "http://x/page",
+        },
+        {"text_list": ["One."], "image_info": [mmc4_image(1, 1)]},
+        {"text_list": ["One.", None], "image_info": [mmc4_image(0, 1)]},
+        {"text_list": ["One."], "image_info": [mmc4_image(0, None), mmc4_image(0, 4)]},
+    ]
+    write_parquet(tmp_path / "raw" / "0.parquet", rows, MMC4)
+    result = run(tmp_path / "out", "interleaved", "interleaved_parquet", tmp_path / "raw")
+    assert result.texts == ["[image]|One. Two.|[image]|[image]|Three.", "[image]|One."]
+    assert result.rejected == {"malformed_record": 2}
+    assert result.report["images"]["rejected"] == {"image_missing": 1}
+    first = result.records[0]
+    assert [image.url for image in first.images] == ["http://x/2.jpg", None, None]
+    assert first.metadata == {"url": "http://x/page"}
+
+
+def test_omnicorpus_names_urls_in_a_list_of_structs(tmp_path):
+    rows = [
+        {
+            "texts": ["a", None],
+            "images": [None, {"bytes": picture(), "path": "x"}],
+            "metadata": [None, {"src": "http://x/1.jpg"}],
+        }
+    ]
+    write_parquet(tmp_path / "raw" / "0.parquet", rows)
+    result = run(tmp_path / "out", "interleaved", "interleaved_parquet", tmp_path / "raw")
+    assert result.records[0].images[0].url == "http://x/1.jpg"
+
+
+def test_mmc4_of_urls_alone_is_refused_with_what_to_do(tmp_path):
+    rows = [{"text_list": ["a"], "image_info": [{"matched_text_index": 0, "raw_url": "u"}]}]
+    write_parquet(tmp_path / "raw" / "0.parquet", rows)
+    with pytest.raises(ValueError, match="download the images and embed their bytes first"):
+        run(tmp_path / "out", "interleaved", "interleaved_parquet", tmp_path / "raw")

@@ -1,8 +1,13 @@
-"""Reads interleaved documents in the layout of OBELICS. Unit of `read`: one row.
+"""Reads interleaved documents as OBELICS, MMC4 and OmniCorpus lay them out, with their images.
 
-Columns `images` and `texts` are lists of one length; at each place one of the two is null.
-`images` holds encoded images, as bytes or as structs {bytes, path}. A column `metadata` may hold
-a JSON list of the same length whose objects name the images' URLs (`src`), as OBELICS does.
+Unit of `read`: one row. Two layouts are told apart by their columns.
+
+`texts` and `images` (OBELICS, OmniCorpus): lists of one length; at each place one of the two is
+null. `images` holds encoded images, as bytes or as structs {bytes, path}. A column `metadata` may
+hold a list of the same length, or its JSON, whose objects name the images' URLs (`src`).
+
+`text_list` and `image_info` (MMC4): sentences, and structs {matched_text_index, bytes or image,
+raw_url}. An image stands before the sentence that it was matched to.
 """
 
 from __future__ import annotations
@@ -27,6 +32,9 @@ from mm1_pipeline.corpus.readers.base import (
 from mm1_pipeline.corpus.records import Segment
 
 IMAGES, TEXTS, METADATA = "images", "texts", "metadata"
+SENTENCES, IMAGE_INFO = "text_list", "image_info"
+_PLACE, _URL = "matched_text_index", "raw_url"
+_CONTENTS = ("bytes", "image")
 
 
 def read(source: Source) -> Iterator[Item]:
@@ -38,13 +46,14 @@ def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
     found = problems(source, file)
     if found:
         raise ValueError("\n".join(found))
+    to_record = _matched if _is_mmc4(parquet.read_schema(source, file)) else _parallel
     for item in parquet.read_rows(source, file):
         if isinstance(item, RejectedRecord):
             yield item
             continue
         key, row = item
         try:
-            yield _to_record(key, row)
+            yield to_record(key, row)
         except Rejected as error:
             yield RejectedRecord(key, error)
 
@@ -54,6 +63,8 @@ def problems(source: Source, file: SourceFile) -> list[str]:
     schema = parquet.read_schema(source, file)
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     start = f"{source.parameter('path')}: found the columns {columns} in {file.name}, expected"
+    if _is_mmc4(schema):
+        return _mmc4_problems(schema, start)
     found = []
     if not _is_list_of(schema, TEXTS, pa.types.is_string, pa.types.is_large_string):
         found.append(f"{start} {TEXTS}, lists of text.")
@@ -67,6 +78,30 @@ def problems(source: Source, file: SourceFile) -> list[str]:
     return found
 
 
+def _is_mmc4(schema: pa.Schema) -> bool:
+    return SENTENCES in schema.names and IMAGE_INFO in schema.names
+
+
+def _mmc4_problems(schema: pa.Schema, start: str) -> list[str]:
+    found = []
+    if not _is_list_of(schema, SENTENCES, pa.types.is_string, pa.types.is_large_string):
+        found.append(f"{start} {SENTENCES}, lists of text.")
+    if not _is_list_of(schema, IMAGE_INFO, _is_image_info):
+        found.append(
+            f"{start} {IMAGE_INFO}, lists of structs with {_PLACE} and the encoded image in "
+            f"{' or '.join(_CONTENTS)}: download the images and embed their bytes first."
+        )
+    return found
+
+
+def _is_image_info(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return False
+    types = {field.name: field.type for field in kind}
+    has_image = any(name in types and parquet.is_image_type(types[name]) for name in _CONTENTS)
+    return has_image and _PLACE in types and pa.types.is_integer(types[_PLACE])
+
+
 def _is_list_of(schema: pa.Schema, column: str, *fits: Any) -> bool:
     if column not in schema.names:
         return False
@@ -75,7 +110,8 @@ def _is_list_of(schema: pa.Schema, column: str, *fits: Any) -> bool:
     return is_list and any(fit(kind.value_type) for fit in fits)
 
 
-def _to_record(key: str, row: dict[str, Any]) -> RawRecord:
+def _parallel(key: str, row: dict[str, Any]) -> RawRecord:
+    """A row of `texts` and `images`."""
     texts, images = row[TEXTS], row[IMAGES]
     if texts is None or images is None or len(texts) != len(images):
         lengths = [None if values is None else len(values) for values in (texts, images)]
@@ -98,15 +134,46 @@ def _to_record(key: str, row: dict[str, Any]) -> RawRecord:
     return RawRecord(key, tuple(segments), tuple(found), (), metadata)
 
 
+def _matched(key: str, row: dict[str, Any]) -> RawRecord:
+    """A row of `text_list` and `image_info`."""
+    sentences, infos = row[SENTENCES], row[IMAGE_INFO] or []
+    if sentences is None or any(sentence is None for sentence in sentences):
+        raise Rejected(Reason.MALFORMED_RECORD, f"found no text, or gaps, in {SENTENCES}")
+    before: dict[int, list[RawImage]] = {}
+    for info in infos:
+        place = (info or {}).get(_PLACE)
+        if info is None or place is None or not 0 <= place < len(sentences):
+            found = f"found {_PLACE} {place}, expected 0 to {len(sentences) - 1}"
+            raise Rejected(Reason.MALFORMED_RECORD, found)
+        value = next((info[name] for name in _CONTENTS if info.get(name) is not None), None)
+        url = info.get(_URL)
+        image = parquet.to_image(value, url if isinstance(url, str) else None)
+        if image is None:
+            missing = Rejected(Reason.IMAGE_MISSING, "found no bytes of the image")
+            image = RawImage.refused(missing, url if isinstance(url, str) else None)
+        before.setdefault(place, []).append(image)
+    segments: list[Segment] = []
+    images: list[RawImage] = []
+    for place, sentence in enumerate(sentences):
+        for image in before.get(place, []):
+            segments.append(Segment.of_image(len(images)))
+            images.append(image)
+        # Sentences of one paragraph go on in the same line.
+        goes_on = bool(segments) and segments[-1].text is not None
+        segments.append(Segment.of_text(f" {sentence}" if goes_on else sentence))
+    metadata = parquet.other_columns(row, (SENTENCES, IMAGE_INFO))
+    return RawRecord(key, tuple(segments), tuple(images), (), metadata)
+
+
 def _image_urls(metadata: Any, length: int) -> list[str | None]:
-    """URLs of the images where OBELICS' metadata names them."""
+    """URLs of the images where the metadata of OBELICS or OmniCorpus name them."""
     nothing: list[str | None] = [None] * length
-    if not isinstance(metadata, str):
-        return nothing
-    try:
-        entries = json.loads(metadata)
-    except (ValueError, RecursionError):
-        return nothing
+    entries = metadata
+    if isinstance(metadata, str):
+        try:
+            entries = json.loads(metadata)
+        except (ValueError, RecursionError):
+            return nothing
     if not isinstance(entries, list) or len(entries) != length:
         return nothing
     urls = [entry.get("src") if isinstance(entry, dict) else None for entry in entries]
