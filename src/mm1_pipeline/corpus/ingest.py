@@ -42,6 +42,7 @@ from mm1_pipeline.corpus.steps import (
     Counts,
     PartitionTask,
     finish_folder,
+    index_partition,
     judge_partition,
     read_partition,
     write_partition,
@@ -136,7 +137,6 @@ def _ingest_source(
     _start_or_resume(folder, _fingerprint(name, config, index))
     files = open_files(source)
     tasks = _plan_tasks(name, config, folder, index, in_process=engine.in_process)
-    _prepare_reader(tasks, folder)
     sizes = {file.name: file.size for file in files}
     weights = [sum(sizes[name] for name in task.files) for task in tasks]
 
@@ -149,6 +149,9 @@ def _ingest_source(
         for task, num_records in engine.run(function, waiting):
             progress.advance(weights[task.number], num_records)
 
+    if tasks[0].prepared is not None:
+        run("index", index_partition)
+        finish_folder(folder / "prepared", lambda part: _merge_indices(tasks, part))
     run("read", read_partition)
     finish_folder(folder / "furniture", lambda part: _find_furniture(source, tasks, part))
     run("judge", judge_partition)
@@ -159,7 +162,7 @@ def _ingest_source(
     temporary = folder / f"{_COMPLETED}.tmp"
     temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(folder / _COMPLETED)
-    for step in ("read", "judge", "write", "furniture", "repeats", "prepared"):
+    for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
     return report
 
@@ -200,20 +203,11 @@ def _plan_tasks(
     ]
 
 
-def _prepare_reader(tasks: list[PartitionTask], folder: Path) -> None:
-    """Finds out where the images lie that pages of any partition may show."""
-    if tasks[0].prepared is None:
-        return
-    from mm1_pipeline.corpus.readers.warc_index import merge_places, save_places, scan_archives
+def _merge_indices(tasks: list[PartitionTask], folder: Path) -> None:
+    """Puts together where the images lie that pages of any partition may show."""
+    from mm1_pipeline.corpus.readers.warc_index import load_places, merge_places, save_places
 
-    def write(unfinished: Path) -> None:
-        parts = []
-        for task in tasks:
-            source = task.open()
-            parts.append(scan_archives(source, source.files))
-        save_places(unfinished, merge_places(parts))
-
-    finish_folder(folder / "prepared", write)
+    save_places(folder, merge_places([load_places(task.step("index")) for task in tasks]))
 
 
 def _find_furniture(source: SourceConfig, tasks: list[PartitionTask], folder: Path) -> None:

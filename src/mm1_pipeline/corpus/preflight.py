@@ -7,6 +7,7 @@ from mm1_pipeline.corpus.files import ImageFolder
 from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
 from mm1_pipeline.corpus.readers.base import FILE_ERRORS, Source
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
+from mm1_pipeline.corpus.text_rules import read_profanities
 
 
 def check_sources(config: IngestConfig) -> None:
@@ -21,7 +22,10 @@ def check_sources(config: IngestConfig) -> None:
     problems = [
         problem
         for name, source in config.sources.items()
-        for problem in _source_problems(name, source, config)
+        for problem in (
+            *_source_problems(name, source, config),
+            *_list_problems(f"ingest.sources.{name}.text.profanity_list", source),
+        )
     ]
     if problems:
         raise ValueError("\n".join(problems))
@@ -44,6 +48,20 @@ def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> li
         match = "" if config.files == "*" else f" that match {config.files!r}"
         return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}."]
     return _content_problems(Source(name, config, files, whole.limits), expected)
+
+
+def _list_problems(parameter: str, config: SourceConfig) -> list[str]:
+    path = config.text_rules.profanity_list
+    if path is None:
+        return []
+    try:
+        read_profanities(path)
+    except (ImportError, OSError, ValueError) as error:
+        return [
+            f"{parameter}: found {path!r}, which cannot be read ({type(error).__name__}: {error}), "
+            "expected a text file with one word or phrase a line."
+        ]
+    return []
 
 
 def _content_problems(source: Source, expected: str) -> list[str]:

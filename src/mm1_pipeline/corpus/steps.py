@@ -3,6 +3,7 @@
 A step reads what the step before it left and writes a folder of its own, first under another
 name, so that a folder that is there is whole: a run that was killed goes on with what is missing.
 
+    index    only for web archives of several partitions: where their images lie
     read     every record alone: reader, rules for texts and captions, images, evaluation data
     judge    rules that need the whole source, then keys of what is left
     write    what is kept, in the order it was read
@@ -147,6 +148,22 @@ def finish_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     unfinished.mkdir(parents=True)
     write(unfinished)
     unfinished.rename(folder)
+
+
+def index_partition(task: PartitionTask) -> int:
+    """Before the first step, for archives: where everything lies that pages may show.
+
+    Returns:
+        How many places there are.
+    """
+    from mm1_pipeline.corpus.readers.warc_index import load_places, save_places, scan_archives
+
+    def write(folder: Path) -> None:
+        source = task.open()
+        save_places(folder, scan_archives(source, source.files))
+
+    finish_folder(task.step("index"), write)
+    return len(load_places(task.step("index"))[0])
 
 
 def read_partition(task: PartitionTask) -> int:

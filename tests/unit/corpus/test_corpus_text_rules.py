@@ -191,13 +191,15 @@ def test_rules_reach_the_report_and_defaults_can_be_switched_off(tmp_path):
     assert chosen.rejected == {"too_few_words": 2}
 
 
-def test_a_changed_list_makes_a_source_stale(tmp_path):
+def test_a_list_is_read_and_a_missing_one_named_before_anything_is_read(tmp_path):
     write_bytes(tmp_path / "raw" / "t.jsonl", b'{"text": "good"}\n{"text": "bad"}')
     (tmp_path / "list.txt").write_text("bad")
+    arguments = (tmp_path / "out", "text", "jsonl", tmp_path / "raw")
     rules = {"defaults": False, "profanity_list": str(tmp_path / "list.txt")}
-    options = {"text_column": "text", "text": rules}
-    result = run(tmp_path / "a", "text", "jsonl", tmp_path / "raw", **options)
-    assert result.rejected == {"profanity": 1}
+    assert run(*arguments, text=rules, text_column="text").rejected == {"profanity": 1}
+    rules["profanity_list"] = str(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match=r"source\.text\.profanity_list: found .*missing"):
+        run(*arguments, text=rules, text_column="text")
 
 
 def test_wrong_parameters_are_named():
