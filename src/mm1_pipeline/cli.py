@@ -254,6 +254,42 @@ def chat(
         talk(chat_model, input, click.echo)
 
 
+@mm1.command(cls=UserErrorCommand)
+@click.option("--device", default=None, help="h100, h200, a100 or l40s.")
+@click.option("--num-devices", default=None, type=int, help="Devices that train together.")
+@click.option("--mfu", default=None, type=float, help="Share of the peak reached, 0 to 1.")
+@click.option("--price", default=None, type=float, help="Of a device an hour.")
+@json_option
+@env_option
+@conf_source_option
+def plan(
+    device: str | None,
+    num_devices: int | None,
+    mfu: float | None,
+    price: float | None,
+    as_json: bool,
+    env: str,
+    conf_source: str | None,
+) -> None:
+    """Shows what the environment's pre-training takes: operations, memory, hours, cost, data.
+
+    Options replace the parameters `cluster` of the environment.
+    """
+    from mm1_pipeline.lab import plan_table
+    from mm1_pipeline.lab.plan import plan_environment
+
+    raw = _open_session(env, conf_source).load_context().config_loader["parameters"]
+    options = {
+        "device": device,
+        "num_devices": num_devices,
+        "model_flops_utilisation": mfu,
+        "price_per_device_hour": price,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    planned = plan_environment(raw, given)
+    _show(planned, plan_table.render_plan, as_json)
+
+
 def _open_session(env: str, conf_source: str | None) -> StalenessSession:
     from kedro.framework.project import settings
 

@@ -9,12 +9,13 @@ from typing import Any
 from kedro.framework.hooks import hook_impl
 
 from mm1_pipeline.config.lab import WorldConfig
+from mm1_pipeline.config.plan import ClusterConfig
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.config.wiring import choose_edges
 
 logger = logging.getLogger(__name__)
 
-COMMAND_GROUPS = {"world": WorldConfig}
+COMMAND_GROUPS = {"world": WorldConfig, "cluster": ClusterConfig}
 """Parameter groups that a command reads and no node; an environment need not have them."""
 
 
