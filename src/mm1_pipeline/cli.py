@@ -287,7 +287,10 @@ def plan(
     }
     given = {name: value for name, value in options.items() if value is not None}
     planned = plan_environment(raw, given)
-    _show(planned, plan_table.render_plan, as_json)
+    if as_json:
+        click.echo(json.dumps(planned, indent=2))
+    else:
+        _show(planned, plan_table.render_plan, as_json=False)
 
 
 def _open_session(env: str, conf_source: str | None) -> StalenessSession:
