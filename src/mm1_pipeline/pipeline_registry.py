@@ -20,12 +20,14 @@ from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
 from mm1_pipeline.pipelines.report.pipeline import create_pipeline as report
 from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
 from mm1_pipeline.pipelines.shard.pipeline import create_pipeline as shard
+from mm1_pipeline.pipelines.synthesize.pipeline import create_pipeline as synthesize
 from mm1_pipeline.pipelines.text_pretrain.pipeline import create_pipeline as text_pretrain
 from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
 from mm1_pipeline.pipelines.vision_pretrain.pipeline import create_pipeline as vision_pretrain
 
 STAGES: dict[str, Callable[[], Pipeline]] = {
     "ingest": ingest,
+    "synthesize": synthesize,
     "shard": shard,
     "vision_pretrain": vision_pretrain,
     "text_pretrain": text_pretrain,

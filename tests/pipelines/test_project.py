@@ -31,6 +31,7 @@ def test_environment_resolves_into_typed_parameters(environment):
     for name in (
         "download",
         "ingest",
+        "synthesis",
         "tokenizer",
         "shard",
         "sft_shard",
@@ -77,28 +78,29 @@ def test_model_and_shards_agree_in_every_environment():
         assert params["model"].decoder.vocab_size == params["tokenizer"].vocab_size
 
 
+SHARDED = {"ingest_sources", "synthesize_captions", "prepare_tokenizer", "pack_shards"}
+
+
 @pytest.mark.parametrize(
     ("goal", "nodes"),
     [
         ("ingest", {"ingest_sources"}),
         (
             "shard",
-            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"},
+            SHARDED | {"pack_conversations"},
         ),
         (
             "vision_pretrain",
-            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pretrain_vision"},
+            SHARDED | {"pretrain_vision"},
         ),
         (
             "text_pretrain",
-            {"ingest_sources", "prepare_tokenizer", "pack_shards", "pretrain_text"},
+            SHARDED | {"pretrain_text"},
         ),
         (
             "pretrain",
             {
-                "ingest_sources",
-                "prepare_tokenizer",
-                "pack_shards",
+                *SHARDED,
                 "pretrain_vision",
                 "pretrain_text",
                 "plan_mixture",
@@ -125,7 +127,7 @@ def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
     def nodes() -> set[str]:
         return {node.name for node in pipelines["sft"].nodes}
 
-    needed = {"ingest_sources", "prepare_tokenizer", "pack_shards", "pack_conversations"}
+    needed = SHARDED | {"pack_conversations"}
     needed |= {"pretrain_vision", "pretrain_text", "plan_mixture", "pretrain_model", "fine_tune"}
     try:
         wire({"sft": {"init_from": "pretrain"}})

@@ -63,6 +63,9 @@ RECORD_SCHEMA = pa.schema(
 RECORDS = "records"
 SOURCES = "sources.json"
 
+SYNTHETIC_OF = "synthetic_of"
+"""Metadata field of a synthetic caption: source and key of the record whose image it shows."""
+
 _BUFFERED_BYTES = 32_000_000
 _BUFFERED_RECORDS = 1_000
 _READ_RECORDS = 64

@@ -31,7 +31,7 @@ import numpy as np
 
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
-from mm1_pipeline.corpus.records import Record
+from mm1_pipeline.corpus.records import SYNTHETIC_OF, Record
 from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
 from mm1_pipeline.streams.mds import MDSWriter
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
@@ -46,7 +46,6 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 COMPLETED = "completed.json"
 _MEASURED_RECORDS = 16
 """Records of which a plan encodes the images, to foretell the bytes of all."""
-_ORIGIN = "synthetic_of"
 
 
 @dataclass
@@ -151,7 +150,7 @@ def split_of_record(record: Record, config: ShardConfig) -> Split:
 
     Otherwise training would see images that are held out.
     """
-    origin = record.metadata.get(_ORIGIN)
+    origin = record.metadata.get(SYNTHETIC_OF)
     source, key = (
         (origin["source"], origin["key"])
         if isinstance(origin, dict)

@@ -19,7 +19,7 @@ def prepare_tokenizer(config: TokenizerConfig, records: Artifact) -> StagedArtif
 
 
 def pack_shards(
-    config: ShardConfig, records: Artifact, tokenizer: Artifact
+    config: ShardConfig, records: Artifact, synthetic_records: Artifact, tokenizer: Artifact
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Packs the records of every pre-training source into sequences of one length."""
     from mm1_pipeline.corpus.records import pretraining_sources
@@ -27,11 +27,12 @@ def pack_shards(
     from mm1_pipeline.streams.tokenizer import Tokenizer
 
     staged = stage("shards")
+    folders = [records.path, synthetic_records.path]
     report = write_shards(
         config,
-        records.path,
+        folders,
         Tokenizer.load(tokenizer.path),
-        pretraining_sources(records.path),
+        {name: kind for path in folders for name, kind in pretraining_sources(path).items()},
         staged.directory,
         work_dir=staged.work_directory,
     )

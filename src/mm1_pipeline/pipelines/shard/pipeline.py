@@ -23,7 +23,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 pack_shards,
-                inputs=["params:shard", "records", "tokenizer"],
+                inputs=["params:shard", "records", "synthetic_records", "tokenizer"],
                 outputs=["shards", "shard_report"],
                 name="pack_shards",
             ),

@@ -1,0 +1,1 @@
+"""A second caption for the images of caption sources, from alt text and visual concepts."""

@@ -1,0 +1,21 @@
+"""Nodes of `synthesize`: second captions for the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mm1_pipeline.config.synthesis import SynthesisConfig
+from mm1_pipeline.datasets.artifact import StagedArtifact, stage
+from mm1_pipeline.staleness.artifacts import Artifact
+
+
+def synthesize_captions(
+    config: SynthesisConfig, records: Artifact
+) -> tuple[StagedArtifact, dict[str, Any]]:
+    """Writes a source of captions from alt text and visual concepts, or none if none is asked."""
+    from mm1_pipeline.corpus.synthesis.synthesize import synthesize
+    from mm1_pipeline.evaluation.caption_writer import make_writer
+
+    staged = stage("synthetic_records")
+    report = synthesize(config, make_writer(config), records.path, staged.directory)
+    return staged.described(counts=report), report
