@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from mm1_pipeline.config.training import AdafactorConfig
@@ -76,8 +77,8 @@ class Adafactor(Optimizer):
 
 def _initialize(state: dict[str, Any], gradient: Tensor) -> None:
     if gradient.ndim >= 2:
-        state["rows"] = torch.zeros_like(gradient.mean(dim=-1, keepdim=True))
-        state["columns"] = torch.zeros_like(gradient.mean(dim=-2, keepdim=True))
+        state["rows"] = torch.zeros_like(_mean(gradient, -1))
+        state["columns"] = torch.zeros_like(_mean(gradient, -2))
     else:
         state["squares"] = torch.zeros_like(gradient)
 
@@ -86,10 +87,28 @@ def _inverse_root(state: dict[str, Any], squares: Tensor, share: float) -> Tenso
     """1 / sqrt(second moment), after these squared gradients joined it by `share`."""
     if "squares" in state:
         return state["squares"].lerp_(squares, share).rsqrt()
-    rows = state["rows"].lerp_(squares.mean(dim=-1, keepdim=True), share)
-    columns = state["columns"].lerp_(squares.mean(dim=-2, keepdim=True), share)
-    return (rows / rows.mean(dim=-2, keepdim=True)).rsqrt() * columns.rsqrt()
+    rows = state["rows"].lerp_(_mean(squares, -1), share)
+    columns = state["columns"].lerp_(_mean(squares, -2), share)
+    return (rows / _mean(rows, -2)).rsqrt() * columns.rsqrt()
+
+
+def _mean(tensor: Tensor, dim: int) -> Tensor:
+    """Mean over a dimension, which is kept; of a sharded tensor, over all of its shards.
+
+    PyTorch takes the mean of the shards' means, which gloo refuses and uneven shards make wrong.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.mean(dim=dim, keepdim=True)
+    return _reduced(tensor.sum(dim=dim, keepdim=True)) / tensor.shape[dim]
 
 
 def _root_mean_square(tensor: Tensor) -> Tensor:
-    return tensor.norm(2) / math.sqrt(tensor.numel())
+    return _reduced(tensor.norm(2)) / math.sqrt(tensor.numel())
+
+
+def _reduced(tensor: Tensor) -> Tensor:
+    """Adds up what the ranks of a sharded tensor have each a part of."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = [Replicate() if placed.is_partial() else placed for placed in tensor.placements]
+    return tensor.redistribute(placements=whole)

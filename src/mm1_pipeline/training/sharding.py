@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 
 from mm1_pipeline.training.distributed import World, collective_device, share
@@ -135,11 +135,7 @@ def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, A
         for name, weight in objective.named_parameters():
             of_weight = states.get(name, {})
             for key, shape in keys.get(name, {}).items():
-                value = of_weight.get(key)
-                is_sharded = shape == list(weight.shape)
-                optimizer.state[weight][key] = (
-                    _like(weight, value) if is_sharded else _everywhere(weight, value, shape)
-                )
+                optimizer.state[weight][key] = _beside(weight, of_weight.get(key), shape)
     for group, values in zip(optimizer.param_groups, groups, strict=True):
         group.update(values)
 
@@ -166,6 +162,20 @@ def _like(target: Tensor, value: Tensor | None) -> Tensor:
     if value is None:
         value = torch.empty(target.shape, dtype=target.dtype, device=device)
     return distribute_tensor(value.to(device, target.dtype), target.device_mesh, target.placements)
+
+
+def _beside(weight: Tensor, value: Tensor | None, shape: list[int]) -> Tensor:
+    """State of a weight's optimizer: sharded with its rows if it has as many, else whole.
+
+    AdamW's averages have the weight's shape, AdaFactor's its rows or its columns.
+    """
+    if not isinstance(weight, DTensor) or not shape:
+        return _everywhere(weight, value, shape)
+    device = collective_device()
+    whole = torch.empty(shape, device=device) if value is None else value.to(device, torch.float32)
+    by_rows = len(shape) == weight.ndim and shape[0] == weight.shape[0]
+    placements = weight.placements if by_rows else [Replicate()] * weight.device_mesh.ndim
+    return distribute_tensor(whole, weight.device_mesh, placements)
 
 
 def _everywhere(neighbour: Tensor, value: Tensor | None, shape: list[int]) -> Tensor:
