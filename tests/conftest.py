@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 STREAMING_TESTS = ("e2e", "unit/training", "unit/evaluation", "test_streams_loader", "test_loader")
 """Places of tests that read shards. One worker runs them all: Streaming opens the shared memory

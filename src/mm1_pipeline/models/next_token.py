@@ -50,15 +50,16 @@ class NextToken(Objective):
             cu_seqlens=batch["cu_seqlens"],
             pixel_values=batch["pixel_values"],
             labels=batch["labels"],
-            row_groups=self._rows_by_stream(batch["stream_ids"]),
+            row_groups=self._rows_by_stream(batch),
         )
         assert output.token_losses is not None
         return ObjectiveOutput(output.token_losses, batch["labels"] != IGNORED, output.terms)
 
-    def _rows_by_stream(self, stream_ids: Tensor) -> Tensor | None:
+    def _rows_by_stream(self, batch: Batch) -> Tensor | None:
         """bool[num_streams, B]; None where nothing is routed."""
         if self._num_streams is None or self.config.decoder.moe is None:
             return None
+        stream_ids = batch["stream_ids"]
         return torch.arange(self._num_streams, device=stream_ids.device)[:, None] == stream_ids
 
     def count_targets(self, batch: Batch) -> int:
