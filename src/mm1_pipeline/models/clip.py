@@ -15,7 +15,14 @@ from mm1_pipeline.config.pretraining import ClipConfig
 from mm1_pipeline.models.attention import DocumentLayout, packed_attention
 from mm1_pipeline.models.checkpoint import save_vision_encoder
 from mm1_pipeline.models.decoder import Decoder
-from mm1_pipeline.models.gather import gather_rows
+from mm1_pipeline.models.flops import (
+    TRAINED,
+    PackedSizes,
+    decoder_flops,
+    linear_flops,
+    vision_flops,
+)
+from mm1_pipeline.models.gather import gather_rows, num_ranks
 from mm1_pipeline.models.initialization import initialize
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds, Term
 from mm1_pipeline.models.pairs import ImageTexts, pair_images_with_texts, text_keys
@@ -147,6 +154,25 @@ class Contrastive(Objective):
     def count_targets(self, batch: Batch) -> int:
         """Pairs of an image and a text."""
         return len(self._pairs(batch).images)
+
+    def count_flops(self, batch: Batch) -> int:
+        """Operations of forward and backward pass of both towers and of their comparison.
+
+        With several ranks, the others are taken to have as many pairs as this one.
+        """
+        pairs = self._pairs(batch)
+        num_images, num_pairs = len(batch["pixel_values"]), len(pairs.images)
+        lengths = pairs.cu_seqlens.diff()
+        num_attended = int((lengths * (lengths + 1) // 2).sum())
+        sizes = PackedSizes(len(pairs.input_ids), num_attended, num_labels=0)
+        texts = decoder_flops(self.text_tower.config, sizes)
+        images = num_images * vision_flops(self.vision.config)
+        projections = linear_flops(self.image_projection, num_images) + linear_flops(
+            self.text_projection, len(lengths)
+        )
+        # In both directions, this rank's rows against those of all ranks.
+        compared = 2 * 2 * num_pairs * (num_pairs * num_ranks()) * self.clip.d_embedding
+        return TRAINED * (images + texts + projections + compared)
 
     def save(self, directory: Path) -> None:
         """Writes the encoder alone."""

@@ -18,6 +18,11 @@ class Gathered(NamedTuple):
     """Place of this rank's first row."""
 
 
+def num_ranks() -> int:
+    """How many ranks compute together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gather_rows(rows: Tensor) -> Gathered:
     """Joins the rows of all ranks; ranks may have different numbers of them, or none.
 
@@ -31,7 +36,7 @@ def gather_rows(rows: Tensor) -> Gathered:
     Returns:
         All rows and where this rank's begin.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_ranks() == 1:
         return Gathered(rows, 0)
     counts = _counts(rows)
     first = sum(counts[: dist.get_rank()])
