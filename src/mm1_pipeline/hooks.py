@@ -74,8 +74,9 @@ class ClosingHooks:
 
 def _check_sources(catalog: Any) -> None:
     from mm1_pipeline.corpus.preflight import check_sources
+    from mm1_pipeline.evaluation.scorers import load_scorer
 
-    check_sources(catalog.load("params:ingest"))
+    check_sources(catalog.load("params:ingest"), load_scorer)
 
 
 def _check_vision_file(catalog: Any) -> None:

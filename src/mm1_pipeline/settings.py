@@ -17,6 +17,9 @@ HOOKS = hooks.HOOKS
 SESSION_CLASS = session_class(
     Settings(
         packages=("mm1_pipeline",),
+        # The scorer reaches the models, whose edits would rerun `ingest` of everybody who scores
+        # no captions; corpus.caption_scores.SCORES_VERSION stands for it.
+        excluded=("mm1_pipeline.staleness", "mm1_pipeline.evaluation.caption_scores"),
         # Libraries that decide what a stage's outputs are; a new version makes them stale.
         libraries={
             "torch": "torch",

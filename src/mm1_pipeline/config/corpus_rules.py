@@ -167,6 +167,33 @@ sets that were filtered before.
 
 
 @parameters
+class ClipScoreConfig:
+    """Which captions are kept for how well they fit their image.
+
+    The score is the cosine of image and caption in the common space of a contrastive model that
+    the stage `vision_pretrain` has trained; the filter of LAION and DataComp. MM1 takes its
+    captions from sets that were filtered before: off by default.
+    """
+
+    checkpoint: str = input_path()
+    """Folder that the stage `vision_pretrain` wrote with `source: train`, `objective: clip`. A
+    copy outside of the data root stays, whatever a later run trains or removes."""
+    tokenizer: str = input_path()
+    """The tokenizer.json that the checkpoint was trained with, or the folder of it."""
+    threshold: float
+    """Cosine below which a record is dropped. It depends on the model, so there is no default."""
+    max_tokens: int = 256
+    """Tokens of a caption that are read; more are cut off, as training on them does. Our
+    choice."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold: found {self.threshold}, expected a cosine, -1 to 1.")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: found {self.max_tokens}, expected 1 or more.")
+
+
+@parameters
 class MinHashConfig:
     """Near-duplicates of texts, by locality-sensitive hashing.
 

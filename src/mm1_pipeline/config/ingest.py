@@ -12,6 +12,7 @@ from mm1_pipeline.config.corpus_rules import (
     SHORT_TEXT_RULES,
     TEXT_RULES,
     CaptionRules,
+    ClipScoreConfig,
     DecontaminationConfig,
     DeduplicationConfig,
     TextRules,
@@ -229,6 +230,8 @@ class SourceConfig:
     text: TextRules = TextRules()
     captions: CaptionRules = CaptionRules()
     """For captions only."""
+    clip_score: ClipScoreConfig | None = None
+    """For captions only; null keeps them whatever a model makes of them."""
     deduplication: DeduplicationConfig | None = None
     """None takes `ingest.deduplication`."""
     decontaminate_texts: bool = True
@@ -247,6 +250,12 @@ class SourceConfig:
                 f"record that format {self.format.value} holds."
             )
         self._check_prompt()
+        is_pair = self.kind == RecordKind.CAPTION and self.split == SourceSplit.TRAIN
+        if self.clip_score is not None and not is_pair:
+            raise ValueError(
+                f"clip_score: found one for kind {self.kind.value} and split {self.split.value}, "
+                "expected null: only captions to learn from are filtered by it."
+            )
         if self.max_records is not None and self.max_records < 1:
             raise ValueError(f"max_records: found {self.max_records}, expected 1 or more, or null.")
 

@@ -26,6 +26,7 @@ from mm1_pipeline.config.ingest import (
     SourceFormat,
     SourceSplit,
 )
+from mm1_pipeline.corpus.caption_scores import SCORES_VERSION, LoadScorer, ScorerReference
 from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, read_summary
 from mm1_pipeline.corpus.deduplication import find_frequent, find_repeats
 from mm1_pipeline.corpus.engine import Engine
@@ -61,7 +62,11 @@ _LAYOUT = 2
 
 
 def ingest(
-    config: IngestConfig, output_dir: Path, *, work_dir: Path | None = None
+    config: IngestConfig,
+    output_dir: Path,
+    *,
+    work_dir: Path | None = None,
+    load_scorer: LoadScorer | None = None,
 ) -> dict[str, Any]:
     """Reads, filters and de-duplicates every source; what is dropped is listed and counted.
 
@@ -73,15 +78,17 @@ def ingest(
         output_dir: gets `records/`, `quarantine/` and `sources.json`.
         work_dir: where finished partitions and sources wait until all are; a run that finds them
             there does not make them again. None takes a folder inside `output_dir`.
+        load_scorer: gives what sources with a `clip_score` are scored by.
 
     Returns:
         The report: per source read, kept and rejected records and images, the same for every
         step, and their totals; and what the evaluation data was compared with.
 
     Raises:
-        ValueError: paths or columns of sources do not fit; all are named at once.
+        ValueError: paths or columns of sources, or models that score captions, do not fit; all
+            are named at once.
     """
-    check_sources(config)
+    scorers = check_sources(config, load_scorer)
     work_dir = work_dir or output_dir / _WORK
     reports: dict[str, Any] = {}
     index: Path | None = None
@@ -90,9 +97,11 @@ def ingest(
             if config.sources[name].split == SourceSplit.TRAIN and index is None:
                 index = _index_evaluation(config, work_dir)
             folder = work_dir / name
-            reports[name] = _completed_report(folder, name, config, index)
+            scorer = scorers.get(name)
+            fingerprint = _fingerprint(name, config, index, scorer)
+            reports[name] = _completed_report(folder, fingerprint)
             if reports[name] is None:
-                reports[name] = _ingest_source(name, config, folder, index, engine)
+                reports[name] = _ingest_source(name, config, folder, index, scorer, engine)
             else:
                 logger.info("%s: finished by an earlier run, kept", name)
             _warn_if_little_is_kept(name, reports[name])
@@ -118,7 +127,7 @@ def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
     """Makes the index of all evaluation records, unless an earlier run made the same."""
     names = [n for n, s in config.sources.items() if s.split == SourceSplit.EVALUATION]
     rules = config.decontamination
-    content = [asdict(rules), [_fingerprint(name, config, None) for name in names]]
+    content = [asdict(rules), [_fingerprint(name, config) for name in names]]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     folder = work_dir / _INDEX / digest
     if not (folder / SUMMARY).exists():
@@ -131,12 +140,18 @@ def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
 
 
 def _ingest_source(
-    name: str, config: IngestConfig, folder: Path, index: Path | None, engine: Engine
+    name: str,
+    config: IngestConfig,
+    folder: Path,
+    index: Path | None,
+    scorer: ScorerReference | None,
+    engine: Engine,
 ) -> dict[str, Any]:
     source = config.sources[name]
-    _start_or_resume(folder, _fingerprint(name, config, index))
+    fingerprint = _fingerprint(name, config, index, scorer)
+    _start_or_resume(folder, fingerprint)
     files = open_files(source)
-    tasks = _plan_tasks(name, config, folder, index, in_process=engine.in_process)
+    tasks = _plan_tasks(name, config, folder, index, scorer, in_process=engine.in_process)
     sizes = {file.name: file.size for file in files}
     weights = [sum(sizes[name] for name in task.files) for task in tasks]
 
@@ -158,7 +173,7 @@ def _ingest_source(
     finish_folder(folder / "repeats", lambda part: _find_repeats(config, source, tasks, part))
     run("write", write_partition)
     report = _finish_source(source, tasks, folder)
-    content = {"fingerprint": _fingerprint(name, config, index), "report": report}
+    content = {"fingerprint": fingerprint, "report": report}
     temporary = folder / f"{_COMPLETED}.tmp"
     temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(folder / _COMPLETED)
@@ -181,7 +196,13 @@ def _start_or_resume(folder: Path, fingerprint: str) -> None:
 
 
 def _plan_tasks(
-    name: str, config: IngestConfig, folder: Path, index: Path | None, *, in_process: bool
+    name: str,
+    config: IngestConfig,
+    folder: Path,
+    index: Path | None,
+    scorer: ScorerReference | None,
+    *,
+    in_process: bool,
 ) -> list[PartitionTask]:
     source = config.sources[name]
     partitions = plan_partitions(source, open_files(source), config.partition_bytes)
@@ -198,6 +219,7 @@ def _plan_tasks(
             shows_progress=in_process or len(partitions) == 1,
             decontamination=index,
             prepared=prepared,
+            scorer=scorer,
         )
         for number, files in enumerate(partitions)
     ]
@@ -288,19 +310,21 @@ def _publish(folder: Path, name: str, output_dir: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _completed_report(
-    folder: Path, name: str, config: IngestConfig, index: Path | None
-) -> dict[str, Any] | None:
+def _completed_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
     try:
         content = json.loads((folder / _COMPLETED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    expected = _fingerprint(name, config, index)
-    return content["report"] if content["fingerprint"] == expected else None
+    return content["report"] if content["fingerprint"] == fingerprint else None
 
 
-def _fingerprint(name: str, config: IngestConfig, index: Path | None) -> str:
+def _fingerprint(
+    name: str,
+    config: IngestConfig,
+    index: Path | None = None,
+    scorer: ScorerReference | None = None,
+) -> str:
     """What the files of a finished source depend on, as far as it is seen without reading."""
     source = config.sources[name]
     content = {
@@ -314,6 +338,7 @@ def _fingerprint(name: str, config: IngestConfig, index: Path | None) -> str:
         "files": open_files(source).listing(),
         "evaluation": None if index is None else read_summary(index)["digest"],
         "decontamination": None if index is None else asdict(config.decontamination),
+        "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],
         "profanity_list": _content_hash(source.text_rules.profanity_list),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
+from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
 from mm1_pipeline.corpus.files import ImageFolder
 from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
 from mm1_pipeline.corpus.readers.base import FILE_ERRORS, Source
@@ -10,11 +11,17 @@ from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
 
 
-def check_sources(config: IngestConfig) -> None:
+def check_sources(
+    config: IngestConfig, load_scorer: LoadScorer | None = None
+) -> dict[str, ScorerReference]:
     """Checks that every source has files of its format, and columns of the configured names.
 
     Args:
         config: the sources.
+        load_scorer: gives what sources with a `clip_score` are scored by.
+
+    Returns:
+        Scorers that were loaded once, by the sources that want one.
 
     Raises:
         ValueError: names all problems at once, each by its parameter.
@@ -27,8 +34,20 @@ def check_sources(config: IngestConfig) -> None:
             *_list_problems(f"ingest.sources.{name}.text.profanity_list", source),
         )
     ]
+    scorers: dict[str, ScorerReference] = {}
+    for name, source in config.sources.items():
+        if source.clip_score is None:
+            continue
+        assert load_scorer is not None, "sources with a clip_score need load_scorer"
+        try:
+            identity = load_scorer(source.clip_score).identity
+        except (OSError, ValueError) as error:
+            problems.append(f"ingest.sources.{name}.clip_score: {error}")
+        else:
+            scorers[name] = ScorerReference(load_scorer, source.clip_score, identity)
     if problems:
         raise ValueError("\n".join(problems))
+    return scorers
 
 
 def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> list[str]:

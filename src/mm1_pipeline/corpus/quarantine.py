@@ -83,6 +83,8 @@ class Reason(StrEnum):
     """Elements nested deeper, or with more attributes, than on any honest page."""
     RECORD_TOO_LARGE = "record_too_large"
     """Images that together exceed what one record may cost in memory."""
+    CLIP_SCORE_TOO_LOW = "clip_score_too_low"
+    """A caption that, to a contrastive model, does not belong to its image."""
     REWRITE_FAILED = "rewrite_failed"
     """A caption that the writer of synthetic captions did not give."""
 

@@ -4,7 +4,8 @@ A step reads what the step before it left and writes a folder of its own, first 
 name, so that a folder that is there is whole: a run that was killed goes on with what is missing.
 
     index    only for web archives of several partitions: where their images lie
-    read     every record alone: reader, rules for texts and captions, images, evaluation data
+    read     every record alone: reader, rules for texts and captions, images, evaluation data,
+             scores of captions
     judge    rules that need the whole source, then keys of what is left
     write    what is kept, in the order it was read
 """
@@ -24,6 +25,12 @@ import pyarrow.parquet as pq
 
 from mm1_pipeline.config.corpus_rules import DecontaminationConfig
 from mm1_pipeline.config.ingest import IngestConfig, RecordKind, SourceConfig, SourceSplit
+from mm1_pipeline.corpus.caption_scores import (
+    Checked,
+    ScorerReference,
+    open_scorer,
+    reject_low_scores,
+)
 from mm1_pipeline.corpus.decontamination import Decontaminator
 from mm1_pipeline.corpus.deduplication import (
     IMAGE_SCHEMA,
@@ -47,7 +54,7 @@ from mm1_pipeline.corpus.filters import (
 from mm1_pipeline.corpus.fingerprints import lookup_keys
 from mm1_pipeline.corpus.progress import track_source
 from mm1_pipeline.corpus.quarantine import Quarantine, Reason, Rejected, Tally
-from mm1_pipeline.corpus.readers.base import RejectedRecord, Source
+from mm1_pipeline.corpus.readers.base import RawRecord, RejectedRecord, Source
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.records import RECORDS, Record, RecordWriter, read_parts
 
@@ -77,6 +84,8 @@ class PartitionTask:
     """The index of the evaluation data; None where there is none."""
     prepared: Path | None = None
     """What the partitions share, for readers that need it."""
+    scorer: ScorerReference | None = None
+    """Of captions; None where they are not scored."""
 
     @property
     def source(self) -> SourceConfig:
@@ -216,15 +225,14 @@ def _read(task: PartitionTask, folder: Path) -> None:
         TableWriter(folder / "looks.parquet", LOOKS_SCHEMA) as looks,
     ):
         counts.records, counts.images = quarantine.records, quarantine.images
-        for item in items:
+        for item, verdict, look in _check(items, task, checker, looks_wanted=looks_wanted):
             quarantine.records.read += 1
             if isinstance(item, RejectedRecord):
                 quarantine.reject_record(item.key, item.why)
                 counts.steps["read"].reject(item.why)
                 continue
             counts.steps["read"].keep()
-            limit = task.config.limits.max_record_bytes
-            verdict = check_record(item, task.name, settings, checker, limit)
+            assert verdict is not None, "only what is no record has none"
             quarantine.images.read += verdict.num_images
             account(verdict, item.key, quarantine, counts.steps["check"])
             if verdict.record is None:
@@ -236,8 +244,40 @@ def _read(task: PartitionTask, folder: Path) -> None:
                     image = verdict.record.images[segment.image]
                     images.add(number, image.url, image.sha256)
             if looks_wanted:
-                looks.add(number, checker.looks_of(verdict.record.images[0]))
+                looks.add(number, look)
     counts.write(folder / TALLY)
+
+
+def _check(
+    items: Iterator[RawRecord | RejectedRecord],
+    task: PartitionTask,
+    checker: ImageChecker,
+    *,
+    looks_wanted: bool,
+) -> Iterator[Checked]:
+    """Applies the rules that look at one record alone, the dearest last."""
+    checked = _check_alone(items, task, checker, looks_wanted=looks_wanted)
+    if task.scorer is None:
+        return checked
+    return reject_low_scores(checked, open_scorer(task.scorer), task.scorer.config.threshold)
+
+
+def _check_alone(
+    items: Iterator[RawRecord | RejectedRecord],
+    task: PartitionTask,
+    checker: ImageChecker,
+    *,
+    looks_wanted: bool,
+) -> Iterator[Checked]:
+    limit = task.config.limits.max_record_bytes
+    for item in items:
+        if isinstance(item, RejectedRecord):
+            yield Checked(item, None, None)
+            continue
+        verdict = check_record(item, task.name, task.source, checker, limit)
+        record = verdict.record if looks_wanted else None
+        looks = None if record is None else checker.looks_of(record.images[0])
+        yield Checked(item, verdict, looks)
 
 
 @lru_cache(1)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -204,10 +206,47 @@ def _is_saved(directory: Path, part: str) -> bool:
     return "format_version" in content and part in content
 
 
+def save_part(
+    weights: Mapping[str, torch.Tensor], kind: str, shape: dict[str, Any], directory: Path
+) -> None:
+    """Writes weights that are no model by themselves, in the two files of a model.
+
+    Args:
+        weights: by name, on any device.
+        kind: what they are; `load_part` asks for the same.
+        shape: JSON values by which they can be read again.
+        directory: made if it does not exist.
+    """
+    _write_files(weights, {kind: shape}, directory)
+
+
+def load_part(directory: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what `save_part` wrote: the weights on the CPU, and the shape.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the directory holds something else.
+    """
+    content = _read_config(directory)
+    if kind not in content:
+        raise ValueError(f"{directory / CONFIG}: found no {kind!r}, expected weights of that kind.")
+    try:
+        return load_file(directory / WEIGHTS), content[kind]
+    except SafetensorError as error:
+        raise ValueError(
+            f"{directory / WEIGHTS}: found no readable safetensors file ({error}). Copy it anew."
+        ) from error
+
+
 def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
+    _write_files(module.state_dict(), content, directory)
+
+
+def _write_files(
+    weights: Mapping[str, torch.Tensor], content: dict[str, Any], directory: Path
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, directory / WEIGHTS, metadata={"format": "pt"})
     _write_config(content, directory)
 
 
@@ -218,7 +257,7 @@ def _write_config(content: dict[str, Any], directory: Path) -> None:
 
 def _with_weights(module: M, directory: Path, device: torch.device | str) -> M:
     weights = load_file(directory / WEIGHTS, device=str(device))
-    _check_weights(weights, module, directory)
+    check_weights(weights, module, directory)
     module.load_state_dict(weights, assign=True)
     # Loaded tensors take the place of the parameters, and with it whether they are trained.
     return module.requires_grad_(True)
@@ -248,7 +287,17 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _check_weights(weights: dict[str, torch.Tensor], module: nn.Module, directory: Path) -> None:
+def check_weights(weights: Mapping[str, torch.Tensor], module: nn.Module, directory: Path) -> None:
+    """Checks that weights are those of a module, by names and shapes.
+
+    Args:
+        weights: by name.
+        module: which is to hold them.
+        directory: where they were read, for the message.
+
+    Raises:
+        ValueError: some differ, are missing or too many.
+    """
     expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     differing = sorted(

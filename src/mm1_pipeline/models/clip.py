@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from mm1_pipeline.config.model import DecoderConfig, VisionConfig
 from mm1_pipeline.config.pretraining import ClipConfig
+from mm1_pipeline.config.shard import ImageTransform
 from mm1_pipeline.models.attention import DocumentLayout, packed_attention
-from mm1_pipeline.models.checkpoint import save_vision_encoder
+from mm1_pipeline.models.checkpoint import (
+    check_weights,
+    load_part,
+    load_vision_encoder,
+    save_part,
+    save_vision_encoder,
+)
 from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.flops import (
     TRAINED,
@@ -27,6 +35,30 @@ from mm1_pipeline.models.initialization import initialize
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds, Term
 from mm1_pipeline.models.pairs import ImageTexts, pair_images_with_texts, text_keys
 from mm1_pipeline.models.vit import VisionTransformer
+
+HEADS = "contrastive"
+"""Folder beside a trained encoder that holds all else of the objective."""
+
+_ENCODER = "vision."
+
+
+@dataclass(frozen=True)
+class PairInputs:
+    """How images and texts became what a contrastive model was trained on."""
+
+    image: ImageTransform
+    tokenizer_sha256: str
+    """`Tokenizer.sha256`."""
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """What is stored with the weights that are not the encoder's."""
+
+    clip: ClipConfig
+    vocab_size: int
+    image_token_id: int
+    inputs: PairInputs
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,8 @@ class Contrastive(Objective):
         vocab_size: of the shards' tokenizer.
         image_token_id: the tokenizer's placeholder for image tokens.
         seed: of the weights that are not the encoder's.
+        inputs: how the pairs were made; without it `save` writes the encoder alone, because
+            nobody could tell what to feed the rest.
     """
 
     compares_batch = True
@@ -67,8 +101,10 @@ class Contrastive(Objective):
         vocab_size: int,
         image_token_id: int,
         seed: int,
+        inputs: PairInputs | None = None,
     ) -> None:
         super().__init__()
+        self.inputs = inputs
         self.clip = config
         self.image_token_id = image_token_id
         self.vocab_size = vocab_size
@@ -175,8 +211,17 @@ class Contrastive(Objective):
         return TRAINED * (images + texts + projections + compared)
 
     def save(self, directory: Path) -> None:
-        """Writes the encoder alone."""
+        """Writes the encoder, and in a folder of its own what else compares images with texts."""
         save_vision_encoder(self.vision, directory)
+        if self.inputs is None:
+            return
+        weights = {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(_ENCODER)
+        }
+        heads = _Heads(self.clip, self.vocab_size, self.image_token_id, self.inputs)
+        save_part(weights, HEADS, asdict(heads), directory / HEADS)
 
     @property
     def needs(self) -> ShardNeeds:
@@ -191,6 +236,38 @@ class Contrastive(Objective):
             len(batch["pixel_values"]),
             self.image_token_id,
         )
+
+
+def load_contrastive(directory: Path) -> Contrastive:
+    """Reads both towers that `Contrastive.save` wrote, on the CPU.
+
+    Args:
+        directory: of the encoder.
+
+    Raises:
+        ValueError: there is no encoder, it was not trained by this objective, or files are
+            damaged or do not fit each other.
+    """
+    encoder = load_vision_encoder(directory)
+    if not (directory / HEADS).is_dir():
+        raise ValueError(
+            f"{directory}: found an encoder without a folder {HEADS!r}, expected what the stage "
+            "vision_pretrain writes with source: train and objective: clip."
+        )
+    weights, shape = load_part(directory / HEADS, HEADS)
+    heads = TypeAdapter(_Heads).validate_python(shape)
+    model = Contrastive(
+        encoder,
+        heads.clip,
+        vocab_size=heads.vocab_size,
+        image_token_id=heads.image_token_id,
+        seed=0,
+        inputs=heads.inputs,
+    )
+    weights |= {f"{_ENCODER}{name}": tensor for name, tensor in encoder.state_dict().items()}
+    check_weights(weights, model, directory / HEADS)
+    model.load_state_dict(weights)
+    return model
 
 
 def contrast(

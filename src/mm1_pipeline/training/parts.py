@@ -20,7 +20,7 @@ from mm1_pipeline.models.checkpoint import (
     save_decoder,
     save_vision_encoder,
 )
-from mm1_pipeline.models.clip import Contrastive
+from mm1_pipeline.models.clip import Contrastive, PairInputs
 from mm1_pipeline.models.convert.decoder import import_decoder
 from mm1_pipeline.models.convert.vision import import_vision_encoder
 from mm1_pipeline.models.decoder import Decoder
@@ -142,6 +142,7 @@ def build_vision_objective(
                 vocab_size=index.vocab_size,
                 image_token_id=index.special_ids["image"],
                 seed=seed,
+                inputs=PairInputs(index.image, index.tokenizer_sha256),
             )
         case VisionObjective.AIM:
             return PatchPrediction(encoder, config.aim, seed=seed)

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import ClipConfig
+from mm1_pipeline.config.shard import ImageTransform, Resize
 from mm1_pipeline.models.checkpoint import load_vision_encoder
-from mm1_pipeline.models.clip import Contrastive, contrast
+from mm1_pipeline.models.clip import (
+    HEADS,
+    Contrastive,
+    PairInputs,
+    contrast,
+    load_contrastive,
+)
 from mm1_pipeline.models.initialization import build_vision_encoder
 from mm1_pipeline.models.objective import Objective
 from mm1_pipeline.models.pairs import pair_images_with_texts, text_keys
@@ -198,6 +205,30 @@ def test_it_learns_which_text_belongs_to_an_image(batch, tmp_path: Path) -> None
     model.save(tmp_path)
     saved = load_vision_encoder(tmp_path).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.vision.state_dict().items())
+
+
+def test_both_towers_come_back_and_the_encoder_is_stored_as_ever(batch, tmp_path: Path) -> None:
+    model = objective(class_token=True)
+    model.save(tmp_path / "alone")
+    model.inputs = PairInputs(ImageTransform(size=8, resize=Resize.CROP), "ab12")
+    for name in ("one", "two"):
+        model.save(tmp_path / name)
+    assert not (tmp_path / "alone" / HEADS).exists()
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        heads = [tmp_path / copy / HEADS / name for copy in ("one", "two")]
+        assert heads[0].read_bytes() == heads[1].read_bytes()
+    loaded = load_contrastive(tmp_path / "one")
+    assert loaded.inputs == model.inputs
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).losses, model(batch).losses)
+    with pytest.raises(ValueError, match="objective: clip"):
+        load_contrastive(tmp_path / "alone")
+    (tmp_path / "one" / HEADS / "config.json").write_text(
+        '{"format_version": 1, "contrastive": {}}'
+    )
+    with pytest.raises(ValueError, match="vocab_size"):
+        load_contrastive(tmp_path / "one")
 
 
 def test_it_compares_the_whole_batch_and_has_no_law() -> None:
