@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kedro.io import DataCatalog, MemoryDataset
 from PIL import Image
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
@@ -21,21 +22,26 @@ from safetensors.torch import load_file, save_file
 from mm1_pipeline.config.corpus_rules import ClipScoreConfig
 from mm1_pipeline.config.ingest import IngestConfig, RecordKind
 from mm1_pipeline.config.model import VisionConfig
-from mm1_pipeline.config.pretraining import ClipConfig
-from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
+from mm1_pipeline.config.pretraining import ClipConfig, VisionPretrainConfig
+from mm1_pipeline.config.shard import ImageTransform, PackingConfig, TokenizerConfig
+from mm1_pipeline.config.validation import ParameterError
 from mm1_pipeline.corpus.caption_scores import SCORES_VERSION
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
 from mm1_pipeline.evaluation.caption_scores import ContrastiveScorer
 from mm1_pipeline.evaluation.scorers import load_scorer
+from mm1_pipeline.hooks import PreflightHooks
 from mm1_pipeline.models.checkpoint import save_vision_encoder
 from mm1_pipeline.models.clip import Contrastive, PairInputs
 from mm1_pipeline.models.initialization import build_vision_encoder
 from mm1_pipeline.models.losses import IGNORED
+from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.serialization import serialize
+from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
+from mm1_pipeline.training.parts import build_vision_objective
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250,) * 3}
 TRANSFORM = ImageTransform(size=8)
@@ -282,6 +288,42 @@ def test_what_cannot_score_is_refused_before_any_work(
         ingest(IngestConfig(sources=sources), tmp_path / "out", load_scorer=load_scorer)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_refused_before_its_first_node(trained: Trained, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw")
+    config = config_of(tmp_path / "raw", trained)
+    gone = trained.config(checkpoint=str(tmp_path / "nowhere"))
+    broken = dataclasses.replace(
+        config, sources={"pairs": dataclasses.replace(config.sources["pairs"], clip_score=gone)}
+    )
+    hooks = PreflightHooks()
+    pipeline = create_pipeline()
+    hooks.before_pipeline_run(pipeline, DataCatalog({"params:ingest": MemoryDataset(config)}))
+    with pytest.raises(ParameterError, match=r"ingest\.sources\.pairs\.clip_score: .*nowhere"):
+        hooks.before_pipeline_run(pipeline, DataCatalog({"params:ingest": MemoryDataset(broken)}))
+
+
+def test_the_stage_stores_what_the_scorer_needs(trained: Trained, tmp_path: Path) -> None:
+    """From the shards' index to a checkpoint that scores, untrained as it is."""
+    ids = {"pad": 0, "bos": 1, "eos": 2, "image": trained.tokenizer.image_id}
+    index = ShardIndex(
+        packing=PackingConfig(),
+        image=TRANSFORM,
+        special_ids=ids,
+        vocab_size=trained.tokenizer.vocab_size,
+        tokenizer_sha256=trained.tokenizer.sha256,
+        sources={},
+    )
+    mixture = {"streams": {"caption": {"share": 1.0, "sources": {"pairs": 1.0}}}}
+    training = {"optimizer": {"learning_rate": 1e-3}, "mixture": mixture}
+    parameters = {"training": training, "source": "train", "clip": dataclasses.asdict(CLIP)}
+    config = TypeAdapter(VisionPretrainConfig).validate_python(parameters)
+    build_vision_objective(config, VISION, index).save(tmp_path)
+    scorer = ContrastiveScorer(trained.config(checkpoint=str(tmp_path)))
+    (score,) = scorer.score([record(caption("red"), picture("red"))])
+    assert isinstance(score, float)
+    assert -1 <= score <= 1
 
 
 def test_scores_are_of_this_version(trained: Trained, tmp_path: Path) -> None:
