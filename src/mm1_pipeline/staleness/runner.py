@@ -306,6 +306,6 @@ def _explain_refusal(refused: list[Verdict]) -> str:
     return (
         "Found expensive nodes of which only the code changed:\n"
         + "\n".join(lines)
-        + "\nIf the change alters results, run with --params=allow_expensive:true; if it does "
+        + "\nIf the change alters results, run with --params=allow_expensive=true; if it does "
         "not, keep the results with `kedro mm1 accept NODE`."
     )

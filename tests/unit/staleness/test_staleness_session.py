@@ -150,7 +150,7 @@ def test_the_guard_and_its_switch(project):
     layers = project / "src" / "dummy" / "layers.py"
     layers.write_text(layers.read_text().replace("2.0", "4.0"))
     _, output = run(project, fails=True)
-    assert "--params=allow_expensive:true" in output
+    assert "--params=allow_expensive=true" in output
     assert run(project, "--params", "allow_expensive=true")[0] == ["train", "report"]
 
 
