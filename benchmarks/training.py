@@ -129,9 +129,11 @@ def optimizer_of(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimi
     return build_optimizer(model, config.optimizer, LEARNING_RATE)
 
 
-def our_step(objective: NextToken, config: TrainingConfig) -> Callable[[Batch], float]:
+def our_step(
+    objective: NextToken, config: TrainingConfig, optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[Batch], float]:
     """Forward, backward, clipping, optimizer, in a plain loop."""
-    optimizer = optimizer_of(objective, config)
+    optimizer = optimizer or optimizer_of(objective, config)
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad()
@@ -339,7 +341,8 @@ def measure_overhead(
 
     def plain(folder: Path) -> list[float]:
         objective = NextToken(build_model(model, shards_dir, seed=0))
-        step = our_step(objective, config)
+        optimizer = optimizer_of(objective, config)
+        step = our_step(objective, config, optimizer)
         loader = build_loader(
             shards_dir,
             config.mixture,
@@ -348,7 +351,6 @@ def measure_overhead(
             seed=config.seed,
             cache_dir=folder,
         )
-        optimizer = optimizer_of(objective, config)
         scheduler = build_scheduler(optimizer, config.schedule)
         stamps = []
         for batch in loader:
