@@ -36,8 +36,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
+from _llava import build_llava
 from mm1_pipeline.config.evaluation import ShotDraw
 from mm1_pipeline.config.model import (
     Activation,
@@ -164,36 +165,15 @@ def make_models(tokenizer: Tokenizer) -> tuple[MM1, LlavaForConditionalGeneratio
         for parameter in ours.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(2)  # or all prompts get one answer
-    text = LlamaConfig(
-        vocab_size=decoder.vocab_size,
-        hidden_size=decoder.d_model,
-        intermediate_size=decoder.d_ff,
-        num_hidden_layers=decoder.num_layers,
-        num_attention_heads=decoder.num_heads,
-        num_key_value_heads=decoder.num_kv_heads,
-        rms_norm_eps=decoder.norm_eps,
-        rope_theta=decoder.rope_theta,
+    theirs = build_llava(
+        config,
+        tokenizer.image_id,
+        ours.connector,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
-    )
-    vision = CLIPVisionConfig(
-        image_size=VISION.image_size,
-        patch_size=VISION.patch_size,
-        hidden_size=VISION.d_model,
-        intermediate_size=VISION.d_ff,
-        num_hidden_layers=VISION.num_layers,
-        num_attention_heads=VISION.num_heads,
-        hidden_act="quick_gelu",
-    )
-    config = LlavaConfig(
-        vision, text, image_token_index=tokenizer.image_id, vision_feature_layer=-1,
-        image_seq_length=NUM_TOKENS, tie_word_embeddings=False,
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    theirs = LlavaForConditionalGeneration(config).eval()
-    theirs.model.multi_modal_projector = ours.connector
+    ).eval()
     missing = theirs.load_state_dict(their_weights(ours), strict=False)
     post_norm = "post_layernorm"  # of the class token, which LLaVA does not read
     left = [name for name in missing.missing_keys if post_norm not in name]

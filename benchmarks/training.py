@@ -50,8 +50,8 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from _llava import build_llava
 from mm1_pipeline.config.model import Activation, MM1Config, MoEConfig
 from mm1_pipeline.config.training import (
     CheckpointConfig,
@@ -148,42 +148,6 @@ def our_step(
         return loss.item()
 
     return step
-
-
-def make_llava(config: MM1Config, image_id: int, connector: nn.Module) -> Any:
-    """Transformers' LLaVA with the same dimensions."""
-    decoder, vision = config.decoder, config.vision
-    text = LlamaConfig(
-        vocab_size=decoder.vocab_size,
-        hidden_size=decoder.d_model,
-        intermediate_size=decoder.d_ff,
-        num_hidden_layers=decoder.num_layers,
-        num_attention_heads=decoder.num_heads,
-        num_key_value_heads=decoder.num_kv_heads,
-        rms_norm_eps=decoder.norm_eps,
-        tie_word_embeddings=decoder.tie_embeddings,
-    )
-    encoder = CLIPVisionConfig(
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        hidden_size=vision.d_model,
-        intermediate_size=vision.d_ff,
-        num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_heads,
-        hidden_act="quick_gelu",
-    )
-    whole = LlavaConfig(
-        encoder,
-        text,
-        image_token_index=image_id,
-        vision_feature_layer=-1,
-        image_seq_length=config.connector.num_tokens,
-        tie_word_embeddings=decoder.tie_embeddings,
-    )
-    whole._attn_implementation = "sdpa"
-    model = LlavaForConditionalGeneration(whole)
-    model.model.multi_modal_projector = connector
-    return model.train()
 
 
 def documents_of(batch: Batch, image_id: int, num_tokens: int) -> list[Batch]:
@@ -293,7 +257,7 @@ def compare_with_llava(
     kept = sum(len(document["ids"]) for of_step in documents for document in of_step)
     for name, bucketed in (("padded", False), ("bucketed", True)):
         connector = build_model(model, shards_dir, seed=0).connector
-        llava = make_llava(model, image_id, connector)
+        llava = build_llava(model, image_id, connector).train()
         padded = [padded_batches(of_step, pad_id, bucketed=bucketed) for of_step in documents]
         size = sum(batch["input_ids"].numel() for of_step in padded for batch in of_step)
         note(f"transformers, {name}: {1 - kept / size:.0%} of positions are padding")
