@@ -34,46 +34,67 @@ def test_a_draw_never_leaks_the_query(images, num_shots, seed, shot_draw):
         assert set(shots) <= open_to
 
 
-def test_ten_thousand_draws_of_a_pool_like_vqa_leak_nothing():
-    # Ten questions an image, as in the sample: the query's image has nine other questions.
-    images = {f"question {number}": [f"image {number // 10}"] for number in range(1250)}
+@pytest.mark.parametrize("shot_draw", ShotDraw)
+@pytest.mark.parametrize("lazily", [False, True], ids=["ingested", "out of files"])
+def test_ten_thousand_draws_of_a_pool_like_vqa_leak_nothing(shot_draw, lazily):
+    # Ten questions an image, as in the sample: the query's image has nine other questions. Few
+    # examples, so that many queries are among the first of their task's order.
+    images = {f"question {number}": [f"image {number // 10}"] for number in range(250)}
     image_of = {key: hashes[0] for key, hashes in images.items()}
-    draws = 0
+    known = dict.fromkeys(images, ()) if lazily else images
+    content = images.get if lazily else None
+    draws, replaced = 0, 0
     for num_shots in (4, 8):
-        pool = ShotPool("vqa", images, seed=17)
-        for seed in range(4):
-            pool = ShotPool("vqa", images, seed)
-            for key, hashes in images.items():
-                shots = pool.draw(key, hashes, num_shots)
-                draws += 1
-                assert key not in shots
-                assert image_of[key] not in {image_of[shot] for shot in shots}
+        for seed in range(10):
+            pool = ShotPool("vqa", known, seed, shot_draw, content)
+            order = pool.draw("no item", [], num_shots)
+            for draw in range(2):
+                for key, hashes in images.items():
+                    shots = pool.draw(key, hashes, num_shots, draw)
+                    draws += 1
+                    replaced += draw == 0 and shots != order
+                    assert key not in shots
+                    assert image_of[key] not in {image_of[shot] for shot in shots}
+                    assert len(set(shots)) == num_shots
     assert draws == 10_000
+    # Per task, at most ten queries a shot see another order: 10 x (10 x 4 + 10 x 8) = 1,200.
+    assert replaced > 4_990 if shot_draw == ShotDraw.PER_QUERY else 400 < replaced < 1_200
 
 
 def test_a_draw_depends_on_neither_order_nor_other_queries():
     images = {str(number): [f"image {number // 3}"] for number in range(60)}
-    alone = {key: ShotPool("t", images, 1).draw(key, images[key], 4) for key in images}
+    alone = {
+        key: ShotPool("t", images, 1, ShotDraw.PER_QUERY).draw(key, images[key], 4)
+        for key in images
+    }
     shuffled = random.Random(0).sample(sorted(images), len(images))
-    pool = ShotPool("t", {key: images[key] for key in shuffled}, 1)
+    pool = ShotPool("t", {key: images[key] for key in shuffled}, 1, ShotDraw.PER_QUERY)
     assert {key: pool.draw(key, images[key], 4) for key in shuffled} == alone
 
 
 def test_seed_task_key_and_shots_each_change_the_draw():
     images = {str(number): [] for number in range(1000)}
-    pool = ShotPool("t", images, 1)
+    pool = ShotPool("t", images, 1, ShotDraw.PER_QUERY)
     draw = pool.draw("0", [], 4)
-    assert draw != ShotPool("t", images, 2).draw("0", [], 4)
-    assert draw != ShotPool("u", images, 1).draw("0", [], 4)
+    assert draw != ShotPool("t", images, 2, ShotDraw.PER_QUERY).draw("0", [], 4)
+    assert draw != ShotPool("u", images, 1, ShotDraw.PER_QUERY).draw("0", [], 4)
     assert draw != pool.draw("1", [], 4)
     assert draw != pool.draw("0", [], 8)[:4]
+
+
+@pytest.mark.parametrize("shot_draw", ShotDraw)
+def test_sets_of_shots_differ_and_the_first_is_that_of_one_set(shot_draw):
+    images = {str(number): [] for number in range(1000)}
+    pool = ShotPool("t", images, 1, shot_draw)
+    assert pool.draw("0", [], 4, draw=0) == pool.draw("0", [], 4)
+    assert len({pool.draw("0", [], 4, draw) for draw in range(20)}) == 20
 
 
 def test_every_example_is_drawn_about_equally_often():
     images = {str(number): [] for number in range(20)}
     counts = dict.fromkeys(images, 0)
     for query in range(3000):
-        for shot in ShotPool("t", images, 0).draw(f"query {query}", [], 4):
+        for shot in ShotPool("t", images, 0, ShotDraw.PER_QUERY).draw(f"query {query}", [], 4):
             counts[shot] += 1
     # 600 expected each, standard deviation 22; measured 558 to 634.
     assert all(500 < count < 700 for count in counts.values())

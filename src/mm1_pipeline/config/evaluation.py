@@ -93,11 +93,11 @@ class CaptionWords(StrEnum):
 class ShotDraw(StrEnum):
     """Whether the prompts of a task show the same examples."""
 
-    PER_QUERY = "per_query"
-    """Each query has shots of its own: the score does not hang on a lucky choice."""
     PER_TASK = "per_task"
     """All queries have the first shots of one order, without those that are barred; more shots
     continue fewer. Their beginning is then read once for all: several times faster."""
+    PER_QUERY = "per_query"
+    """Each query has shots of its own: the score does not hang on one choice of shots."""
 
 
 class Precision(StrEnum):
@@ -168,8 +168,11 @@ class TaskConfig:
     max_new_tokens: int = 30
     """Tokens after which an answer is cut off."""
     shots: tuple[int, ...] = (0, 4, 8)
-    shot_draw: ShotDraw = ShotDraw.PER_QUERY
+    shot_draw: ShotDraw = ShotDraw.PER_TASK
     """The paper draws shots for each data set and does not say whether anew for each query."""
+    num_shot_draws: int = 1
+    """Sets of shots that every item is asked with; the score is the mean over them, and its
+    uncertainty holds how far they differ. Our choice: the paper does not say."""
     resolution: MixedResolution | None = None
     """Keeps only the last shots and the query at high resolution."""
     models: tuple[str, ...] = ()
@@ -201,6 +204,13 @@ class TaskConfig:
         _check_prompt(self)
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")
+        if self.num_shot_draws < 1:
+            raise ValueError(f"num_shot_draws: found {self.num_shot_draws}, expected at least 1.")
+        if self.num_shot_draws > 1 and self.hidden_answers:
+            raise ValueError(
+                f"num_shot_draws: found {self.num_shot_draws} of a task with hidden answers; one "
+                "answer an item is handed in, so ask with 1 set of shots."
+            )
         if "" in self.stop:
             raise ValueError(f"stop: found {self.stop}; an empty string would end every answer.")
         if self.max_new_tokens < 1:

@@ -26,7 +26,7 @@ from mm1_pipeline.config.evaluation import Metric, TaskConfig
 from mm1_pipeline.corpus.images import check_image
 from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.images import square_keys
-from mm1_pipeline.evaluation.prompts import Prompt, shot_pool
+from mm1_pipeline.evaluation.prompts import Prompt, drawn_shots
 from mm1_pipeline.evaluation.tasks import Task, TaskItem, option_lines
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.shard_index import ShardIndex
@@ -48,19 +48,17 @@ class ChatPrompts:
         self._tiles: dict[str, int] = {}
 
     def build_all(self, num_shots: int, seed: int) -> list[Prompt]:
-        """The prompts of all items that can be asked, in their order.
+        """The prompts of all items that can be asked, in their order, set of shots by set.
 
         Raises:
             ValueError: The source has too few other examples to show.
         """
-        pool = shot_pool(self._task, seed)
         return [
-            self.build(item, pool.draw(item.key, item.images, num_shots))
-            for item in self._task.items
-            if item.failure is None
+            self.build(item, shots, draw)
+            for draw, item, shots in drawn_shots(self._task, num_shots, seed)
         ]
 
-    def build(self, item: TaskItem, shots: Sequence[str]) -> Prompt:
+    def build(self, item: TaskItem, shots: Sequence[str], draw: int = 0) -> Prompt:
         """The prompt of one item.
 
         Source: MM1, mixed-resolution few-shot (the last N shots and the query stay high).
@@ -68,6 +66,7 @@ class ChatPrompts:
         Args:
             item: What is asked.
             shots: Keys of the items shown, in order.
+            draw: Number of the set of shots.
         """
         task = self._task
         examples = [*(task.pool[key] for key in shots), item]
@@ -99,6 +98,7 @@ class ChatPrompts:
             input_ids=document.input_ids,
             images=squares,
             tiles=(1,) * len(squares),
+            draw=draw,
         )
 
     def _turn(self, item: TaskItem, first_image: int) -> list[Segment]:

@@ -133,7 +133,7 @@ def _compare(
             "least 2; were they run on the same data?"
         )
     scores = [np.array([rows[key]["score"] for key in keys]) for rows in (first, second)]
-    groups = [str(first[key].get("image") or key) for key in keys]
+    groups = [str(first[key].get("image") or first[key]["key"]) for key in keys]
     pairs = [Flip(key, first[key], second[key]) for key in keys]
     flips = [
         flip for flip in pairs if (flip.first["score"] >= RIGHT) != (flip.second["score"] >= RIGHT)
@@ -176,7 +176,12 @@ def _names(directory: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, _Row]:
-    return {str(row["key"]): row for row in _rows(path) if row["score"] is not None}
+    return {_key(row): row for row in _rows(path) if row["score"] is not None}
+
+
+def _key(row: _Row) -> str:
+    """The item's key; with its number after the first set of shots, where there are several."""
+    return f"{row['key']} (draw {row['draw']})" if row.get("draw") else str(row["key"])
 
 
 def _rows(path: Path) -> Iterator[_Row]:

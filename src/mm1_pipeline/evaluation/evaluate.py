@@ -23,6 +23,7 @@ from mm1_pipeline.evaluation.answers import Answer, AnswerLog
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
+from mm1_pipeline.evaluation.draws import AveragedScores, gain_over, score_draws
 from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.held_out import held_out_losses
 from mm1_pipeline.evaluation.images import ImageFeatures
@@ -45,7 +46,7 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-Scores = dict[tuple[str, int], TaskScores]
+Scores = dict[tuple[str, int], TaskScores | AveragedScores]
 """Scores of one model, by task and number of shots."""
 
 
@@ -343,7 +344,7 @@ def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Sco
                 advance=part.advance,
                 log=run.logs.of(name, task, num_shots),
             )
-            scored = score_outputs(task, num_shots, prompts, answers, run.judge)
+            scored = score_draws(task, num_shots, prompts, answers, run.judge)
             result = f"{task.config.metric.value} {scored.value:.1f}"
             part.finish("answers to hand in" if task.config.hidden_answers else result)
             scores[task.name, num_shots] = scored
@@ -401,7 +402,7 @@ def _frequent_scores(harness: Harness) -> Scores:
     for task, num_shots in harness.parts():
         if task.config.metric.needs_judge or task.config.hidden_answers:
             continue  # No judge is paid for one answer to every question.
-        prompts = harness.prompts[task.name, num_shots]
+        prompts = [p for p in harness.prompts[task.name, num_shots] if p.draw == 0]
         answers = [Answer(most_frequent_answer(task))] * len(prompts)
         scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
     return scores
@@ -420,7 +421,7 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
             continue
         summary = scored.summary(num_samples, seed)
         if blind is not None:
-            gain = scored.gain_over(blind[task, num_shots], num_samples, seed)
+            gain = gain_over(scored, blind[task, num_shots], num_samples, seed)
             summary["gain_over_blind"] = gain
         tasks[task]["shots"][str(num_shots)] = summary
     return {"tasks": tasks}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ class Prompt:
 
     Attributes:
         key: The item's key.
+        draw: Number of the set of shots.
         shots: Keys of the items shown, in order.
         content: The prompt as JSON: texts, and images by SHA-256.
         sha256: Of `content`.
@@ -54,6 +55,7 @@ class Prompt:
     input_ids: np.ndarray
     images: tuple[str, ...]
     tiles: tuple[int, ...] = ()
+    draw: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -149,7 +151,12 @@ def _to_segments(parts: Iterable[str | int], answer: str | None) -> list[Segment
 
 
 def build_prompt(
-    task: Task, item: TaskItem, shots: Sequence[str], tokenizer: Tokenizer, image_tokens: int
+    task: Task,
+    item: TaskItem,
+    shots: Sequence[str],
+    tokenizer: Tokenizer,
+    image_tokens: int,
+    draw: int = 0,
 ) -> Prompt:
     """Builds the prompt of one item.
 
@@ -159,6 +166,7 @@ def build_prompt(
         shots: Keys of the items shown, in order.
         tokenizer: Encodes the text.
         image_tokens: Positions one square of an image takes.
+        draw: Number of the set of shots.
     """
     examples = [*(task.pool[key] for key in shots), item]
     per_example = tiles_per_example(len(shots), task.config.resolution)
@@ -182,25 +190,39 @@ def build_prompt(
         input_ids=document.input_ids,
         images=tuple(images[index] for index in document.images),
         tiles=tuple(tiles[index] for index in document.images),
+        draw=draw,
     )
 
 
 def build_prompts(
     task: Task, num_shots: int, seed: int, tokenizer: Tokenizer, image_tokens: int
 ) -> list[Prompt]:
-    """Builds the prompts of all items that can be asked, in their order.
+    """Builds the prompts of all items that can be asked, in their order, set of shots by set.
 
     Raises:
         ValueError: If the source has too few other examples to show.
     """
-    pool = shot_pool(task, seed)
     return [
-        build_prompt(
-            task, item, pool.draw(item.key, item.images, num_shots), tokenizer, image_tokens
-        )
-        for item in task.items
-        if item.failure is None
+        build_prompt(task, item, shots, tokenizer, image_tokens, draw)
+        for draw, item, shots in drawn_shots(task, num_shots, seed)
     ]
+
+
+def drawn_shots(
+    task: Task, num_shots: int, seed: int
+) -> Iterator[tuple[int, TaskItem, tuple[str, ...]]]:
+    """Each item that can be asked with keys of its shots, for each set of shots.
+
+    Args:
+        task: Items, pool and number of sets; without shots, there is one.
+        num_shots: Shots of a prompt.
+        seed: Same seed, same shots.
+    """
+    pool = shot_pool(task, seed)
+    for draw in range(task.config.num_shot_draws if num_shots else 1):
+        for item in task.items:
+            if item.failure is None:
+                yield draw, item, pool.draw(item.key, item.images, num_shots, draw)
 
 
 def shot_pool(task: Task, seed: int) -> ShotPool:

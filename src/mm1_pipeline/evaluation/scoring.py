@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
 from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import (
-    Interval,
+    bootstrap_means,
     bootstrap_statistic,
     paired_interval,
     standard_error,
@@ -45,8 +45,10 @@ from mm1_pipeline.evaluation.text_metrics import (
 
 logger = logging.getLogger(__name__)
 
+DIGITS = 6
+"""Digits after the point of what is reported."""
+
 _PERCENT = 100
-_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ class TaskScores:
         if self.statistic is None:
             stderr = standard_error(self.values, num_samples, seed, self.images)
         else:
-            stderr = float(self._resampled(num_samples, seed).std(ddof=1))
+            stderr = float(self.resampled(num_samples, seed).std(ddof=1))
         return {
-            "value": round(self.value, _DIGITS),
-            "stderr": round(stderr, _DIGITS),
+            "value": round(self.value, DIGITS),
+            "stderr": round(stderr, DIGITS),
             "n": len(self.values) if self.count is None else self.count,
             "failed": sum(row["failure"] is not None for row in self.rows),
             **({"details": dict(self.details)} if self.details else {}),
@@ -102,25 +104,42 @@ class TaskScores:
         """The difference to another model's number with its paired 95 % interval."""
         if self.statistic is None:
             interval = paired_interval(self.values, other.values, num_samples, seed, self.images)
-        else:
-            # The same seed draws the same items for both.
-            drawn = self._resampled(num_samples, seed) - other._resampled(num_samples, seed)
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            interval = Interval(self.value - other.value, float(low), float(high))
-        return {name: round(value, _DIGITS) for name, value in interval._asdict().items()}
+            return {name: round(value, DIGITS) for name, value in interval._asdict().items()}
+        # The same seed draws the same items for both.
+        drawn = self.resampled(num_samples, seed) - other.resampled(num_samples, seed)
+        return percentile_interval(self.value - other.value, drawn)
 
     def write(self, path: Path) -> None:
         """Writes the rows, one JSON object a line, and the file to hand in if there is one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        path.write_text("".join(lines), encoding="utf-8")
+        write_rows(path, self.rows)
         if self.submission is not None:
             text = json.dumps(self.submission, ensure_ascii=False, indent=1)
             path.with_suffix(".submission.json").write_text(text + "\n", encoding="utf-8")
 
-    def _resampled(self, num_samples: int, seed: int) -> np.ndarray:
-        assert self.statistic is not None
+    def resampled(self, num_samples: int, seed: int) -> np.ndarray:
+        """The task's number over resamples of whole clusters: float64[num_samples]."""
+        if self.statistic is None:
+            return bootstrap_means(self.values, num_samples, seed, self.images)
         return bootstrap_statistic(self.statistic, num_samples, seed, self.images)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows of predictions, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def percentile_interval(mean: float, drawn: np.ndarray) -> dict[str, float]:
+    """A difference with the 2.5 and 97.5 percentiles of its resamples, as evaluation.json has it.
+
+    Args:
+        mean: The difference.
+        drawn: float64[n], its resamples.
+    """
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    found = {"mean": mean, "low": float(low), "high": float(high)}
+    return {name: round(value, DIGITS) for name, value in found.items()}
 
 
 def score_outputs(
@@ -172,7 +191,7 @@ def score_outputs(
             "raw_output": raw.get(item.key, ""),
             "processed_output": processed.get(item.key, ""),
             "references": list(item.references),
-            "score": None if task.config.hidden_answers else round(float(value), _DIGITS),
+            "score": None if task.config.hidden_answers else round(float(value), DIGITS),
             "failure": failures.get(item.key),
             **_facts(task, item, judged.get(item.key)),
         }

@@ -17,8 +17,8 @@ class ShotPool:
     deviation: an ingested source is its own pool, where the paper prefers a training split;
     official files have a pool of their own.
 
-    A draw depends on the seed, the task and, drawn per query, the query's key and the number of
-    shots alone: not on the order of items, on other queries or on the batch size.
+    A draw depends on the seed, the task, its number and, drawn per query, the query's key and the
+    number of shots alone: not on the order of items, on other queries or on the batch size.
 
     Args:
         task: Name of the task.
@@ -35,7 +35,7 @@ class ShotPool:
         task: str,
         images: Mapping[str, Iterable[str]],
         seed: int,
-        shot_draw: ShotDraw = ShotDraw.PER_QUERY,
+        shot_draw: ShotDraw = ShotDraw.PER_TASK,
         content: Callable[[str], Iterable[str] | None] | None = None,
     ) -> None:
         self._task = task
@@ -49,13 +49,18 @@ class ShotPool:
             for image in hashes:
                 self._keys_of_image[image].add(key)
 
-    def draw(self, key: str, images: Iterable[str], num_shots: int) -> tuple[str, ...]:
+    def draw(
+        self, key: str, images: Iterable[str], num_shots: int, draw: int = 0
+    ) -> tuple[str, ...]:
         """Draws the shots of one query.
+
+        An example that may not be shown is replaced, so there are always as many as asked for.
 
         Args:
             key: The query's key; it is never drawn.
             images: SHA-256 of the query's images; an example with one of them is never drawn.
             num_shots: Shots, all different.
+            draw: Number of the set of shots, from 0.
 
         Returns:
             Keys of the examples, in the order of the prompt.
@@ -69,7 +74,7 @@ class ShotPool:
         shots: dict[str, None] = {}
         attempt = 0
         while len(shots) < num_shots:
-            candidate = self._candidate(key, num_shots, attempt)
+            candidate = self._candidate(key, num_shots, draw, attempt)
             attempt += 1
             if candidate in barred or candidate in shots:
                 continue
@@ -96,12 +101,14 @@ class ShotPool:
         found = self._content(candidate)
         return found is not None and not shown.intersection(found)
 
-    def _candidate(self, key: str, num_shots: int, attempt: int) -> str:
+    def _candidate(self, key: str, num_shots: int, draw: int, attempt: int) -> str:
         # A hash rather than a generator: the draw stays the same in every library version.
         match self._shot_draw:
             case ShotDraw.PER_QUERY:
-                name = json.dumps([self._seed, self._task, key, num_shots, attempt])
+                name = [self._seed, self._task, key, num_shots, attempt]
             case ShotDraw.PER_TASK:
-                name = json.dumps([self._seed, self._task, attempt])
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+                name = [self._seed, self._task, attempt]
+        if draw:
+            name.append(f"draw {draw}")
+        number = int.from_bytes(hashlib.sha256(json.dumps(name).encode()).digest(), "big")
         return self._keys[number % len(self._keys)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mm1_pipeline.config.evaluation import ShotDraw
 from mm1_pipeline.config.text_tasks import TextMetric, TextTaskConfig
 from mm1_pipeline.evaluation.formats.base import letter
 from mm1_pipeline.evaluation.formats.text import TextItem, read_text_items
@@ -93,7 +94,8 @@ def text_pairs(
     A shot is never the item itself, nor one of the same context.
     """
     contexts = {key: [_text_hash(other)] for key, other in task.pool.items()}
-    pool = ShotPool(task.name, contexts, seed)
+    # Per query, as lm-evaluation-harness draws them.
+    pool = ShotPool(task.name, contexts, seed, ShotDraw.PER_QUERY)
     pairs = {}
     for item in task.items:
         if item.failure is None:

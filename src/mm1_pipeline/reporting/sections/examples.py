@@ -61,7 +61,7 @@ def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str)
     if inputs.metric(task) in _WITHOUT_IMAGES:
         return None
     shots = inputs.shots(task)[0]
-    predictions = list(read_predictions(predictions_path(directory, model, task, shots)))
+    predictions = _first_draw(predictions_path(directory, model, task, shots))
     if not predictions:
         return None
     graded = inputs.metric(task) in _GRADED
@@ -71,7 +71,7 @@ def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str)
     keys = {row["key"] for row in chosen}
     blind = {
         row["key"]: row
-        for row in read_predictions(predictions_path(directory, model + BLIND_SUFFIX, task, shots))
+        for row in _first_draw(predictions_path(directory, model + BLIND_SUFFIX, task, shots))
         if row["key"] in keys
     }
     ingested = [row for row in chosen if "image" not in row]
@@ -96,6 +96,11 @@ def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str)
             for row in chosen
         ),
     )
+
+
+def _first_draw(path: Path) -> list[Prediction]:
+    """Predictions with the first set of shots: an item is shown once."""
+    return [row for row in read_predictions(path) if not row.get("draw")]
 
 
 def example_image(row: Prediction, record: Record | None, directories: Sequence[Path]) -> str:
