@@ -102,8 +102,11 @@ class GradientGuard(Callback):
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Runs between the backward pass and the optimizer."""
         parameters = [p for p in state.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
-        self.norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # `clip_grad_norm_` adds its epsilon to each rank's part of a norm that is not whole yet.
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
+        self.norm = norm.item()
         loss, by_stream = self._meter.losses.means()
         if not (math.isfinite(self.norm) and math.isfinite(loss)):
             self._stop_for_good(state, loss, by_stream)

@@ -10,7 +10,7 @@ State is saved whole, by name, so that a checkpoint does not know how many ranks
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -119,7 +119,7 @@ def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, A
     """
     known = share(_names(state) if state is not None else None)
     assert known is not None, "rank 0 has the state"
-    names, keys, groups = known
+    names, layouts, groups = known
     tensors = dict(state_tensors(objective))
     if names != list(tensors):
         differing = sorted(set(names) ^ set(tensors)) or ["their order"]
@@ -134,18 +134,25 @@ def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, A
             tensor.copy_(_like(tensor, weights.get(name)))
         for name, weight in objective.named_parameters():
             of_weight = states.get(name, {})
-            for key, shape in keys.get(name, {}).items():
-                optimizer.state[weight][key] = _beside(weight, of_weight.get(key), shape)
+            for key, layout in layouts.get(name, {}).items():
+                optimizer.state[weight][key] = _beside(weight, of_weight.get(key), layout)
     for group, values in zip(optimizer.param_groups, groups, strict=True):
         group.update(values)
 
 
-def _names(state: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, list[int]]], list[Any]]:
-    shapes = {
-        name: {key: list(value.shape) for key, value in of_weight.items()}
+class _Layout(NamedTuple):
+    """What a rank has to know of a tensor before it is sent."""
+
+    shape: list[int]
+    dtype: torch.dtype
+
+
+def _names(state: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, _Layout]], list[Any]]:
+    layouts = {
+        name: {key: _Layout(list(value.shape), value.dtype) for key, value in of_weight.items()}
         for name, of_weight in state["optimizers"]["states"].items()
     }
-    return list(state["model"]), shapes, state["optimizers"]["groups"]
+    return list(state["model"]), layouts, state["optimizers"]["groups"]
 
 
 def _whole(value: Tensor) -> Tensor | None:
@@ -157,34 +164,40 @@ def _whole(value: Tensor) -> Tensor | None:
 def _like(target: Tensor, value: Tensor | None) -> Tensor:
     """A tensor laid out as `target`, from the whole one that rank 0 has."""
     if not isinstance(target, DTensor):
-        return _everywhere(target, value, list(target.shape))
+        return _everywhere(target, value, _Layout(list(target.shape), target.dtype))
     device = collective_device()
     if value is None:
         value = torch.empty(target.shape, dtype=target.dtype, device=device)
     return distribute_tensor(value.to(device, target.dtype), target.device_mesh, target.placements)
 
 
-def _beside(weight: Tensor, value: Tensor | None, shape: list[int]) -> Tensor:
+def _beside(weight: Tensor, value: Tensor | None, layout: _Layout) -> Tensor:
     """State of a weight's optimizer: sharded with its rows if it has as many, else whole.
 
     AdamW's averages have the weight's shape, AdaFactor's its rows or its columns.
     """
+    shape = layout.shape
     if not isinstance(weight, DTensor) or not shape:
-        return _everywhere(weight, value, shape)
-    device = collective_device()
-    whole = torch.empty(shape, device=device) if value is None else value.to(device, torch.float32)
+        return _everywhere(weight, value, layout)
+    whole = _to_send(value, layout)
     by_rows = len(shape) == weight.ndim and shape[0] == weight.shape[0]
     placements = weight.placements if by_rows else [Replicate()] * weight.device_mesh.ndim
     return distribute_tensor(whole, weight.device_mesh, placements)
 
 
-def _everywhere(neighbour: Tensor, value: Tensor | None, shape: list[int]) -> Tensor:
+def _everywhere(neighbour: Tensor, value: Tensor | None, layout: _Layout) -> Tensor:
     """A tensor that every rank has whole, on the device of another, from rank 0."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         assert value is not None
         return value.to(neighbour.device, copy=True)
-    device = collective_device()
-    # The small numbers of an optimizer, such as its steps, are float32 in PyTorch.
-    value = torch.empty(shape, device=device) if value is None else value.to(device, torch.float32)
+    value = _to_send(value, layout)
     dist.broadcast(value, src=0)
     return value.to(neighbour.device)
+
+
+def _to_send(value: Tensor | None, layout: _Layout) -> Tensor:
+    """Rank 0's tensor where the ranks can exchange it; on the others, room for it."""
+    device = collective_device()
+    if value is None:
+        return torch.empty(layout.shape, dtype=layout.dtype, device=device)
+    return value.to(device, layout.dtype)
