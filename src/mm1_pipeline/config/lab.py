@@ -7,7 +7,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any
 
-from mm1_pipeline.config._base import NULL_REMOVES, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, operational, parameters
 
 Overrides = dict[str, Any]
 """Values by the dotted path of a parameter, for instance `pretrain.schedule.num_steps`."""
@@ -143,7 +143,25 @@ class LessonConfig:
 
 
 @parameters
-class GridConfig:
+class ExecutionConfig:
+    """How the runs of a grid are carried out; changes no result."""
+
+    store: str | None = operational(default=None)
+    """Folder for the results of finished runs, small enough to commit. What is there and was made
+    from the same parameters, data and code is taken instead of run, so a grid may go on on
+    another machine."""
+    any_code: bool = operational(default=False)
+    """Takes runs from the store that other code made, when you know that it gives the same."""
+    num_workers: int = operational(default=1)
+    """Runs at once. They share the cores and the GPUs evenly."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1.")
+
+
+@parameters
+class GridConfig(ExecutionConfig):
     """Arms that are trained and evaluated, each from several seeds."""
 
     arms: Annotated[dict[str, Overrides], NULL_REMOVES]
@@ -161,6 +179,7 @@ class GridConfig:
     """Whose scores count, as the evaluation names it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.arms:
             raise ValueError("arms: found none; name at least one.")
         for name in self.arms:
@@ -224,7 +243,7 @@ class AblateConfig:
 
 
 @parameters
-class LrLawConfig:
+class LrLawConfig(ExecutionConfig):
     """Parameters of `lr_law`: sizes, rates, and how their runs are judged."""
 
     sizes: dict[str, Overrides]
@@ -250,6 +269,7 @@ class LrLawConfig:
     fit: LawFitConfig = LawFitConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.sizes) < 2 or len(set(self.learning_rates)) < 3:
             raise ValueError(
                 f"sizes: found {len(self.sizes)} sizes and {len(set(self.learning_rates))} rates, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,14 @@ from mm1_pipeline.config.lab import (
     LrLawConfig,
 )
 from mm1_pipeline.config.model import DecoderConfig
-from mm1_pipeline.lab.grid import EVALUATION, HELD_OUT_LOSS, PARAMETERS, PREDICTIONS
 from mm1_pipeline.lab.lr_law import Run
+from mm1_pipeline.lab.results import (
+    PARAMETERS,
+    held_out_losses,
+    item_scores,
+    read_json,
+    task_values,
+)
 from mm1_pipeline.lab.statistics import Claim, Difference, judge, paired_difference, seed_difference
 
 _SIGNS = {Expectation.HIGHER: 1, Expectation.LOWER: -1, Expectation.EQUAL: 0}
@@ -77,16 +82,16 @@ def read_runs(config: LrLawConfig, grid: GridConfig, results: Path) -> list[Run]
     for arm in grid.chosen_arms:
         for seed in grid.chosen_seeds:
             folder = results / arm / f"seed{seed}"
-            parameters = _read_json(folder / PARAMETERS)
+            parameters = read_json(folder / PARAMETERS)
             decoder = TypeAdapter(DecoderConfig).validate_python(
                 _at(parameters, config.decoder_path)
             )
             rate = float(_at(parameters, config.rate_path))
             if config.scores:
-                items = _item_scores(folder, grid.model, config.scores)
+                items = item_scores(folder, grid.model, config.scores)
                 value = float(np.mean(list(items.values())))
             else:
-                value = _mean_held_out(folder, grid.model)
+                value = float(np.mean(list(held_out_losses(folder, grid.model).values())))
             runs.append(Run(decoder.non_embedding_parameters, rate, seed, value))
     return runs
 
@@ -102,7 +107,15 @@ def learning_rate_grid(config: LrLawConfig) -> GridConfig:
         for size, overrides in config.sizes.items()
         for rate in config.learning_rates
     }
-    return GridConfig(arms=arms, seeds=config.seeds, goal=config.goal, model=config.model)
+    return GridConfig(
+        arms=arms,
+        seeds=config.seeds,
+        goal=config.goal,
+        model=config.model,
+        store=config.store,
+        any_code=config.any_code,
+        num_workers=config.num_workers,
+    )
 
 
 def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Difference:
@@ -118,7 +131,7 @@ def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Di
         return seed_difference(first, second)
     per_arm = [
         [
-            _item_scores(results / arm / f"seed{seed}", grid.model, lesson.scores)
+            item_scores(results / arm / f"seed{seed}", grid.model, lesson.scores)
             for seed in grid.chosen_seeds
         ]
         for arm in (lesson.first, lesson.second)
@@ -147,48 +160,23 @@ def _measure(lesson: LessonConfig) -> str:
     )
 
 
-def _item_scores(
-    folder: Path, model: str, scores: Mapping[str, tuple[int, ...]]
-) -> dict[tuple[str, int, str], float]:
-    """Score of each item, by task, shots and key."""
-    found = {}
-    for task, shots in scores.items():
-        for num_shots in shots:
-            path = folder / PREDICTIONS / model / f"{task}_{num_shots}shot.jsonl"
-            if not path.is_file():
-                raise ValueError(
-                    f"{path}: found no such predictions; a lesson counts the task {task!r} with "
-                    f"{num_shots} shots, which the environment's `evaluate` must ask."
-                )
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                found[task, num_shots, row["key"]] = float(row["score"])
-    return found
-
-
 def _held_out(folder: Path, model: str, stream: str) -> float:
-    streams = _read_json(folder / HELD_OUT_LOSS)["models"][model]["streams"]
-    if stream not in streams:
+    losses = held_out_losses(folder, model)
+    if stream not in losses:
         raise ValueError(
             f"held_out: found {stream!r}, expected a stream with held-out sequences: "
-            f"{', '.join(streams)}."
+            f"{', '.join(losses)}."
         )
-    return float(streams[stream]["loss"])
-
-
-def _mean_held_out(folder: Path, model: str) -> float:
-    streams = _read_json(folder / HELD_OUT_LOSS)["models"][model]["streams"]
-    return float(np.mean([stream["loss"] for stream in streams.values()]))
+    return losses[stream]
 
 
 def _mean_scores(grid: GridConfig, arm: str, results: Path) -> dict[str, dict[str, float]]:
     """Mean over seeds of every task's value, by task and shots."""
     tasks: dict[str, dict[str, list[float]]] = {}
     for seed in grid.chosen_seeds:
-        evaluation = _read_json(results / arm / f"seed{seed}" / EVALUATION)
-        for task, entry in evaluation["models"][grid.model]["tasks"].items():
-            for shots, score in entry["shots"].items():
-                tasks.setdefault(task, {}).setdefault(shots, []).append(score["value"])
+        for task, values in task_values(results / arm / f"seed{seed}", grid.model).items():
+            for shots, value in values.items():
+                tasks.setdefault(task, {}).setdefault(shots, []).append(value)
     return {
         task: {shots: round(float(np.mean(values)), 4) for shots, values in found.items()}
         for task, found in tasks.items()
@@ -200,7 +188,3 @@ def _at(parameters: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         value = value[part]
     return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

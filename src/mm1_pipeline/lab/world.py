@@ -87,6 +87,23 @@ def _read_world(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def world_of(path: Path) -> dict[str, Any] | None:
+    """Which set of which world a path is.
+
+    Args:
+        path: A folder or file of raw data.
+
+    Returns:
+        The set's name and the parameters of the world that it was drawn with; None for data that
+        is no world's.
+    """
+    for folder in path.parents:
+        world = _read_world(folder)
+        if world is not None:
+            return {"set": path.relative_to(folder).as_posix(), "world": world["config"]}
+    return None
+
+
 def _config_json(config: WorldConfig) -> dict[str, Any]:
     return TypeAdapter(WorldConfig).dump_python(config, mode="json")
 

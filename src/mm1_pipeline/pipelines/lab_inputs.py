@@ -1,22 +1,37 @@
-"""What a grid of the lab is given: the parameters of every stage that an arm may change."""
+"""What a grid of the lab is given, and how its node runs it.
+
+A grid depends on the code of every stage that its runs go through. Their pipelines are put
+together here, so that whoever follows this code, as staleness does, reaches all of it.
+"""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
+from mm1_pipeline.config.lab import Goal, GridConfig
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.pretraining import TextPretrainConfig, VisionPretrainConfig
 from mm1_pipeline.config.shard import ShardConfig, TokenizerConfig
-from mm1_pipeline.config.stages import SFTConfig, UpcycleConfig
+from mm1_pipeline.config.stages import SFTConfig, SFTStart, UpcycleConfig
+from mm1_pipeline.config.synthesis import SynthesisConfig
 from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.datasets.artifact import StagedArtifact, stage
+
+if TYPE_CHECKING:
+    from kedro.pipeline import Pipeline
+
+    from mm1_pipeline.lab.grid import ArmRun
+    from mm1_pipeline.lab.identity import RunScopes, Scope
 
 
 class StageParameters(TypedDict):
     """Parameter groups by name, in the order of the stages."""
 
     ingest: IngestConfig
+    synthesis: SynthesisConfig
     tokenizer: TokenizerConfig
     shard: ShardConfig
     sft_shard: ShardConfig
@@ -31,3 +46,121 @@ class StageParameters(TypedDict):
 
 INPUTS = [f"params:{name}" for name in StageParameters.__annotations__]
 """As inputs of a node."""
+
+_BEFORE_PRETRAINING = {"ingest", "synthesize", "shard", "vision_pretrain", "text_pretrain"}
+"""Tags of the nodes whose outputs many arms share."""
+
+
+def run_stages(
+    output: str, grid: GridConfig, parameters: StageParameters
+) -> tuple[StagedArtifact, dict[str, Any]]:
+    """Runs every arm of a grid; all of a grid's node but its parameters.
+
+    Args:
+        output: Name of the artifact that gets the results.
+        grid: Arms and seeds.
+        parameters: The environment's.
+
+    Returns:
+        The staged results, and what each run cost.
+    """
+    from mm1_pipeline.lab.execution import Place, plan_runs, run_grid
+    from mm1_pipeline.lab.grid import resolve_arms
+    from mm1_pipeline.lab.identity import IdentityReader
+
+    staged = stage(output)
+    data = staged.workspace.root.parent / "arms_data"
+    runs = resolve_arms(grid, parameters)
+    planned = plan_runs(runs, ScopeReader(), IdentityReader(data / "hashes.json"))
+    cost = run_grid(grid, planned, Place(Path.cwd(), data, staged.directory, _about()))
+    return staged.described(counts={"runs": len(planned)}), cost
+
+
+class ScopeReader:
+    """Tells the parts of a run: nodes, what parameters they read, what code they reach."""
+
+    def __init__(self) -> None:
+        from kedro.framework.project import settings
+
+        from mm1_pipeline.staleness.code import CodeIndex
+
+        declared = settings.SESSION_CLASS.staleness_settings
+        self._index = CodeIndex(declared.packages, declared.excluded)
+        self._scopes: dict[tuple[Goal, SFTStart], RunScopes] = {}
+
+    def __call__(self, run: ArmRun) -> RunScopes:
+        """The parts of a run, by its goal and what its fine-tuning starts from."""
+        from mm1_pipeline.lab.identity import RunScopes
+
+        start = run.groups["sft"].init_from if "sft" in run.groups else SFTStart.PRETRAIN
+        key = (run.goal, start)
+        if key not in self._scopes:
+            whole = goal_pipeline(run.goal, start)
+            prepared = whole.filter(node_names=_names_before_pretraining(whole))
+            pretrained = whole.to_nodes("pretrain_model")
+            parts = (self._scope(part) for part in (prepared, pretrained, whole))
+            self._scopes[key] = RunScopes(*parts)
+        return self._scopes[key]
+
+    def _scope(self, pipeline: Pipeline) -> Scope:
+        from mm1_pipeline.lab.identity import Scope
+        from mm1_pipeline.staleness.files import hash_json
+        from mm1_pipeline.staleness.functions import describe_function
+
+        entries = [
+            entry for node in pipeline.nodes for entry in describe_function(node.func).entries
+        ]
+        read = {name for node in pipeline.nodes for name in node.inputs}
+        groups = sorted(name.removeprefix("params:") for name in read if name.startswith("params:"))
+        code = hash_json(dict(self._index.closure(entries).parts))
+        return Scope(tuple(node.name for node in pipeline.nodes), tuple(groups), code)
+
+
+def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
+    """A goal with everything before it, as the registry makes it.
+
+    Args:
+        goal: The goal.
+        start: What fine-tuning starts from.
+    """
+    from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
+    from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
+        create_pipeline as evaluate_pretrain,
+    )
+    from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
+    from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
+    from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
+    from mm1_pipeline.pipelines.shard.pipeline import create_pipeline as shard
+    from mm1_pipeline.pipelines.synthesize.pipeline import create_pipeline as synthesize
+    from mm1_pipeline.pipelines.text_pretrain.pipeline import create_pipeline as text_pretrain
+    from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
+    from mm1_pipeline.pipelines.vision_pretrain.pipeline import create_pipeline as vision_pretrain
+
+    stages = ingest() + synthesize() + shard() + vision_pretrain() + text_pretrain() + pretrain()
+    goals = {
+        Goal.EVALUATE_PRETRAIN: evaluate_pretrain(),
+        Goal.EVALUATE: upcycle() + sft(start) + evaluate(),
+    }
+    last = goals[goal]
+    return (stages + last).to_nodes(*(node.name for node in last.nodes))
+
+
+def _names_before_pretraining(pipeline: Pipeline) -> list[str]:
+    return [node.name for node in pipeline.nodes if node.tags & _BEFORE_PRETRAINING]
+
+
+def _about() -> dict[str, Any]:
+    """Who makes the runs: commit and device."""
+    import torch
+
+    from mm1_pipeline.staleness.context import current_context
+
+    context = current_context()
+    provenance = dict(context.provenance) if context else {}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "commit": provenance.get("commit_sha"),
+        "dirty": provenance.get("dirty"),
+        "device": device,
+        "torch": torch.__version__,
+    }

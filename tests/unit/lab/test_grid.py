@@ -1,11 +1,9 @@
-"""Arms: their parameters, their runs, and the verdicts that come of their results."""
+"""Arms: their parameters, and the verdicts that come of their results."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +12,10 @@ import yaml
 from mm1_pipeline.config.lab import AblateConfig, GridConfig, LessonConfig, LrLawConfig
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
 from mm1_pipeline.lab import grid
-from mm1_pipeline.lab.grid import Place, apply_overrides, resolve_arms, run_grid
+from mm1_pipeline.lab.grid import apply_overrides, resolve_arms
 from mm1_pipeline.lab.lessons import judge_lessons, learning_rate_grid, read_runs
 from mm1_pipeline.lab.lr_law import fit_law
+from mm1_pipeline.lab.results import write_json
 
 ROOT = Path(__file__).parents[3]
 STREAMS = {
@@ -68,8 +67,7 @@ class TestArms:
 
     def test_the_written_configuration_is_the_arm_s(self, tmp_path):
         (run,) = resolve_arms(GridConfig(arms={"c": CAPTIONS}, seeds=(3,)), PARAMETERS)
-        place = Place(ROOT, tmp_path / "data", tmp_path / "work", tmp_path / "out")
-        grid.write_conf(run, place, tmp_path / "conf")
+        grid.write_conf(run, ROOT, tmp_path / "data", tmp_path / "conf")
         groups: dict = {}
         for path in (tmp_path / "conf" / "base").glob("parameters*.yml"):
             found = yaml.safe_load(path.read_text()) or {}
@@ -79,89 +77,6 @@ class TestArms:
         assert {"ingest", "model", "evaluate", "ablate"} <= groups.keys()
         content = yaml.safe_load((tmp_path / "conf" / "arm" / "globals.yml").read_text())
         assert content == {"data_root": str(tmp_path / "data")}
-
-
-@pytest.fixture
-def kedro(monkeypatch):
-    """Stands for the runs: notes them, and writes the reports that a run leaves."""
-    calls: list[str] = []
-
-    def run(command, *, stdout, **_):
-        conf = Path(next(part for part in command if "--conf-source=" in part).split("=", 1)[1])
-        name = "/".join(conf.parts[-2:])
-        calls.append(name)
-        if name in run.failing:
-            stdout.write("training: the loss is nan\n")
-            return SimpleNamespace(returncode=1)
-        data = Path(yaml.safe_load((conf / "arm" / "globals.yml").read_text())["data_root"])
-        write_run_outputs(data, name)
-        return SimpleNamespace(returncode=0)
-
-    run.failing, run.calls = set(), calls
-    monkeypatch.setattr(subprocess, "run", run)
-    return run
-
-
-def write_run_outputs(data: Path, name: str) -> None:
-    reports = data / "08_reporting"
-    version = data / "07_model_output" / "pretrain_predictions" / "abc"
-    (version / "pretrain").mkdir(parents=True, exist_ok=True)
-    reports.mkdir(parents=True, exist_ok=True)
-    (version.parent / "CURRENT").write_text("abc\n")
-    (reports / "training_pretrain.jsonl").write_text('{"step": 1, "timing": {"s": 2}}\n')
-    write_results(
-        name, reports / "pretrain_evaluation.json", reports / "pretrain_held_out_loss.json", version
-    )
-
-
-def write_results(name: str, evaluation: Path, held_out: Path, predictions: Path) -> None:
-    """Scores of 30 items, 10 points higher for the mix with shots; its text loss is lower."""
-    arm, seed = name.split("/seed")
-    rng = np.random.default_rng(int(seed) + 100 * len(arm))
-    for shots in (0, 4):
-        gain = 10 if arm == "mix" and shots else 0
-        rows = [
-            {"key": f"item {number}", "score": 50 + gain + number + rng.normal(0, 2)}
-            for number in range(30)
-        ]
-        path = predictions / "pretrain" / f"vqa_{shots}shot.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loss = (1.0 if arm == "mix" else 2.0) + rng.normal(0, 0.01)
-    held_out.write_text(json.dumps({"models": {"pretrain": {"streams": {"text": {"loss": loss}}}}}))
-    tasks = {"vqa": {"shots": {"0": {"value": 1.0}, "4": {"value": 2.0}}}}
-    evaluation.write_text(json.dumps({"models": {"pretrain": {"tasks": tasks}}}))
-
-
-@pytest.fixture
-def place(tmp_path):
-    return Place(ROOT, tmp_path / "data", tmp_path / "work", tmp_path / "out")
-
-
-class TestRuns:
-    def test_every_run_leaves_its_results_without_clocks(self, kedro, place):
-        cost = run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
-        assert len(kedro.calls) == 6
-        assert {arm: list(seeds) for arm, seeds in cost["arms"].items()} == {
-            "mix": ["3", "4", "5"],
-            "captions": ["3", "4", "5"],
-        }
-        folder = place.output_dir / "mix" / "seed4"
-        assert (folder / "training_pretrain.jsonl").read_text() == '{"step": 1}\n'
-        assert json.loads((folder / "parameters.json").read_text())["pretrain"]["seed"] == 4
-        assert not (folder / "timing.json").exists()
-
-    def test_a_grid_that_failed_goes_on_where_it_was(self, kedro, place):
-        runs = resolve_arms(GRID, PARAMETERS)
-        kedro.failing.add("captions/seed4")
-        with pytest.raises(RuntimeError, match=r"captions/seed4 ended with 1;[\s\S]*loss is nan"):
-            run_grid(GRID, runs, place)
-        assert len(kedro.calls) == 4
-        kedro.failing.clear()
-        run_grid(GRID, runs, place)
-        assert kedro.calls[4:] == ["captions/seed4", "mix/seed5", "captions/seed5"]
-        run_grid(GRID, runs, place)
-        assert len(kedro.calls) == 7
 
 
 def config(**changes) -> AblateConfig:
@@ -179,10 +94,35 @@ def config(**changes) -> AblateConfig:
     return AblateConfig(**{"grid": GRID, "lessons": lessons, **changes})
 
 
+def write_results(folder: Path, name: str) -> None:
+    """Scores of 30 items, 10 points higher for the mix with shots; its text loss is lower."""
+    arm, seed = name.split("/seed")
+    rng = np.random.default_rng(int(seed) + 100 * len(arm))
+    folder.mkdir(parents=True)
+    keys, scores = [f"item {number}" for number in range(30)], {}
+    for shots in (0, 4):
+        gain = 10 if arm == "mix" and shots else 0
+        values = [50 + gain + number + rng.normal(0, 2) for number in range(30)]
+        scores[f"vqa_{shots}shot"] = {"keys": keys, "scores": values}
+    write_json(folder / "scores.json.gz", {"pretrain": scores})
+    loss = (1.0 if arm == "mix" else 2.0) + rng.normal(0, 0.01)
+    losses = {"models": {"pretrain": {"streams": {"text": {"loss": loss}}}}}
+    write_json(folder / "held_out_loss.json", losses)
+    tasks = {"vqa": {"shots": {"0": {"value": 1.0}, "4": {"value": 2.0}}}}
+    write_json(folder / "evaluation.json", {"models": {"pretrain": {"tasks": tasks}}})
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Of every run of the grid."""
+    for run in resolve_arms(GRID, PARAMETERS):
+        write_results(tmp_path / run.name, run.name)
+    return tmp_path
+
+
 class TestLessons:
-    def test_verdicts(self, kedro, place):
-        run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
-        found = judge_lessons(config(), place.output_dir)
+    def test_verdicts(self, results):
+        found = judge_lessons(config(), results)
         verdicts = {name: lesson["verdict"] for name, lesson in found["lessons"].items()}
         assert verdicts == {
             "few_shot": "shown",
@@ -206,14 +146,13 @@ class TestLessons:
         }
         assert list(config(grid=part, lessons=lessons).chosen_lessons) == list(config().lessons)
 
-    def test_what_was_not_asked_is_named(self, kedro, place):
-        run_grid(GRID, resolve_arms(GRID, PARAMETERS), place)
+    def test_what_was_not_asked_is_named(self, results):
         lesson = LessonConfig(title="", first="mix", second="captions", scores={"vqa": (8,)})
-        with pytest.raises(ValueError, match=r"vqa_8shot.*no such predictions"):
-            judge_lessons(config(lessons={"x": lesson}), place.output_dir)
+        with pytest.raises(ValueError, match=r"no scores of 'vqa' with 8 shots"):
+            judge_lessons(config(lessons={"x": lesson}), results)
         lesson = LessonConfig(title="", first="mix", second="captions", held_out="caption")
         with pytest.raises(ValueError, match=r"held_out: found 'caption'.*text"):
-            judge_lessons(config(lessons={"x": lesson}), place.output_dir)
+            judge_lessons(config(lessons={"x": lesson}), results)
 
     def test_a_lesson_of_an_unknown_arm_is_refused(self):
         lesson = LessonConfig(title="", first="mix", second="other", held_out="text")
@@ -243,7 +182,7 @@ def test_a_learning_rate_grid_gives_the_law_its_runs(tmp_path):
                 "model": {"decoder": decoder},
                 "pretrain": {"optimizer": {"learning_rate": rate}},
             }
-            (folder / "parameters.json").write_text(json.dumps(parameters))
+            write_json(folder / "parameters.json.gz", parameters)
             loss = 2 + 0.1 * np.log(4 * width * rate) ** 2  # best at 1 / 4 width
             streams = {"text": {"loss": loss + 0.5}, "caption": {"loss": loss - 0.5}}
             held_out = {"models": {"pretrain": {"streams": streams}}}

@@ -11,15 +11,17 @@ from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.pretraining import TextPretrainConfig, VisionPretrainConfig
 from mm1_pipeline.config.shard import ShardConfig, TokenizerConfig
 from mm1_pipeline.config.stages import SFTConfig, UpcycleConfig
+from mm1_pipeline.config.synthesis import SynthesisConfig
 from mm1_pipeline.config.training import TrainingConfig
-from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.pipelines.lab_inputs import StageParameters
+from mm1_pipeline.datasets.artifact import StagedArtifact
+from mm1_pipeline.pipelines.lab_inputs import StageParameters, run_stages
 from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def run_arms(
     config: AblateConfig,
     ingest: IngestConfig,
+    synthesis: SynthesisConfig,
     tokenizer: TokenizerConfig,
     shard: ShardConfig,
     sft_shard: ShardConfig,
@@ -32,11 +34,9 @@ def run_arms(
     evaluate: EvaluateConfig,
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Trains and evaluates every arm from every seed, each as an ordinary run."""
-    from mm1_pipeline.lab.grid import place_of, resolve_arms, run_grid
-
-    staged = stage("arms")
     parameters = StageParameters(
         ingest=ingest,
+        synthesis=synthesis,
         tokenizer=tokenizer,
         shard=shard,
         sft_shard=sft_shard,
@@ -48,10 +48,7 @@ def run_arms(
         sft=sft,
         evaluate=evaluate,
     )
-    runs = resolve_arms(config.grid, parameters)
-    place = place_of(staged.workspace.root, staged.work_directory, staged.directory)
-    cost = run_grid(config.grid, runs, place)
-    return staged.described(counts={"runs": len(runs)}), cost
+    return run_stages("arms", config.grid, parameters)
 
 
 def judge_arms(config: AblateConfig, arms: Artifact) -> dict[str, Any]:

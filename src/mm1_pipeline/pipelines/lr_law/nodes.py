@@ -11,15 +11,17 @@ from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.pretraining import TextPretrainConfig, VisionPretrainConfig
 from mm1_pipeline.config.shard import ShardConfig, TokenizerConfig
 from mm1_pipeline.config.stages import SFTConfig, UpcycleConfig
+from mm1_pipeline.config.synthesis import SynthesisConfig
 from mm1_pipeline.config.training import TrainingConfig
-from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.pipelines.lab_inputs import StageParameters
+from mm1_pipeline.datasets.artifact import StagedArtifact
+from mm1_pipeline.pipelines.lab_inputs import StageParameters, run_stages
 from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def run_rates(
     config: LrLawConfig,
     ingest: IngestConfig,
+    synthesis: SynthesisConfig,
     tokenizer: TokenizerConfig,
     shard: ShardConfig,
     sft_shard: ShardConfig,
@@ -32,12 +34,11 @@ def run_rates(
     evaluate: EvaluateConfig,
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Trains every size at every rate, each as an ordinary run."""
-    from mm1_pipeline.lab.grid import place_of, resolve_arms, run_grid
     from mm1_pipeline.lab.lessons import learning_rate_grid
 
-    staged, grid = stage("rates"), learning_rate_grid(config)
     parameters = StageParameters(
         ingest=ingest,
+        synthesis=synthesis,
         tokenizer=tokenizer,
         shard=shard,
         sft_shard=sft_shard,
@@ -49,10 +50,7 @@ def run_rates(
         sft=sft,
         evaluate=evaluate,
     )
-    runs = resolve_arms(grid, parameters)
-    place = place_of(staged.workspace.root, staged.work_directory, staged.directory)
-    cost = run_grid(grid, runs, place)
-    return staged.described(counts={"runs": len(runs)}), cost
+    return run_stages("rates", learning_rate_grid(config), parameters)
 
 
 def fit_rates(config: LrLawConfig, rates: Artifact) -> dict[str, Any]:

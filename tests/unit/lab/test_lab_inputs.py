@@ -1,0 +1,79 @@
+"""What a grid's node depends on: the stages that its runs go through, with their code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from kedro.framework.startup import bootstrap_project
+
+from mm1_pipeline.config.lab import Goal
+from mm1_pipeline.config.stages import SFTStart
+from mm1_pipeline.pipelines.ablate.nodes import run_arms
+from mm1_pipeline.pipelines.lab_inputs import ScopeReader, StageParameters, goal_pipeline
+from mm1_pipeline.pipelines.lr_law.nodes import run_rates
+from mm1_pipeline.settings import SESSION_CLASS
+from mm1_pipeline.staleness.code import CodeIndex
+from mm1_pipeline.staleness.functions import describe_function
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def scopes():
+    bootstrap_project(ROOT)
+    reader = ScopeReader()
+    return {
+        goal: reader(SimpleNamespace(goal=goal, groups={}))  # pyright: ignore[reportArgumentType]
+        for goal in Goal
+    }
+
+
+@pytest.fixture(scope="module")
+def index():
+    declared = SESSION_CLASS.staleness_settings
+    return CodeIndex(declared.packages, declared.excluded)
+
+
+@pytest.mark.parametrize("goal", Goal)
+def test_a_goal_is_the_registered_pipeline(goal):
+    from mm1_pipeline.pipeline_registry import register_pipelines
+
+    registered = register_pipelines()[goal.value]
+    assert {n.name for n in goal_pipeline(goal).nodes} == {n.name for n in registered.nodes}
+
+
+def test_fine_tuning_may_start_from_the_mixture_of_experts():
+    nodes = {node.name: node for node in goal_pipeline(Goal.EVALUATE, SFTStart.UPCYCLE).nodes}
+    assert "upcycled_model" in nodes["fine_tune"].inputs
+
+
+def test_the_parts_of_a_run(scopes):
+    parts = scopes[Goal.EVALUATE_PRETRAIN]
+    assert set(parts.prepared.nodes) < set(parts.pretrained.nodes) < set(parts.whole.nodes)
+    assert {"pack_shards", "pretrain_vision", "pretrain_text"} <= set(parts.prepared.nodes)
+    assert "pretrain_model" in set(parts.pretrained.nodes) - set(parts.prepared.nodes)
+    assert "fine_tune" not in parts.whole.nodes
+    # Another fine-tuning, or other questions, is no other pre-training.
+    assert not {"sft", "sft_shard", "evaluate"} & set(parts.pretrained.groups)
+    assert "evaluate" in parts.whole.groups
+    codes = {parts.prepared.code, parts.pretrained.code, parts.whole.code}
+    assert len(codes) == 3
+
+
+def test_every_group_that_a_run_reads_is_an_input_of_the_grid(scopes):
+    for parts in scopes.values():
+        groups = {group.partition(".")[0] for group in parts.whole.groups}
+        assert groups <= set(StageParameters.__annotations__)
+
+
+@pytest.mark.parametrize("function", [run_arms, run_rates])
+def test_a_grid_sees_the_code_of_its_stages_and_of_no_other(function, index):
+    code = index.closure(describe_function(function).entries).parts
+    reached = {name.partition(":")[0] for name in code}
+    for module in ("models.decoder", "training.train", "streams.packing", "corpus.ingest",
+                   "evaluation.metrics", "evaluation.scoring"):  # fmt: skip
+        assert f"mm1_pipeline.{module}" in reached, module
+    for module in ("reporting.page", "export.code", "corpus.download"):
+        assert not any(name.startswith(f"mm1_pipeline.{module}") for name in reached), module
