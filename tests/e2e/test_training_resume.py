@@ -217,8 +217,6 @@ def test_what_the_machine_cannot_do_is_refused():
     assert choose_device(CONFIG) == "cpu"
     with pytest.raises(ValueError, match="device: found cuda"):
         choose_device(dataclasses.replace(CONFIG, device="cuda"))
-    with pytest.raises(ValueError, match="precision: found bfloat16"):
-        choose_device(dataclasses.replace(CONFIG, precision="bfloat16"))
 
 
 def test_several_processes_are_refused(shards_dir, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from mm1_pipeline.models.attention_kernels import (
     flex_packed_attention,
     varlen_attention,
 )
+from mm1_pipeline.models.fused_attention import fused_attention
 from mm1_pipeline.models.rows import pad_rows, take_rows
 
 if TYPE_CHECKING:
@@ -398,7 +399,7 @@ def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def _causal_attention(bucket: Bucket, *qkv: Tensor) -> Tensor:
     q, k, v = (x.unflatten(0, bucket).transpose(1, 2) for x in qkv)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    attended = fused_attention(q, k, v, is_causal=True)
     return attended.transpose(1, 2).flatten(0, 1)
 
 

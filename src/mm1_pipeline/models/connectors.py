@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm1_pipeline.config.model import ConnectorConfig, ConnectorKind, VisionConfig
+from mm1_pipeline.models.fused_attention import fused_attention
 
 
 def build_connector(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> nn.Module:
@@ -71,7 +72,7 @@ class AttentionPooling(nn.Module):
         patches = self.patch_norm(patch_embeddings)
         queries = self.query(self.queries).expand(len(patches), -1, -1)
         q, k, v = map(self._heads, (queries, self.key(patches), self.value(patches)))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = fused_attention(q, k, v)
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

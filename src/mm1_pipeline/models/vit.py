@@ -18,6 +18,7 @@ from mm1_pipeline.config.model import (
     VisionConfig,
     VisionNorm,
 )
+from mm1_pipeline.models.fused_attention import fused_attention
 from mm1_pipeline.models.recompute import run_step
 
 _WAVELENGTH = 10_000.0
@@ -177,7 +178,7 @@ class VisionAttention(nn.Module):
         num_images, num_positions, d_model = hidden.shape
         shape = (num_images, num_positions, 3, self.num_heads, d_model // self.num_heads)
         q, k, v = self.qkv(hidden).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = fused_attention(q, k, v, mask)
         return self.output(attended.transpose(1, 2).reshape(hidden.shape))
 
 

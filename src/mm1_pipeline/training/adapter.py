@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mm1_pipeline.models.objective import Objective, ObjectiveOutput, add_terms
@@ -26,16 +27,21 @@ class TrainableObjective(ComposerModel):
     Args:
         objective: stays a plain module, which `state_dict` names under `objective.`.
         loss_factor: see `sharding.loss_factor`.
+        cpu_autocast: whether a CPU multiplies in bfloat16. Composer does so on GPUs only.
     """
 
-    def __init__(self, objective: Objective, *, loss_factor: float = 1.0) -> None:
+    def __init__(
+        self, objective: Objective, *, loss_factor: float = 1.0, cpu_autocast: bool = False
+    ) -> None:
         super().__init__()
         self.objective = objective
         self._loss_factor = loss_factor
+        self._cpu_autocast = cpu_autocast
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Losses of everything that a microbatch predicts."""
-        return self.objective(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._cpu_autocast):
+            return self.objective(batch)
 
     def loss(self, outputs: ObjectiveOutput, batch: Batch) -> Tensor:
         """Mean over the targets of a microbatch, and the terms that join it.

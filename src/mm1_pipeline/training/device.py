@@ -34,23 +34,30 @@ figure with sparsity. The first name that is part of the device's is taken."""
 
 
 def choose_device(config: TrainingConfig) -> str:
-    """Resolves `auto`, and refuses what the machine cannot do.
+    """Resolves `auto`, refuses what the machine cannot do and warns of what it does slowly.
 
     Returns:
         `cpu` or `cuda`.
 
     Raises:
-        ValueError: no GPU where one is asked for, or a precision that the device lacks.
+        ValueError: no GPU where one is asked for.
     """
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
         raise ValueError("device: found cuda, but PyTorch sees no GPU; use cpu or auto.")
     device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
-    if config.precision == "bfloat16" and device == "cpu":
-        raise ValueError(
-            "precision: found bfloat16 on a CPU, expected float32; bfloat16 needs a GPU."
+    if config.precision == "bfloat16" and device == "cpu" and not _cpu_has_bfloat16():
+        logger.warning(
+            "precision: found bfloat16 on a CPU that has no instructions for it; float32 would be "
+            "faster."
         )
     return device
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; False where PyTorch cannot tell."""
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in questions)
 
 
 def choose_num_processes(config: TrainingConfig, device: str) -> int:

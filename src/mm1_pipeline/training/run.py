@@ -37,7 +37,6 @@ from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 logger = logging.getLogger(__name__)
 
-_COMPOSER_PRECISIONS = {"float32": "fp32", "bfloat16": "amp_bf16"}
 _COMPOSER_DEVICES = {"cpu": "cpu", "cuda": "gpu"}
 
 _SHARDED = {"fsdp": {"mixed_precision": "FULL"}}
@@ -164,14 +163,18 @@ class TrainingRun:
             timeout_seconds=config.timeouts.loader_seconds,
         )
         return Trainer(
-            model=TrainableObjective(self._objective, loss_factor=loss_factor()),
+            model=TrainableObjective(
+                self._objective,
+                loss_factor=loss_factor(),
+                cpu_autocast=config.precision == "bfloat16" and self._device == "cpu",
+            ),
             train_dataloader=data_spec(loader, self._objective),
             max_duration=f"{self._num_steps}ba",
             optimizers=optimizer,
             schedulers=build_scheduler(optimizer, config.schedule),
             step_schedulers_every_batch=True,
             device=_COMPOSER_DEVICES[self._device],
-            precision=_COMPOSER_PRECISIONS[config.precision],
+            precision=_composer_precision(config.precision, self._device),
             device_train_microbatch_size=config.microbatch_size or config.global_batch_size,
             accumulate_train_batch_on_tokens=True,
             seed=config.seed,
@@ -243,6 +246,11 @@ class TrainingRun:
             f"{config.global_batch_size} sequences ({compact(positions)} positions), "
             f"on {self._device} in {config.precision}{sharded}{resuming}"
         )
+
+
+def _composer_precision(precision: str, device: str) -> str:
+    """Composer refuses bfloat16 on a CPU; there the adapter does it."""
+    return "amp_bf16" if precision == "bfloat16" and device == "cuda" else "fp32"
 
 
 def metrics_file(work_dir: Path, stage: str) -> Path:

@@ -109,3 +109,12 @@ def test_a_batch_without_labels_is_refused_with_its_samples(batch, objective):
     batch["labels"] = torch.full((3, 5), -100)
     with pytest.raises(ValueError, match=r"no target in a batch \(a; b; c\)"):
         prepare(batch, objective)
+
+
+def test_autocast_on_a_cpu_multiplies_in_bfloat16(batch, objective):
+    expected = TrainableObjective(objective)(batch).losses
+    found = TrainableObjective(objective, cpu_autocast=True)(batch).losses
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    # bfloat16 has 8 bits: worst seen 7.9e-3 for a loss of 5.6.
+    torch.testing.assert_close(found, expected, atol=5e-2, rtol=0)
