@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mm1_pipeline.config._base import input_path, parameters
 
@@ -217,8 +217,16 @@ class MinHashConfig:
 
 @parameters
 class DeduplicationConfig:
-    """Which repetitions are dropped inside of each training source; the earliest record stays."""
+    """Which repetitions are dropped from training sources; the earliest record stays.
 
+    Source: MM1, Appendix (duplicates are looked for over all documents, unconfirmed).
+    """
+
+    within: Literal["source", "kind"] = "kind"
+    """Whether a record goes only for an earlier one of its own source, or also for one of an
+    earlier source of the same kind. Sources come in the order of the file, so one whose records
+    are to stay goes first. An earlier source counts for the methods that it is itself searched
+    by, with the same values. How often a caption occurs is counted in each source."""
     exact: bool = True
     """Drops a record whose text and image contents repeat an earlier one's."""
     near: MinHashConfig | None = MinHashConfig()

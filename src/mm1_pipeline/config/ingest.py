@@ -361,8 +361,17 @@ class IngestConfig:
                 )
 
     def deduplication_of(self, source: SourceConfig) -> DeduplicationConfig:
-        """How repetitions inside of a source are found."""
+        """How repetitions in a source are found."""
         return source.deduplication or self.deduplication
+
+    def earlier_sources(self, name: str) -> list[str]:
+        """Sources whose records a source must not repeat: those before it of the same kind."""
+        source = self.sources[name]
+        is_training = source.split == SourceSplit.TRAIN
+        if not is_training or self.deduplication_of(source).within == "source":
+            return []
+        same_kind = self.training_sources(source.kind)
+        return same_kind[: same_kind.index(name)]
 
     def training_sources(self, kind: RecordKind) -> list[str]:
         """Names of the training sources of one kind, in the order of the file."""

@@ -1,4 +1,5 @@
-"""Finds what repeats in a source, by joins over columns of keys and never over contents.
+"""Finds what repeats in a source, or repeats an earlier source, by joins over columns of keys and
+never over contents.
 
 The tables are processed by Daft, on the cores of one machine or, with Ray, on many. A table of
 more rows than are wanted in memory is gone through in several passes, each over a part of the
@@ -8,7 +9,8 @@ keys, so that what a query holds does not grow with the number of records.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ KEY_SCHEMA = pa.schema([("order", pa.int64()), ("key", pa.int64())])
 """One row for each key of a record; two records that share a key are alike."""
 IMAGE_SCHEMA = pa.schema([("order", pa.int64()), ("url", pa.string()), ("sha256", pa.string())])
 LOOKS_SCHEMA = pa.schema([("order", pa.int64()), ("looks", pa.binary(fingerprints.NUM_BYTES))])
+ORDER_SCHEMA = pa.schema([("order", pa.int64())])
 NAME_SCHEMA = pa.schema([("order", pa.int64()), ("name", pa.string())])
 REPEAT_SCHEMA = pa.schema(
     [
@@ -40,11 +43,51 @@ REPEAT_SCHEMA = pa.schema(
 )
 """Records that are to go: why, and the key of the record that each repeats, if it is one."""
 
+DROPPED = "dropped.parquet"
+"""Records that neither near-duplicates nor pictures are compared with; ORDER_SCHEMA."""
+
 ROWS_PER_PASS = 50_000_000
 """Rows of a table that a query looks at together."""
 _ROWS_AT_ONCE = 20_000
 _COMPARED_AT_ONCE = 50_000
 _BLANKS = re.compile(r"\W+")
+
+
+@dataclass(frozen=True)
+class EarlierSource:
+    """What an earlier source left to be compared with.
+
+    Its records get numbers below those of the source that is searched: below zero.
+    """
+
+    name: str
+    tables: Mapping[str, Sequence[Path]]
+    """As `find_repeats` takes them; a method without its table does not look here."""
+    dropped: Sequence[Path]
+    """DROPPED of its own search."""
+    shift: int
+    """Added to the numbers of its records."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of the source that is searched, and the same of earlier sources before it."""
+
+    paths: Sequence[Path]
+    earlier: Sequence[tuple[Sequence[Path], int]] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return _num_rows(self.paths) + sum(_num_rows(paths) for paths, _ in self.earlier)
+
+    def read(self, *columns: str) -> Any:
+        """Some columns of all rows, numbered through."""
+        daft = import_daft()
+        table = daft.read_parquet(list(map(str, self.paths))).select(*columns)
+        for paths, shift in self.earlier:
+            rows = daft.read_parquet(list(map(str, paths))).select(*columns)
+            table = table.concat(rows.with_column("order", daft.col("order") + shift))
+        return table
 
 
 class TableWriter:
@@ -132,7 +175,7 @@ def find_frequent(paths: Sequence[Path], column: str, max_occurrences: int, outp
     daft = import_daft()
     output.mkdir(parents=True)
     value, order = daft.col(column), daft.col("order")
-    for number, passes in _passes(paths):
+    for number, passes in _passes(_Table(paths)):
         table = daft.read_parquet(list(map(str, paths))).where(value.not_null())
         if passes > 1:
             table = table.where(value.hash() % passes == number)
@@ -150,47 +193,86 @@ def read_frequent(folder: Path, partition: int) -> frozenset[str]:
 
 
 def find_repeats(
-    config: DeduplicationConfig, tables: dict[str, list[Path]], output: Path, work: Path
+    config: DeduplicationConfig,
+    tables: Mapping[str, Sequence[Path]],
+    output: Path,
+    work: Path,
+    earlier: Sequence[EarlierSource] = (),
 ) -> None:
     """Finds the records that are to go because they repeat others.
 
     Exact duplicates go first, so that they do not make a caption frequent; what is dropped for
-    its caption is no original of a picture.
+    its caption is no original of a picture. But for the captions' frequency, which is counted in
+    each source, sources that are searched one after the other lose what one source of all their
+    records would.
 
     Args:
         config: which methods are on.
         tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `looks`
             (LOOKS_SCHEMA) and `names` (NAME_SCHEMA); a method without its table is off.
-        output: gets the repeats of every partition; must not exist.
+        output: gets the repeats of every partition, and DROPPED; must not exist.
         work: folder for tables in between; must not exist.
+        earlier: sources whose records must not be repeated either.
     """
-    daft = import_daft()
     work.mkdir(parents=True)
+    output.mkdir(parents=True)
     found: list[Path] = []
+
+    def table(name: str) -> _Table:
+        others = [(one.tables[name], one.shift) for one in earlier if name in one.tables]
+        return _Table(tables[name], others)
+
+    def repeated(name: str, reason: Reason, dropped: _Table) -> list[Path]:
+        return _find_repeated_keys(table(name), reason, dropped, work)
+
     if config.exact:
-        found += _find_repeated_keys(tables["exact"], Reason.DUPLICATE, found, work)
+        found += repeated("exact", Reason.DUPLICATE, _Table([]))
     if config.max_caption_occurrences is not None and "captions" in tables:
         found += _find_frequent_keys(
             tables["captions"], config.max_caption_occurrences, found, work
         )
-    before = list(found)
+    _copy_orders(found, output / DROPPED)
+    before = _Table([output / DROPPED], [(one.dropped, one.shift) for one in earlier])
     if config.near is not None and "near" in tables:
-        found += _find_repeated_keys(tables["near"], Reason.NEAR_DUPLICATE, before, work)
+        found += repeated("near", Reason.NEAR_DUPLICATE, before)
     if config.perceptual and "pictures" in tables:
-        pairs = _find_repeated_keys(tables["pictures"], Reason.IMAGE_DUPLICATE, before, work)
-        found.append(_verify_pictures(pairs, tables["looks"], config.max_picture_difference, work))
-    output.mkdir(parents=True)
-    if not found or not _num_rows(found):
-        return
-    order = daft.col("order")
-    names = daft.read_parquet(list(map(str, tables["names"])))
+        pairs = repeated("pictures", Reason.IMAGE_DUPLICATE, before)
+        looks, allowed = table("looks"), config.max_picture_difference
+        found.append(_verify_pictures(pairs, looks, allowed, work))
+    if _num_rows(found):
+        _write_named(found, tables["names"], earlier, output / "repeats")
+
+
+def _copy_orders(found: Sequence[Path], path: Path) -> None:
+    with TableWriter(path, ORDER_SCHEMA) as writer:
+        for file in found:
+            with pq.ParquetFile(file) as rows:
+                for batch in rows.iter_batches(columns=["order"]):
+                    for order in batch["order"].to_pylist():
+                        writer.add(order)
+
+
+def _write_named(
+    found: Sequence[Path],
+    names: Sequence[Path],
+    earlier: Sequence[EarlierSource],
+    output: Path,
+) -> None:
+    """Writes repeats with the keys of what they repeat; those of other sources say which."""
+    daft = import_daft()
+    order, name = daft.col("order"), daft.col("name")
+    originals = daft.read_parquet(list(map(str, names)))
+    originals = originals.select(order.alias("original"), name)
+    for one in earlier:
+        theirs = daft.read_parquet(list(map(str, one.tables["names"])))
+        shifted = (order + one.shift).alias("original")
+        full_name = (daft.lit(f"{one.name}/") + name).alias("name")
+        originals = originals.concat(theirs.select(shifted, full_name))
     repeats = daft.read_parquet(list(map(str, found)))
-    originals = names.select(order.alias("original"), daft.col("name"))
     named = repeats.join(originals, on="original", how="left")
     partition = (order // PARTITION_STRIDE).cast(daft.DataType.int64())
     _write_by_partition(
-        named.select(partition.alias("partition"), order, daft.col("reason"), daft.col("name")),
-        output / "repeats",
+        named.select(partition.alias("partition"), order, daft.col("reason"), name), output
     )
 
 
@@ -203,19 +285,19 @@ def read_repeats(folder: Path, partition: int) -> dict[int, tuple[Reason, str | 
     return {row["order"] - start: (Reason(row["reason"]), row["name"]) for row in reversed(rows)}
 
 
-def _find_repeated_keys(
-    paths: list[Path], reason: Reason, dropped: list[Path], work: Path
-) -> list[Path]:
+def _find_repeated_keys(keys: _Table, reason: Reason, dropped: _Table, work: Path) -> list[Path]:
     """Writes the records that share a key with an earlier one, and the earliest of those."""
     daft = import_daft()
     order, key = daft.col("order"), daft.col("key")
     written = []
-    for number, passes in _passes(paths):
-        table = _without(daft.read_parquet(list(map(str, paths))), dropped)
+    for number, passes in _passes(keys):
+        table = _without(keys.read("order", "key"), dropped)
         if passes > 1:
             table = table.where(key % passes == number)
         first = table.groupby("key").agg(order.min().alias("original"))
-        repeated = table.join(first, on="key").where(order > daft.col("original"))
+        # Of earlier sources nothing is to go.
+        later = table.where(order >= 0) if keys.earlier else table
+        repeated = later.join(first, on="key").where(order > daft.col("original"))
         written.append(_collect(repeated.select("order", "original"), work / f"{reason}-{number}"))
     table = daft.read_parquet(list(map(str, written)))
     if reason == Reason.IMAGE_DUPLICATE:  # every pair is compared before one is chosen
@@ -227,14 +309,14 @@ def _find_repeated_keys(
 
 
 def _find_frequent_keys(
-    paths: list[Path], max_occurrences: int, dropped: list[Path], work: Path
+    paths: Sequence[Path], max_occurrences: int, dropped: list[Path], work: Path
 ) -> list[Path]:
     daft = import_daft()
     order, key = daft.col("order"), daft.col("key")
     reason = Reason.CAPTION_TOO_FREQUENT
     written = []
-    for number, passes in _passes(paths):
-        table = _without(daft.read_parquet(list(map(str, paths))), dropped)
+    for number, passes in _passes(_Table(paths)):
+        table = _without(_Table(paths).read("order", "key"), _Table(dropped))
         if passes > 1:
             table = table.where(key % passes == number)
         counted = table.groupby("key").agg(order.count().alias("occurrences"))
@@ -248,9 +330,7 @@ def _find_frequent_keys(
     return written
 
 
-def _verify_pictures(
-    pairs: list[Path], looks: list[Path], max_difference: float, work: Path
-) -> Path:
+def _verify_pictures(pairs: list[Path], looks: _Table, max_difference: float, work: Path) -> Path:
     """Keeps the pairs of pictures that do look alike, one for each record that is to go."""
     daft = import_daft()
     path = work / "verified.parquet"
@@ -258,7 +338,7 @@ def _verify_pictures(
     with TableWriter(path, schema) as writer:
         if _num_rows(pairs):
             order, look = daft.col("order"), daft.col("looks")
-            table = daft.read_parquet(list(map(str, looks)))
+            table = looks.read("order", "looks")
             originals = table.select(order.alias("original"), look.alias("original_looks"))
             joined = daft.read_parquet(list(map(str, pairs))).join(table, on="order")
             joined = joined.join(originals, on="original").sort(["order", "original"])
@@ -288,16 +368,15 @@ def _batches(tables: Iterable[Any]) -> Iterable[pa.RecordBatch]:
                 yield batch.slice(start, _COMPARED_AT_ONCE)
 
 
-def _without(table: Any, dropped: list[Path]) -> Any:
-    if not dropped or not _num_rows(dropped):
+def _without(table: Any, dropped: _Table) -> Any:
+    if not dropped.num_rows:
         return table
-    rows = import_daft().read_parquet(list(map(str, dropped))).select("order")
-    return table.join(rows, on="order", how="anti")
+    return table.join(dropped.read("order"), on="order", how="anti")
 
 
-def _passes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+def _passes(table: _Table) -> list[tuple[int, int]]:
     """Number of every pass over a table, and how many there are."""
-    passes = max(1, -(-_num_rows(paths) // ROWS_PER_PASS))
+    passes = max(1, -(-table.num_rows // ROWS_PER_PASS))
     return [(number, passes) for number in range(passes)]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mm1_pipeline.config.ingest import (
 from mm1_pipeline.corpus.caption_scores import SCORES_VERSION, LoadScorer, ScorerReference
 from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, read_summary
 from mm1_pipeline.corpus.deduplication import find_frequent, find_repeats
+from mm1_pipeline.corpus.earlier_sources import is_wanted_later, keep_keys, open_earlier
 from mm1_pipeline.corpus.engine import Engine
 from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
@@ -57,7 +58,7 @@ _WORK = ".ingest"
 _COMPLETED = "completed.json"
 _STARTED = "started.json"
 _INDEX = ".evaluation"
-_LAYOUT = 2
+_LAYOUT = 3
 """Raise it when the files of a source change their layout, so that none is reused."""
 
 
@@ -71,7 +72,7 @@ def ingest(
     """Reads, filters and de-duplicates every source; what is dropped is listed and counted.
 
     Source: MM1, Appendix on interleaved documents (unconfirmed values). Deviation: MM1 looks for
-    frequent images and duplicates over all its documents; here each source is on its own.
+    frequent images over all its documents; here in each source.
 
     Args:
         config: the sources and the rules.
@@ -91,6 +92,7 @@ def ingest(
     scorers = check_sources(config, load_scorer)
     work_dir = work_dir or output_dir / _WORK
     reports: dict[str, Any] = {}
+    fingerprints: dict[str, str] = {}
     index: Path | None = None
     with Engine(config) as engine:
         for name in _evaluation_first(config):
@@ -98,10 +100,14 @@ def ingest(
                 index = _index_evaluation(config, work_dir)
             folder = work_dir / name
             scorer = scorers.get(name)
-            fingerprint = _fingerprint(name, config, index, scorer)
+            earlier = [fingerprints[other] for other in config.earlier_sources(name)]
+            fingerprint = _fingerprint(name, config, index, scorer, earlier)
+            fingerprints[name] = fingerprint
             reports[name] = _completed_report(folder, fingerprint)
             if reports[name] is None:
+                _start_or_resume(folder, fingerprint)
                 reports[name] = _ingest_source(name, config, folder, index, scorer, engine)
+                _complete(folder, fingerprint, reports[name])
             else:
                 logger.info("%s: finished by an earlier run, kept", name)
             _warn_if_little_is_kept(name, reports[name])
@@ -148,8 +154,6 @@ def _ingest_source(
     engine: Engine,
 ) -> dict[str, Any]:
     source = config.sources[name]
-    fingerprint = _fingerprint(name, config, index, scorer)
-    _start_or_resume(folder, fingerprint)
     files = open_files(source)
     tasks = _plan_tasks(name, config, folder, index, scorer, in_process=engine.in_process)
     sizes = {file.name: file.size for file in files}
@@ -172,14 +176,19 @@ def _ingest_source(
     run("judge", judge_partition)
     finish_folder(folder / "repeats", lambda part: _find_repeats(config, source, tasks, part))
     run("write", write_partition)
-    report = _finish_source(source, tasks, folder)
+    if is_wanted_later(name, config):
+        keep_keys(folder, tasks)
+    return _finish_source(source, tasks, folder)
+
+
+def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
+    """Marks a source as finished, and removes what only an unfinished one needs."""
     content = {"fingerprint": fingerprint, "report": report}
     temporary = folder / f"{_COMPLETED}.tmp"
     temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(folder / _COMPLETED)
     for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
-    return report
 
 
 def _start_or_resume(folder: Path, fingerprint: str) -> None:
@@ -258,7 +267,8 @@ def _find_repeats(
     elif source.kind in (RecordKind.INTERLEAVED, RecordKind.TEXT):
         tables["near"] = [step / "near.parquet" for step in judged]
     work = folder / "work"
-    find_repeats(config.deduplication_of(source), tables, folder / "found", work)
+    earlier = open_earlier(tasks[0].name, config, tasks[0].folder.parent)
+    find_repeats(config.deduplication_of(source), tables, folder / "found", work, earlier)
     shutil.rmtree(work)
 
 
@@ -324,6 +334,7 @@ def _fingerprint(
     config: IngestConfig,
     index: Path | None = None,
     scorer: ScorerReference | None = None,
+    earlier: Sequence[str] = (),
 ) -> str:
     """What the files of a finished source depend on, as far as it is seen without reading."""
     source = config.sources[name]
@@ -339,6 +350,8 @@ def _fingerprint(
         "evaluation": None if index is None else read_summary(index)["digest"],
         "decontamination": None if index is None else asdict(config.decontamination),
         "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],
+        "earlier": list(earlier),
+        "keys": is_wanted_later(name, config),
         "profanity_list": _content_hash(source.text_rules.profanity_list),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
