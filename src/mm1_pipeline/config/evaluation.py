@@ -10,6 +10,7 @@ from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
 from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import FILES, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
@@ -56,24 +57,24 @@ class Metric(StrEnum):
 
 @parameters
 class MixedResolution:
-    """Positions of high and low resolution images in one few-shot prompt.
+    """High and low resolution images in one few-shot prompt.
 
     Source: MM1, mixed-resolution few-shot (only the last N shots and the query stay high).
     """
 
-    high_tiles: int = 5
-    """Squares of an image at high resolution: a view and its four quarters. At low resolution
-    it is one square."""
+    sub_images: SubImageConfig | None = None
+    """Squares of an image at high resolution; at low resolution it is one square. None takes those
+    that the model was trained with, which are one each where training had no sub-images."""
     num_high_shots: int = 3
     """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
     max_positions: int = 4_096
     """Positions of prompt and answer that the model was trained on."""
 
     def __post_init__(self) -> None:
-        if self.high_tiles < 2:
+        if self.sub_images is not None and self.sub_images.grid < 2:
             raise ValueError(
-                f"high_tiles: found {self.high_tiles}, expected 2 or more; one square is low "
-                "resolution."
+                f"sub_images.grid: found {self.sub_images.grid}, expected 2 or more; one square is "
+                "low resolution."
             )
         if self.num_high_shots < 0:
             raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")

@@ -13,8 +13,9 @@ from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import RejectedImage, check_image
 from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.images import ImageFeatures, square_keys
+from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.prompts import Prompt
+from mm1_pipeline.evaluation.resolution import square_keys
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.conversations import serialize_conversation
@@ -140,9 +141,7 @@ class Conversation:
         )
         features = ImageFeatures(chat.model, self._data, chat.transform, sub_images=chat.sub_images)
         generator = Generator(chat.model, chat.tokenizer, features, batch_size=1)
-        prompt = Prompt(
-            "", (), "", "", document.input_ids, squares, (1,) * len(squares)
-        )  # fmt: skip
+        prompt = Prompt("", (), "", "", document.input_ids, squares)
         (answer,) = generator.generate([prompt], max_new_tokens=chat.max_new_tokens, stop=())
         return answer.text.strip()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from mm1_pipeline.config.evaluation import (
     CaptionWords,
     EvaluateConfig,
     Metric,
-    MixedResolution,
     Precision,
 )
 from mm1_pipeline.evaluation.answers import Answer, AnswerLog
@@ -32,7 +31,7 @@ from mm1_pipeline.evaluation.mathvista import RULES
 from mm1_pipeline.evaluation.postprocess import POSTPROCESS
 from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
-from mm1_pipeline.evaluation.resolution import check_budget
+from mm1_pipeline.evaluation.resolution import ImageSquares, check_budget, high_resolution
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
 from mm1_pipeline.evaluation.small_images import write_small_images
 from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
@@ -156,7 +155,11 @@ def evaluate(
         _check_model(name, load_model(directory), suite)
     entries: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
-    num_positions = sum(2 * suite.num_positions(name) for name, _, suite in suites)
+    text_runners = {name: _text_runner(suite) for name, _, suite in suites}
+    num_positions = sum(
+        2 * suite.num_positions(name) + text_runners[name].num_positions
+        for name, _, suite in suites
+    )
     with EvaluationProgress(num_positions) as progress:
         for name, directory, harness in suites:
             model = load_model(directory, device).eval()
@@ -170,7 +173,7 @@ def evaluate(
             blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
             entries[name] = _entry(harness, seeing, blind)
             entries[name + BLIND_SUFFIX] = _entry(harness, blind)
-            texts = _text_runner(harness).run(name, model, progress, partial(logs.of, name))
+            texts = text_runners[name].run(name, model, progress, partial(logs.of, name))
             entries[name]["tasks"] |= _text_entries(harness, texts)
             _write(output_dir / name, {**seeing, **texts})
             _write(output_dir / (name + BLIND_SUFFIX), blind)
@@ -219,21 +222,20 @@ def build_harness(
             f"Found the tokenizer {tokenizer.sha256[:12]} in {tokenizer_dir}, but the shards were "
             f"written with {index.tokenizer_sha256[:12]}; run the stage `shard` again."
         )
-    # Documents show every image as one square: only conversations know of resolutions.
-    configs = {
-        name: task if is_chat else replace(task, resolution=None)
-        for name, task in config.tasks.items()
-    }
-    tasks = tuple(load_task(name, task, records_dir, config.seed) for name, task in configs.items())
+    tasks = tuple(
+        load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
+    )
     prompts: dict[tuple[str, int], Sequence[Prompt]] = {}
     for task in tasks:
         conversations = ChatPrompts(task, tokenizer, index)
+        sub_images = high_resolution(task.config.resolution, index.sub_images)
+        squares = ImageSquares(task.images, index.image, sub_images)
         for num_shots in task.config.shots:
             prompts[task.name, num_shots] = (
                 conversations.build_all(num_shots, config.seed)
                 if is_chat
                 else build_prompts(
-                    task, num_shots, config.seed, tokenizer, index.packing.image_tokens
+                    task, num_shots, config.seed, tokenizer, index.packing.image_tokens, squares
                 )
             )
     text_tasks = tuple(
@@ -246,8 +248,18 @@ def build_harness(
 
 
 def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
-    if task.config.resolution is not None:
-        _check_budget(harness, task, num_shots, task.config.resolution)
+    resolution = task.config.resolution
+    if resolution is not None:
+        image_tokens = harness.index.packing.image_tokens
+        prompts = harness.prompts[task.name, num_shots]
+        check_budget(task.name, prompts, resolution, image_tokens, task.config.max_new_tokens)
+        if high_resolution(resolution, harness.index.sub_images).grid == 1:
+            logger.warning(
+                "%s: resolution has no effect on models of %s, which were trained on one square "
+                "an image; resolution.sub_images would cut images all the same.",
+                task.name,
+                harness.shards_dir,
+            )
     longest = check_lengths(
         harness.prompts[task.name, num_shots],
         task.config.max_new_tokens,
@@ -272,15 +284,6 @@ def _check_names(config: EvaluateConfig, models: Sequence[str]) -> None:
                 f"tasks.{name}.models: found {list(task.models)}, but the models are "
                 f"{', '.join(models)}; name one of them, or leave the parameter out to ask all."
             )
-
-
-def _check_budget(
-    harness: Harness, task: Task, num_shots: int, resolution: MixedResolution
-) -> None:
-    image_tokens = harness.index.packing.image_tokens
-    texts = (len(p) - image_tokens * sum(p.tiles) for p in harness.prompts[task.name, num_shots])
-    num_rest = max(texts, default=0) + task.config.max_new_tokens
-    check_budget(task.name, num_shots, resolution, image_tokens, num_rest)
 
 
 def _check_model(name: str, model: MM1, harness: Harness) -> None:
@@ -327,7 +330,7 @@ def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Sco
             model,
             task.images,
             harness.index.image,
-            sub_images=harness.index.sub_images,
+            sub_images=high_resolution(task.config.resolution, harness.index.sub_images),
             blind=blind,
         )
         generator = Generator(model, harness.tokenizer, features, harness.config.batch_size)

@@ -39,16 +39,6 @@ def encode_pixels(model: MM1, pixel_values: Tensor) -> Tensor:
     return model.connector(model.vision(pixel_values))
 
 
-def square_keys(image: str, count: int) -> list[str]:
-    """Names of the squares that show an image; each is then an image to the model.
-
-    Args:
-        image: SHA-256 of the encoded image.
-        count: 1 is the overview alone, which has the image's own name.
-    """
-    return [image, *(f"{image}/{place}" for place in range(1, count))]
-
-
 class ImageFeatures:
     """Image tokens by the SHA-256 of the encoded image.
 
@@ -59,7 +49,7 @@ class ImageFeatures:
         model: Its encoder and connector are used.
         images: Encoded images by SHA-256.
         transform: How they become pixels; the same as in training.
-        sub_images: Which squares show a large image; see `square_keys`.
+        sub_images: Which squares show a large image; see `resolution.square_keys`.
         blind: Blanks every image to the mean colour, which is 0 after normalisation. The
             encoder then runs once.
         max_bytes: Image tokens kept; those unused for longest make room.

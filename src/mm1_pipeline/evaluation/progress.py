@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 class EvaluationProgress:
     """A bar on a terminal; a log line at the end of each part anywhere.
 
-    The bar moves by positions, because a prompt with shots takes several times as long as one
-    without; the rate is in items, because people count those.
+    All that is asked is in it, images and text. The bar moves by positions, because a prompt with
+    shots takes several times as long as one without; the rate is in items, because people count
+    those.
 
     Args:
         total_positions: Of all prompts and answers.
@@ -68,13 +69,13 @@ class ProgressPart:
         self._name = name
         self._num_items = num_items
         self._positions_per_item = positions_per_item
-        self._num_done = 0
+        self._num_done = 0.0
         self._begun = time.monotonic()
 
-    def advance(self, num_items: int) -> None:
-        """Counts items that were just answered."""
+    def advance(self, num_items: float) -> None:
+        """Counts items that were just answered, or the part of one."""
         self._num_done += num_items
-        rate = f"{self._num_done}/{self._num_items} items, {self._items_per_second():.1f}/s"
+        rate = f"{self._num_done:.0f}/{self._num_items} items, {self._items_per_second():.1f}/s"
         self._owner.advance(num_items * self._positions_per_item, rate)
 
     def finish(self, result: str) -> None:
@@ -83,7 +84,7 @@ class ProgressPart:
             "%s: %s; %d items in %.1f s (%.1f/s)",
             self._name,
             result,
-            self._num_done,
+            round(self._num_done),
             time.monotonic() - self._begun,
             self._items_per_second(),
         )

@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.corpus.records import Segment
-from mm1_pipeline.evaluation.resolution import tiles_per_example
+from mm1_pipeline.evaluation.resolution import Tiles, square_keys, tiles_per_example
 from mm1_pipeline.evaluation.shots import ShotPool
 from mm1_pipeline.evaluation.tasks import FilePool, Task, TaskItem, option_lines
 from mm1_pipeline.streams.serialization import serialize
@@ -44,8 +44,8 @@ class Prompt:
         content: The prompt as JSON: texts, and images by SHA-256.
         sha256: Of `content`.
         input_ids: int32[length], image tokens at the images' places.
-        images: SHA-256 of each image in order.
-        tiles: Squares of each image, in the same order; each takes the same positions.
+        images: The squares of the images in order (`square_keys`); each takes the same positions.
+        tiles: Squares of each image of each example, the query last.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Prompt:
     sha256: str
     input_ids: np.ndarray
     images: tuple[str, ...]
-    tiles: tuple[int, ...] = ()
+    tiles: Tiles = ()
     draw: int = 0
 
     def __len__(self) -> int:
@@ -84,11 +84,24 @@ def item_segments(
     template = config.prompt
     if config.open_prompt and not item.options:
         template = config.open_prompt
+    return _to_segments(item_parts(config, template, item, first_image), answer)
+
+
+def item_parts(
+    config: TaskConfig, template: str, item: TaskItem, first_image: int
+) -> list[str | int]:
+    """A template filled with an item: texts, and indices of images where they stand.
+
+    Args:
+        config: Says whether question and options name the places of their images.
+        template: Has `{image}`; see `item_segments`.
+        item: What the slots are filled with.
+        first_image: Index of the item's first image.
+    """
     images = list(range(first_image, first_image + len(item.images)))
-    parts = _fill(
+    return _fill(
         template, images, item.question or "", item.options, interleaved=config.interleaved
     )
-    return _to_segments(parts, answer)
 
 
 def _fill(
@@ -135,12 +148,7 @@ def _with_images(text: str, images: Sequence[int], named: set[int]) -> list[str 
 
 def _to_segments(parts: Iterable[str | int], answer: str | None) -> list[Segment]:
     """Segments with neighbouring texts joined, and the answer after the last text."""
-    joined: list[str | int] = [""]
-    for part in parts:
-        if isinstance(part, int):
-            joined += [part, ""]
-        else:
-            joined[-1] = f"{joined[-1]}{part}"
+    joined = join_parts(parts)
     if answer is not None:
         joined[-1] = f"{str(joined[-1]).rstrip()} {answer}"
     return [
@@ -150,6 +158,22 @@ def _to_segments(parts: Iterable[str | int], answer: str | None) -> list[Segment
     ]
 
 
+def join_parts(parts: Iterable[str | int]) -> list[str | int]:
+    """Parts with neighbouring texts joined: text, image, text, ..., where texts may be empty."""
+    joined: list[str | int] = [""]
+    for part in parts:
+        if isinstance(part, int):
+            joined += [part, ""]
+        else:
+            joined[-1] = f"{joined[-1]}{part}"
+    return joined
+
+
+def one_square(_image: str) -> int:
+    """An image is shown whole."""
+    return 1
+
+
 def build_prompt(
     task: Task,
     item: TaskItem,
@@ -157,6 +181,7 @@ def build_prompt(
     tokenizer: Tokenizer,
     image_tokens: int,
     draw: int = 0,
+    squares: Callable[[str], int] = one_square,
 ) -> Prompt:
     """Builds the prompt of one item.
 
@@ -167,19 +192,23 @@ def build_prompt(
         tokenizer: Encodes the text.
         image_tokens: Positions one square of an image takes.
         draw: Number of the set of shots.
+        squares: Squares of an image at high resolution.
     """
     examples = [*(task.pool[key] for key in shots), item]
-    per_example = tiles_per_example(len(shots), task.config.resolution)
+    per_example = tiles_per_example([e.images for e in examples], task.config.resolution, squares)
     segments: list[Segment] = []
     images: list[str] = []
-    tiles: list[int] = []
-    for example, squares in zip(examples, per_example, strict=True):
+    for example in examples:
         answer = None if example is item else example.shown_answer(task.config.metric)
         segments += item_segments(task.config, example, len(images), answer)
         images += example.images
-        tiles += [squares] * len(example.images)
+    tiles = [count for example in per_example for count in example]
+    # An image that is shown whole is named alone, so digests do not hang on this choice.
+    shown = [
+        image if count == 1 else [image, count] for image, count in zip(images, tiles, strict=True)
+    ]
     content = json.dumps(
-        [images[s.image] if s.image is not None else s.text for s in segments], ensure_ascii=False
+        [shown[s.image] if s.image is not None else s.text for s in segments], ensure_ascii=False
     )
     document = serialize(segments, tokenizer, image_tokens, tiles=tiles, end=False)
     return Prompt(
@@ -188,22 +217,37 @@ def build_prompt(
         content=content,
         sha256=_sha256(content),
         input_ids=document.input_ids,
-        images=tuple(images[index] for index in document.images),
-        tiles=tuple(tiles[index] for index in document.images),
+        images=tuple(
+            key for index in document.images for key in square_keys(images[index], tiles[index])
+        ),
+        tiles=per_example,
         draw=draw,
     )
 
 
 def build_prompts(
-    task: Task, num_shots: int, seed: int, tokenizer: Tokenizer, image_tokens: int
+    task: Task,
+    num_shots: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    image_tokens: int,
+    squares: Callable[[str], int] = one_square,
 ) -> list[Prompt]:
     """Builds the prompts of all items that can be asked, in their order, set of shots by set.
+
+    Args:
+        task: Items, examples and template.
+        num_shots: Shots of a prompt.
+        seed: Same seed, same shots.
+        tokenizer: Encodes the text.
+        image_tokens: Positions one square of an image takes.
+        squares: Squares of an image at high resolution, as in training.
 
     Raises:
         ValueError: If the source has too few other examples to show.
     """
     return [
-        build_prompt(task, item, shots, tokenizer, image_tokens, draw)
+        build_prompt(task, item, shots, tokenizer, image_tokens, draw, squares)
         for draw, item, shots in drawn_shots(task, num_shots, seed)
     ]
 

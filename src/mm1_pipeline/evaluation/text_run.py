@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from mm1_pipeline.config.shard import ImageTransform
 from mm1_pipeline.evaluation.answers import AnswerLog
@@ -20,6 +22,15 @@ from mm1_pipeline.evaluation.text_tasks import (
 )
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.tokenizer import Tokenizer
+
+
+class _Size(NamedTuple):
+    """What the progress bar knows of a part."""
+
+    items: int
+    positions: float
+    """Of one item."""
+
 
 LogOf = Callable[[TextTask, int], AnswerLog | None]
 """Gives the log of a task and number of shots; None keeps none."""
@@ -50,6 +61,19 @@ class TextRunner:
         self._seed = seed
         self._batch_size = batch_size
 
+    @cached_property
+    def num_positions(self) -> int:
+        """Positions that one model reads and writes in all tasks, for the progress bar."""
+        return round(sum(size.items * size.positions for size in self._sizes.values()))
+
+    @cached_property
+    def _sizes(self) -> Mapping[tuple[str, int], _Size]:
+        return {
+            (task.name, num_shots): self._size(task, num_shots)
+            for task in self._tasks
+            for num_shots in task.config.shots
+        }
+
     def run(
         self, name: str, model: MM1, progress: EvaluationProgress, log_of: LogOf
     ) -> Mapping[tuple[str, int], TaskScores]:
@@ -65,7 +89,7 @@ class TextRunner:
         for task in self._tasks:
             for num_shots in task.config.shots:
                 title = f"{name} {task.name} {num_shots}-shot"
-                part = progress.part(title, len(task.items), 0.0)
+                part = progress.part(title, *self._sizes[task.name, num_shots])
                 score = self._written if task.is_written else self._likely
                 log = log_of(task, num_shots)
                 scored = score(task, num_shots, model, part.advance, log)
@@ -73,18 +97,33 @@ class TextRunner:
                 scores[task.name, num_shots] = scored
         return scores
 
+    def _size(self, task: TextTask, num_shots: int) -> _Size:
+        """Items that can be asked, and positions of one on average."""
+        if task.is_written:
+            prompts = written_prompts(task, num_shots, self._seed, self._tokenizer)
+            lengths = [len(prompt) + task.config.max_new_tokens for prompt in prompts]
+        else:
+            lengths = [
+                sum(1 + len(self._tokenizer.encode("".join(pair))) for pair in pairs)
+                for _, pairs in text_pairs(task, num_shots, self._seed).values()
+            ]
+        return _Size(len(lengths), sum(lengths) / max(len(lengths), 1))
+
     def _likely(
         self,
         task: TextTask,
         num_shots: int,
         model: MM1,
-        advance: Callable[[int], None],
+        advance: Callable[[float], None],
         log: AnswerLog | None,
     ) -> TaskScores:
         asked = text_pairs(task, num_shots, self._seed)
         pairs = [pair for _, group in asked.values() for pair in group]
-        likelihoods = log_likelihoods(model, self._tokenizer, pairs, log=log)
-        advance(len(asked))
+        # The options of an item are not computed together: each is a part of it.
+        share = len(asked) / max(len(pairs), 1)
+        likelihoods = log_likelihoods(
+            model, self._tokenizer, pairs, lambda count: advance(count * share), log=log
+        )
         return score_likelihoods(task, num_shots, asked, likelihoods)
 
     def _written(
@@ -92,7 +131,7 @@ class TextRunner:
         task: TextTask,
         num_shots: int,
         model: MM1,
-        advance: Callable[[int], None],
+        advance: Callable[[float], None],
         log: AnswerLog | None,
     ) -> TaskScores:
         prompts = written_prompts(task, num_shots, self._seed, self._tokenizer)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import benchmark_files
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from benchmark_files import COUNT, WORDS, WRITERS, caption, four_options
 from evaluation_samples import encoded_image
@@ -15,11 +18,13 @@ from evaluation_samples import encoded_image
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.config.task_files import task_names
 from mm1_pipeline.evaluation.answers import Answer
+from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.comparison import compare_predictions
 from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.prompts import build_prompts
 from mm1_pipeline.evaluation.scoring import score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
+from mm1_pipeline.streams.shard_index import ShardIndex
 
 JUDGED = {"llava_w", "mm_vet"}
 """Scored in test_judge.py."""
@@ -120,6 +125,69 @@ def test_mmmu_names_the_places_of_its_images(tmp_path, tokenizer):
     assert "letter" not in content.content
 
 
+def test_mmmu_in_a_conversation_names_the_places_of_its_images(tmp_path, tokenizer, world):
+    task = make_task("mmmu_val", tmp_path)
+    prompts = ChatPrompts(task, tokenizer, ShardIndex.read(world.shards)).build_all(0, 0)
+    contents = {prompt.key: json.loads(prompt.content) for prompt in prompts}
+    first, second = task.items[0].images
+    assert contents["validation_Art_0"] == [
+        [first, 1],
+        " or ",
+        [second, 1],
+        ": which is it?\nA. anvil\nB. walnut\nC. copper\nD. velvet\n"
+        "Answer with the option's letter from the given choices directly.",
+    ]
+    text, image = "", tokenizer.image_id
+    for is_image, run in itertools.groupby(prompts[0].input_ids.tolist(), image.__eq__):
+        run = list(run)
+        text += "#" * len(run) if is_image else tokenizer.decode(run)
+    assert text == (
+        "User:#### or\n#### : which is it?\nA. anvil\nB. walnut\nC. copper\nD. velvet\n"
+        "Answer with the option's letter from the given choices directly.\nAssistant:"
+    )
+    open_key = next(item.key for item in task.items if not item.options)
+    assert contents[open_key][1].endswith("\nAnswer the question using a single word or phrase.")
+
+
+@pytest.mark.parametrize("is_chat", [False, True], ids=["document", "chat"])
+def test_mmmu_shows_pictures_as_options(tmp_path, tokenizer, world, is_chat):
+    """A picture before the question, two as options, one that nothing names, one named twice."""
+    pictures = {f"image_{n}": {"bytes": encoded_image(n), "path": ""} for n in range(1, 5)}
+    row = {
+        "id": "validation_Art_1",
+        "question": "As in <image 1>, which of {options}, <image 9> or <image 1>?",
+        "options": "['<image 2>', 'both <image 3>']",
+        "answer": "A",
+        **pictures,
+    }
+    table = pa.Table.from_pylist([row, {**row, "id": "validation_Art_2"}])
+    pq.write_table(table, tmp_path / "art.parquet")
+    config = TaskConfig(task="mmmu_val", files={"data": str(tmp_path / "art.parquet")})
+    task = load_task("mmmu", config, tmp_path, 0)
+    one, two, three, four = task.items[0].images
+    if is_chat:
+        prompts = ChatPrompts(task, tokenizer, ShardIndex.read(world.shards)).build_all(0, 0)
+        found = [
+            part if isinstance(part, str) else part[0] for part in json.loads(prompts[0].content)
+        ]
+        asked = "Answer with the option's letter from the given choices directly."
+        before = "As in "
+    else:
+        found = json.loads(build_prompts(task, 0, 0, tokenizer, 2)[0].content)
+        asked = "Answer with the letter of the option from the given choices directly."
+        before = "\nAs in "
+    assert found == [
+        four,
+        before,
+        one,
+        ", which of {options}, <image 9> or <image 1>?\nA. ",
+        two,
+        "\nB. both ",
+        three,
+        f"\n{asked}",
+    ]
+
+
 def test_mmmu_scores_options_and_open_answers(tmp_path, tokenizer):
     task = make_task("mmmu_val", tmp_path)
     # Options right: 16 questions of which 4 (3, 7, 11, 15) are wrong; open ones: 4, of which 19
@@ -141,9 +209,6 @@ def test_mmmu_scores_options_and_open_answers(tmp_path, tokenizer):
 
 
 def test_mmmu_test_items_without_answer_are_failures_and_not_wrongly_right(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     files = benchmark_files.mmmu(tmp_path)
     path = next(Path(files["data"]).glob("Art.parquet"))
     rows = pq.read_table(path).to_pylist()

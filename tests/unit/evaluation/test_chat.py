@@ -15,7 +15,8 @@ from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config,
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
 from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.chat import ChatModel, Conversation
-from mm1_pipeline.evaluation.images import ImageFeatures, square_keys
+from mm1_pipeline.evaluation.images import ImageFeatures
+from mm1_pipeline.evaluation.resolution import square_keys
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.staleness.errors import StalenessError

@@ -17,7 +17,7 @@ from evaluation_samples import (
     write_source,
 )
 
-from mm1_pipeline.config.evaluation import MixedResolution, Precision, ShotDraw
+from mm1_pipeline.config.evaluation import Precision, ShotDraw
 from mm1_pipeline.config.shard import TokenizerConfig
 from mm1_pipeline.evaluation import generation
 from mm1_pipeline.evaluation.answers import AnswerLog
@@ -207,12 +207,6 @@ def test_a_task_may_be_asked_of_some_models_only(world, first, tmp_path):
     }
     with pytest.raises(ValueError, match=r"tasks.captions.models: found \['later'\]"):
         run(world, tmp_path / "c", tasks={"captions": other})
-
-
-def test_documents_show_every_image_as_one_square(world, first, tmp_path):
-    mixed = MixedResolution(num_high_shots=1)
-    tasks = {n: dataclasses.replace(t, resolution=mixed) for n, t in world.config.tasks.items()}
-    assert json.dumps(run(world, tmp_path, tasks=tasks)) == json.dumps(first[1])
 
 
 def test_models_of_another_kind_are_refused(world, tmp_path, model, tokenizer):
