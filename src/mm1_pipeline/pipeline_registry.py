@@ -13,6 +13,7 @@ from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
 from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
     create_pipeline as evaluate_pretrain,
 )
+from mm1_pipeline.pipelines.evaluate_sft.pipeline import create_pipeline as evaluate_sft
 from mm1_pipeline.pipelines.export.pipeline import create_pipeline as export
 from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
 from mm1_pipeline.pipelines.lr_law.pipeline import create_pipeline as lr_law
@@ -43,6 +44,7 @@ OUTSIDE = {
     "download": download,
     "export": export,
     "evaluate_pretrain": evaluate_pretrain,
+    "evaluate_sft": evaluate_sft,
     "ablate": ablate,
     "lr_law": lr_law,
 }

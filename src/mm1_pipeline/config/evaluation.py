@@ -339,3 +339,20 @@ class EvaluateConfig:
                     "evaluate.judge names none; give evaluate.judge.endpoint and "
                     "evaluate.judge.model of an OpenAI-compatible server, or leave the task out."
                 )
+
+    def asked_of(self, *models: str) -> EvaluateConfig:
+        """The same with the tasks that ask one of some models.
+
+        Args:
+            models: Names of stages; a task that asks only other stages is left out.
+        """
+        tasks = {
+            name: task
+            for name, task in self.tasks.items()
+            if any(map(task.is_asked_of, models)) or not set(task.models) <= _STAGES
+        }
+        return dataclasses.replace(self, tasks=tasks)
+
+
+_STAGES = {"pretrain", "upcycle", "sft"}
+"""Models that a task may ask although another pipeline does not score them."""

@@ -57,6 +57,8 @@ class WorldConfig:
     """Images with an alt text, and as many with a dense caption."""
     num_documents: int = 3_000
     num_texts: int = 4_000
+    num_conversations: int = 3_000
+    """Images with three questions each, for fine-tuning."""
     num_items: int = 200
     """Items of each evaluation set."""
     max_examples: int = 9
@@ -70,7 +72,7 @@ class WorldConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("num_captions", "num_documents", "num_texts", "num_items")
+        counts = ("num_captions", "num_documents", "num_texts", "num_conversations", "num_items")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")
@@ -95,6 +97,8 @@ class Goal(StrEnum):
 
     EVALUATE_PRETRAIN = "evaluate_pretrain"
     """Up to the scores of the pre-trained model."""
+    EVALUATE_SFT = "evaluate_sft"
+    """Up to the scores of the fine-tuned model."""
     EVALUATE = "evaluate"
     """Up to the scores of every stage's model."""
 
@@ -106,6 +110,10 @@ class Expectation(StrEnum):
     LOWER = "lower"
     EQUAL = "equal"
     """Within the margin."""
+
+
+def _num_asked(scores: dict[str, tuple[int, ...]]) -> int:
+    return sum(map(len, scores.values()))
 
 
 @parameters
@@ -124,8 +132,16 @@ class LessonConfig:
         default_factory=dict
     )
     """Tasks, and the numbers of shots that count; all items weigh the same."""
+    second_scores: Annotated[dict[str, tuple[int, ...]], NULL_REMOVES] = dataclasses.field(
+        default_factory=dict
+    )
+    """What counts of the second arm where it is asked otherwise, for instance with other shots;
+    as many tasks and shots as in `scores`, over the same items, paired in their order. The two
+    arms may then be the same. Empty means `scores`."""
     held_out: str | None = None
     """Instead of scores: the stream whose held-out loss counts."""
+    model: str | None = None
+    """Whose scores count, such as `sft`; None takes the grid's `model`."""
     paper: str = ""
     """The paper's figure."""
 
@@ -134,6 +150,16 @@ class LessonConfig:
             raise ValueError(
                 f"scores: found {self.scores} beside held_out {self.held_out!r}; a lesson counts "
                 "either scores or one held-out loss."
+            )
+        if self.second_scores and _num_asked(self.second_scores) != _num_asked(self.scores):
+            raise ValueError(
+                f"second_scores: found {self.second_scores} beside scores {self.scores}; expected "
+                "as many tasks and shots, as they are paired in their order."
+            )
+        if self.first == self.second and not self.second_scores:
+            raise ValueError(
+                f"second: found {self.second!r}, which is also the first arm; name another, or "
+                "what else counts of it in second_scores."
             )
         if (self.expected == Expectation.EQUAL) != (self.margin > 0):
             raise ValueError(
@@ -175,6 +201,8 @@ class GridConfig(ExecutionConfig):
     """Takes the first seeds only."""
     goal: Goal = Goal.EVALUATE_PRETRAIN
     """The pipeline that every arm runs; what arms have in common is made once."""
+    goals: Annotated[dict[str, Goal], NULL_REMOVES] = dataclasses.field(default_factory=dict)
+    """Arms that run another one: an arm without fine-tuning is then as cheap as it can be."""
     model: str = "pretrain"
     """Whose scores count, as the evaluation names it."""
 
@@ -190,6 +218,10 @@ class GridConfig(ExecutionConfig):
                 )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: found {self.seeds}, expected one or more different numbers.")
+        if unknown := set(self.goals) - set(self.arms):
+            raise ValueError(
+                f"goals: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
+            )
         if unknown := set((self.only or "").split()) - set(self.arms):
             raise ValueError(
                 f"only: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
@@ -200,6 +232,10 @@ class GridConfig(ExecutionConfig):
         """Arms that are run."""
         wanted = self.only.split() if self.only else list(self.arms)
         return {name: changes for name, changes in self.arms.items() if name in wanted}
+
+    def goal_of(self, arm: str) -> Goal:
+        """The pipeline that an arm runs."""
+        return self.goals.get(arm, self.goal)
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:

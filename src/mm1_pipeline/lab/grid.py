@@ -72,7 +72,7 @@ def resolve_arms(config: GridConfig, parameters: Mapping[str, Any]) -> list[ArmR
                 name: _build_group(arm, name, type(group), changed[name])
                 for name, group in groups.items()
             }
-            runs.append(ArmRun(arm, seed, config.goal, changed, typed))
+            runs.append(ArmRun(arm, seed, config.goal_of(arm), changed, typed))
     return runs
 
 

@@ -58,6 +58,7 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
             "second": lesson.second,
             "expected": lesson.expected.value,
             "measure": _measure(lesson),
+            "model": lesson.model or config.grid.model,
             "paper": lesson.paper,
             **judgement.as_json(),
         }
@@ -119,45 +120,60 @@ def learning_rate_grid(config: LrLawConfig) -> GridConfig:
 
 
 def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Difference:
-    grid = config.grid
-    if lesson.held_out is not None:
+    model = lesson.model or config.grid.model
+    runs = {
+        arm: [results / arm / f"seed{seed}" for seed in config.grid.chosen_seeds]
+        for arm in (lesson.first, lesson.second)
+    }
+    if (stream := lesson.held_out) is not None:
         first, second = (
-            [
-                -_held_out(results / arm / f"seed{seed}", grid.model, lesson.held_out)
-                for seed in grid.chosen_seeds
-            ]
+            [-_held_out(folder, model, stream) for folder in runs[arm]]
             for arm in (lesson.first, lesson.second)
         )
         return seed_difference(first, second)
-    per_arm = [
-        [
-            item_scores(results / arm / f"seed{seed}", grid.model, lesson.scores)
-            for seed in grid.chosen_seeds
-        ]
-        for arm in (lesson.first, lesson.second)
+    sides = (
+        (lesson.first, lesson.scores),
+        (lesson.second, lesson.second_scores or lesson.scores),
+    )
+    per_side = [
+        [_paired_scores(item_scores(folder, model, tasks)) for folder in runs[arm]]
+        for arm, tasks in sides
     ]
-    keys = list(per_arm[0][0])
-    for rows in per_arm:
+    keys = list(per_side[0][0])
+    for rows in per_side:
         for row in rows:
             if list(row) != keys:
                 raise ValueError(
                     f"lessons of {lesson.first} and {lesson.second}: found other items in two "
                     "runs; arms must be evaluated on the same tasks and records."
                 )
-    first, second = (np.array([list(row.values()) for row in rows]) for rows in per_arm)
+    first, second = (np.array([list(row.values()) for row in rows]) for rows in per_side)
     # One item asked with 4 and 8 shots, or in two tasks of one source, is one item.
-    groups = [key[-1] for key in keys]
+    groups = [key for _, key in keys]
     return paired_difference(
         first, second, groups, num_samples=config.bootstrap_samples, seed=config.seed
     )
 
 
+def _paired_scores(scores: Mapping[tuple[str, int, str], float]) -> dict[tuple[int, str], float]:
+    """Scores by the number of their asking, in order, and the item: what two sides share."""
+    numbers: dict[tuple[str, int], int] = {}
+    return {
+        (numbers.setdefault((task, shots), len(numbers)), key): score
+        for (task, shots, key), score in scores.items()
+    }
+
+
 def _measure(lesson: LessonConfig) -> str:
     if lesson.held_out is not None:
         return f"held-out loss of {lesson.held_out}, negative"
-    return ", ".join(
-        f"{task} {'/'.join(map(str, shots))}-shot" for task, shots in lesson.scores.items()
-    )
+    if not lesson.second_scores:
+        return _asked(lesson.scores)
+    return f"{_asked(lesson.scores)} beside {_asked(lesson.second_scores)}"
+
+
+def _asked(scores: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{task} {'/'.join(map(str, shots))}-shot" for task, shots in scores.items())
 
 
 def _held_out(folder: Path, model: str, stream: str) -> float:
@@ -170,16 +186,23 @@ def _held_out(folder: Path, model: str, stream: str) -> float:
     return losses[stream]
 
 
-def _mean_scores(grid: GridConfig, arm: str, results: Path) -> dict[str, dict[str, float]]:
-    """Mean over seeds of every task's value, by task and shots."""
-    tasks: dict[str, dict[str, list[float]]] = {}
+def _mean_scores(
+    grid: GridConfig, arm: str, results: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean over seeds of every task's value, by trained model, task and shots."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for seed in grid.chosen_seeds:
-        for task, values in task_values(results / arm / f"seed{seed}", grid.model).items():
-            for shots, value in values.items():
-                tasks.setdefault(task, {}).setdefault(shots, []).append(value)
+        for model, tasks in task_values(results / arm / f"seed{seed}").items():
+            for task, values in tasks.items():
+                for shots, value in values.items():
+                    entry = found.setdefault(model, {}).setdefault(task, {})
+                    entry.setdefault(shots, []).append(value)
     return {
-        task: {shots: round(float(np.mean(values)), 4) for shots, values in found.items()}
-        for task, found in tasks.items()
+        model: {
+            task: {shots: round(float(np.mean(values)), 4) for shots, values in entry.items()}
+            for task, entry in tasks.items()
+        }
+        for model, tasks in found.items()
     }
 
 

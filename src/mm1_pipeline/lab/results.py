@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import Goal
+from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT
 
 EVALUATION, HELD_OUT_LOSS = "evaluation.json", "held_out_loss.json"
 SCORES, PARAMETERS = "scores.json.gz", "parameters.json.gz"
 
 _PREFIXES = {
     Goal.EVALUATE: "",
+    Goal.EVALUATE_SFT: "sft_",
     Goal.EVALUATE_PRETRAIN: "pretrain_",
 }
 """Before the names of a goal's evaluation reports."""
 
 _STAGES = {
     Goal.EVALUATE: ("pretrain", "sft"),
+    Goal.EVALUATE_SFT: ("pretrain", "sft"),
     Goal.EVALUATE_PRETRAIN: ("pretrain",),
 }
 """Whose training logs a goal leaves."""
@@ -137,12 +140,15 @@ def held_out_losses(folder: Path, model: str) -> dict[str, float]:
     return {name: float(stream["loss"]) for name, stream in models[model]["streams"].items()}
 
 
-def task_values(folder: Path, model: str) -> dict[str, dict[str, float]]:
-    """Value of every task of a model by number of shots."""
-    models = read_json(folder / EVALUATION)["models"]
+def task_values(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Value of every task, by trained model, task and number of shots."""
     return {
-        task: {shots: float(score["value"]) for shots, score in entry["shots"].items()}
-        for task, entry in models.get(model, {"tasks": {}})["tasks"].items()
+        model: {
+            task: {shots: float(score["value"]) for shots, score in entry["shots"].items()}
+            for task, entry in found["tasks"].items()
+        }
+        for model, found in read_json(folder / EVALUATION)["models"].items()
+        if model != FREQUENT and BLIND_SUFFIX not in model
     }
 
 

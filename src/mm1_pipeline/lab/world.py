@@ -8,6 +8,9 @@
     eval_captions/          COCO captions
     eval_<attribute>/       VQAv2 questions that all ask `what?`: the shots tell what is asked
     eval_text/              jsonl: text whose last word follows from the rest
+    conversations/          LLaVA's JSON: questions that name what they ask, with short answers
+    eval_questions/         VQAv2 questions of that kind, about what is large
+    eval_reading/           VQAv2 questions of that kind, about the small letters
     world.json              what was made
 
 Everything is synthetic: results say what a method does to a small world, not to the web. From
@@ -22,7 +25,7 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +45,32 @@ logger = logging.getLogger(__name__)
 QUESTION = "what?"
 """Asked of every image; says nothing, so that only the examples tell what is meant."""
 
+ASKED = {
+    Attribute.COLOUR: "what colour is it?",
+    Attribute.SHAPE: "what shape is it?",
+    Attribute.POSITION: "where is it?",
+    Attribute.BACKGROUND: "what is behind it?",
+    Attribute.WORD: "what word is written?",
+    Attribute.NUMBER: "what number is written?",
+}
+"""Questions that fine-tuning answers: they say what is asked."""
+
+QUESTION_SETS = {
+    "eval_questions": (
+        Attribute.COLOUR,
+        Attribute.SHAPE,
+        Attribute.POSITION,
+        Attribute.BACKGROUND,
+    ),
+    "eval_reading": (Attribute.WORD, Attribute.NUMBER),
+}
+"""Evaluation sets of such questions; each item asks for the next attribute."""
+
 WORLD_FILE = "world.json"
 _ROWS_PER_FILE = 2_000
 _NUM_ANSWERS = 10
 _LINES_PER_TEXT = 8
+_TURNS = 3
 
 
 def prepare_world(parameters: Mapping[str, Any], folder: Path) -> dict[str, int]:
@@ -138,8 +163,13 @@ def write_world(config: WorldConfig, folder: Path) -> dict[str, int]:
         "documents": _write_documents,
         "text": _write_texts,
         "eval_captions": _write_caption_items,
-        **{evaluation_source(name): _question_writer(name) for name in Attribute},
+        **{
+            evaluation_source(name): _question_writer((name,), {name: QUESTION})
+            for name in Attribute
+        },
         "eval_text": _write_text_items,
+        "conversations": _write_conversations,
+        **{name: _question_writer(asked, ASKED) for name, asked in QUESTION_SETS.items()},
     }
     counts = {}
     for name, make in makers.items():
@@ -257,7 +287,7 @@ def _text_lines(rng: np.random.Generator) -> list[str]:
 
 def _write_caption_items(config: WorldConfig, folder: Path) -> int:
     images, annotations = [], []
-    for number, scene in _items(config, folder):
+    for number, scene in _scenes(config, folder, config.num_items):
         name = f"{number:06d}.png"
         size = {"width": config.canvas, "height": config.canvas}
         images.append({"id": number, "file_name": name, **size})
@@ -267,14 +297,19 @@ def _write_caption_items(config: WorldConfig, folder: Path) -> int:
     return len(images)
 
 
-def _question_writer(attribute: Attribute) -> Callable[[WorldConfig, Path], int]:
+def _question_writer(
+    attributes: Sequence[Attribute], wording: Mapping[Attribute, str]
+) -> Callable[[WorldConfig, Path], int]:
+    """Writes VQAv2's files; each item asks for the next of some attributes."""
+
     def write(config: WorldConfig, folder: Path) -> int:
         questions, annotations = [], []
-        for number, scene in _items(config, folder):
+        for number, scene in _scenes(config, folder, config.num_items):
+            attribute = attributes[number % len(attributes)]
             ids = {"question_id": number, "image_id": number}
             answer = scene[attribute]
             answers = [{"answer_id": place + 1, "answer": answer} for place in range(_NUM_ANSWERS)]
-            questions.append({**ids, "question": QUESTION})
+            questions.append({**ids, "question": wording[attribute]})
             annotations.append({**ids, "multiple_choice_answer": answer, "answers": answers})
         _write_json(folder / "questions.json", {"questions": questions})
         _write_json(folder / "annotations.json", {"annotations": annotations})
@@ -283,10 +318,28 @@ def _question_writer(attribute: Attribute) -> Callable[[WorldConfig, Path], int]
     return write
 
 
-def _items(config: WorldConfig, folder: Path) -> Iterator[tuple[int, Scene]]:
-    """Scenes of an evaluation set, whose images are written on the way."""
+def _write_conversations(config: WorldConfig, folder: Path) -> int:
+    """Writes LLaVA's JSON: an image, and some of its attributes asked in turns."""
+    conversations = []
+    for number, scene in _scenes(config, folder, config.num_conversations):
+        rng = _generator(config, f"{folder.name}/turns", number)
+        asked = rng.choice(list(Attribute), _TURNS, replace=False).tolist()
+        turns = []
+        for place, attribute in enumerate(map(Attribute, asked)):
+            image = "<image>\n" if place == 0 else ""
+            turns.append({"from": "human", "value": f"{image}{ASKED[attribute]}"})
+            turns.append({"from": "gpt", "value": scene[attribute]})
+        image = f"{number:06d}.png"
+        conversations.append({"id": f"{number:06d}", "image": image, "conversations": turns})
+    text = json.dumps(conversations)
+    (folder / "conversations.json").write_text(text + "\n", encoding="utf-8")
+    return len(conversations)
+
+
+def _scenes(config: WorldConfig, folder: Path, count: int) -> Iterator[tuple[int, Scene]]:
+    """Scenes of a set, whose images are written on the way."""
     (folder / "images").mkdir()
-    for number in range(config.num_items):
+    for number in range(count):
         scene = scenes.draw_scene(_generator(config, folder.name, number))
         image = scenes.render(scene, config.canvas)
         (folder / "images" / f"{number:06d}.png").write_bytes(image)

@@ -127,6 +127,7 @@ def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
     from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
         create_pipeline as evaluate_pretrain,
     )
+    from mm1_pipeline.pipelines.evaluate_sft.pipeline import create_pipeline as evaluate_sft
     from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
     from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
     from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
@@ -136,13 +137,14 @@ def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
     from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
     from mm1_pipeline.pipelines.vision_pretrain.pipeline import create_pipeline as vision_pretrain
 
-    stages = ingest() + synthesize() + shard() + vision_pretrain() + text_pretrain() + pretrain()
-    goals = {
-        Goal.EVALUATE_PRETRAIN: evaluate_pretrain(),
-        Goal.EVALUATE: upcycle() + sft(start) + evaluate(),
-    }
-    last = goals[goal]
-    return (stages + last).to_nodes(*(node.name for node in last.nodes))
+    makers = (ingest, synthesize, shard, vision_pretrain, text_pretrain, pretrain, upcycle)
+    last = {
+        Goal.EVALUATE_PRETRAIN: evaluate_pretrain,
+        Goal.EVALUATE_SFT: evaluate_sft,
+        Goal.EVALUATE: evaluate,
+    }[goal]()
+    stages = sum((make() for make in makers), last + sft(start))
+    return stages.to_nodes(*(node.name for node in last.nodes))
 
 
 def _names_before_pretraining(pipeline: Pipeline) -> list[str]:

@@ -15,7 +15,7 @@ from mm1_pipeline.lab import grid
 from mm1_pipeline.lab.grid import apply_overrides, resolve_arms
 from mm1_pipeline.lab.lessons import judge_lessons, learning_rate_grid, read_runs
 from mm1_pipeline.lab.lr_law import fit_law
-from mm1_pipeline.lab.results import write_json
+from mm1_pipeline.lab.results import read_json, write_json
 
 ROOT = Path(__file__).parents[3]
 STREAMS = {
@@ -64,6 +64,13 @@ class TestArms:
         assert [run.name for run in resolve_arms(some, PARAMETERS)] == ["captions/seed3"]
         with pytest.raises(ValueError, match="only: found other"):
             GridConfig(arms=GRID.arms, only="mix other")
+
+    def test_an_arm_may_have_a_goal_of_its_own(self):
+        some = GridConfig(arms=GRID.arms, seeds=(3,), goals={"captions": "evaluate_sft"})
+        goals = {run.arm: run.goal.value for run in resolve_arms(some, PARAMETERS)}
+        assert goals == {"mix": "evaluate_pretrain", "captions": "evaluate_sft"}
+        with pytest.raises(ValueError, match="goals: found other"):
+            GridConfig(arms=GRID.arms, goals={"other": "evaluate"})
 
     def test_the_written_configuration_is_the_arm_s(self, tmp_path):
         (run,) = resolve_arms(GridConfig(arms={"c": CAPTIONS}, seeds=(3,)), PARAMETERS)
@@ -135,7 +142,7 @@ class TestLessons:
         assert few_shot["interval"][0] < 10 < few_shot["interval"][1]
         assert (few_shot["seeds"], few_shot["items"]) == (3, 30)
         assert found["lessons"]["wrong"]["paper"] == "+3"
-        assert found["arms"]["mix"]["scores"] == {"vqa": {"0": 1.0, "4": 2.0}}
+        assert found["arms"]["mix"]["scores"] == {"pretrain": {"vqa": {"0": 1.0, "4": 2.0}}}
         json.dumps(found, allow_nan=False)
 
     def test_lessons_of_arms_that_are_not_run_are_left_out(self):
@@ -153,6 +160,34 @@ class TestLessons:
         lesson = LessonConfig(title="", first="mix", second="captions", held_out="caption")
         with pytest.raises(ValueError, match=r"held_out: found 'caption'.*text"):
             judge_lessons(config(lessons={"x": lesson}), results)
+
+    def test_one_arm_may_be_compared_with_itself_asked_otherwise(self, results):
+        shots = LessonConfig(
+            title="", first="mix", second="mix", scores={"vqa": (4,)}, second_scores={"vqa": (0,)}
+        )
+        lesson = judge_lessons(config(lessons={"x": shots}), results)["lessons"]["x"]
+        assert lesson["delta"] == pytest.approx(10, abs=1)
+        assert lesson["measure"] == "vqa 4-shot beside vqa 0-shot"
+        assert (lesson["verdict"], lesson["items"]) == ("shown", 30)
+        with pytest.raises(ValueError, match="second: found 'mix', which is also the first arm"):
+            LessonConfig(title="", first="mix", second="mix", scores={"vqa": (4,)})
+        with pytest.raises(ValueError, match="second_scores: found"):
+            LessonConfig(
+                title="", first="mix", second="captions", scores={"vqa": (4,)},
+                second_scores={"vqa": (0, 4)},
+            )  # fmt: skip
+
+    def test_a_lesson_may_count_another_model(self, results):
+        lesson = LessonConfig(
+            title="", first="mix", second="captions", scores={"vqa": (4,)}, model="sft"
+        )
+        with pytest.raises(ValueError, match=r"no scores of 'sft', only of pretrain"):
+            judge_lessons(config(lessons={"x": lesson}), results)
+        for folder in results.glob("*/seed*"):
+            scores = read_json(folder / "scores.json.gz")
+            write_json(folder / "scores.json.gz", {"sft": scores["pretrain"]})
+        found = judge_lessons(config(lessons={"x": lesson}), results)["lessons"]["x"]
+        assert (found["verdict"], found["model"]) == ("shown", "sft")
 
     def test_a_lesson_of_an_unknown_arm_is_refused(self):
         lesson = LessonConfig(title="", first="mix", second="other", held_out="text")

@@ -13,6 +13,7 @@ from mm1_pipeline.config.stages import SFTStart
 from mm1_pipeline.pipelines.ablate.nodes import run_arms
 from mm1_pipeline.pipelines.lab_inputs import ScopeReader, StageParameters, goal_pipeline
 from mm1_pipeline.pipelines.lr_law.nodes import run_rates
+from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
 from mm1_pipeline.settings import SESSION_CLASS
 from mm1_pipeline.staleness.code import CodeIndex
 from mm1_pipeline.staleness.functions import describe_function
@@ -60,6 +61,15 @@ def test_the_parts_of_a_run(scopes):
     assert "evaluate" in parts.whole.groups
     codes = {parts.prepared.code, parts.pretrained.code, parts.whole.code}
     assert len(codes) == 3
+
+
+def test_fine_tuning_alone_builds_no_mixture_of_experts(scopes):
+    nodes = set(scopes[Goal.EVALUATE_SFT].whole.nodes)
+    assert {"fine_tune", "pack_conversations", "pretrain_model"} <= nodes
+    assert not {node.name for node in upcycle().nodes} & nodes
+    assert "sft" not in scopes[Goal.EVALUATE_SFT].pretrained.groups
+    # Whoever fine-tunes finds the pre-training of whoever does not.
+    assert scopes[Goal.EVALUATE_SFT].pretrained == scopes[Goal.EVALUATE_PRETRAIN].pretrained
 
 
 def test_every_group_that_a_run_reads_is_an_input_of_the_grid(scopes):

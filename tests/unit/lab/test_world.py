@@ -19,9 +19,11 @@ from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import SegmentType, read_records
 from mm1_pipeline.lab import scenes
 from mm1_pipeline.lab.scenes import Attribute, Scene
-from mm1_pipeline.lab.world import QUESTION, prepare_world, write_world
+from mm1_pipeline.lab.world import ASKED, QUESTION, QUESTION_SETS, prepare_world, write_world
 
-CONFIG = WorldConfig(num_captions=60, num_documents=40, num_texts=30, num_items=12)
+CONFIG = WorldConfig(
+    num_captions=60, num_documents=40, num_texts=30, num_items=12, num_conversations=20
+)
 STILL = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -54,11 +56,11 @@ def world(tmp_path_factory):
 def records(world, tmp_path_factory):
     folder, _ = world
     evaluation = {
-        f"eval_{name.value}": dict(
-            kind="conversation", format="vqa_v2", path=f"{folder}/eval_{name.value}",
+        f"eval_{name}": dict(
+            kind="conversation", format="vqa_v2", path=f"{folder}/eval_{name}",
             split="evaluation",
         )
-        for name in Attribute
+        for name in [*(attribute.value for attribute in Attribute), "questions", "reading"]
     }  # fmt: skip
     sources = {
         "alt": dict(kind="caption", format="image_parquet", path=f"{folder}/captions_alt"),
@@ -68,6 +70,9 @@ def records(world, tmp_path_factory):
             images={"min_side": 48},
         ),
         "text": dict(kind="text", format="jsonl", path=f"{folder}/text", text_column="text"),
+        "conversations": dict(
+            kind="conversation", format="llava", path=f"{folder}/conversations",
+        ),
         "eval_captions": dict(
             kind="caption", format="coco_captions", path=f"{folder}/eval_captions",
             split="evaluation",
@@ -190,6 +195,29 @@ def test_an_evaluation_set_asks_the_same_of_all_and_answers_by_its_attribute(rec
         assert len({r.references[0] for r in found}) > 1
 
 
+def test_a_conversation_asks_three_things_of_one_image(records):
+    folder, _ = records
+    attributes = {question: name for name, question in ASKED.items()}
+    for record in read_records(folder, "conversations"):
+        assert len(record.images) == 1
+        texts = [s.text for s in record.segments if s.type == SegmentType.TEXT]
+        asked = [attributes[text] for text in texts[::2]]
+        assert len(set(asked)) == 3
+        assert all(t in scenes.VALUES[a] for t, a in zip(texts[1::2], asked, strict=True))
+
+
+@pytest.mark.parametrize("name", list(QUESTION_SETS))
+def test_a_question_set_names_what_it_asks(records, name):
+    folder, _ = records
+    found = list(read_records(folder, name))
+    assert {record.segments[1].text for record in found} == {
+        ASKED[attribute] for attribute in QUESTION_SETS[name]
+    }
+    for record in found:
+        (attribute,) = (a for a, text in ASKED.items() if text == record.segments[1].text)
+        assert set(record.references) <= set(scenes.VALUES[attribute])
+
+
 def test_training_and_evaluation_share_no_image(records):
     folder, report = records
     images = {
@@ -239,7 +267,8 @@ def test_the_same_parameters_give_the_same_files_and_a_larger_world_holds_the_sm
 
 
 def test_a_world_is_drawn_once_and_anew_for_other_parameters(tmp_path):
-    parameters = {"num_captions": 2, "num_documents": 2, "num_texts": 2, "num_items": 2}
+    sets = ("captions", "documents", "texts", "items", "conversations")
+    parameters = {f"num_{name}": 2 for name in sets}
     folder = tmp_path / "world"
     first = prepare_world(parameters, folder)
     inode = folder.stat().st_ino

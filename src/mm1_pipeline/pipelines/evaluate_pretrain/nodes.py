@@ -21,7 +21,7 @@ def evaluate_pretrained(
 
     staged = stage("pretrain_predictions")
     evaluation, held_out = evaluate(
-        config,
+        config.asked_of("pretrain"),
         {"pretrain": pretrained_model.path},
         tokenizer_dir=tokenizer.path,
         shards_dir=shards.path,

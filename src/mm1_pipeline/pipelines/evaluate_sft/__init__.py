@@ -1,0 +1,1 @@
+"""Pipeline `evaluate_sft`."""

@@ -1,0 +1,20 @@
+"""Which tasks are left where only some models are scored."""
+
+from __future__ import annotations
+
+from mm1_pipeline.config.evaluation import EvaluateConfig, TaskConfig
+
+TASK = {"metric": "vqa_accuracy", "prompt": "{image} {question}", "source": "s"}
+
+
+def test_tasks_of_other_stages_are_left_out_and_unknown_models_are_not():
+    tasks = {
+        "all": TaskConfig(**TASK),
+        "pretrain": TaskConfig(**TASK, models=("pretrain", "upcycle")),
+        "sft": TaskConfig(**TASK, models=("sft",)),
+        "misspelt": TaskConfig(**TASK, models=("stf",)),  # refused where it is asked
+    }
+    config = EvaluateConfig(tasks=tasks, seed=3)
+    assert list(config.asked_of("pretrain").tasks) == ["all", "pretrain", "misspelt"]
+    assert list(config.asked_of("sft").tasks) == ["all", "sft", "misspelt"]
+    assert config.asked_of("sft").seed == 3
