@@ -51,7 +51,7 @@ def resolve_arms(config: GridConfig, parameters: Mapping[str, Any]) -> list[ArmR
 
     Args:
         config: Arms and seeds.
-        parameters: The environment's, by group; typed groups are checked again.
+        parameters: The environment's, by group; what an arm changes is checked again.
 
     Returns:
         Seed by seed, so that every arm has a first result soon.
@@ -60,16 +60,16 @@ def resolve_arms(config: GridConfig, parameters: Mapping[str, Any]) -> list[ArmR
         ValueError: An override's path does not exist, or a value is not allowed.
     """
     groups = {name: value for name, value in parameters.items() if dataclasses.is_dataclass(value)}
-    raw = {
-        name: TypeAdapter(type(value)).dump_python(value, mode="json")
-        for name, value in groups.items()
-    }
+    adapters = {name: TypeAdapter(type(value)) for name, value in groups.items()}
+    raw = {name: adapters[name].dump_python(value, mode="json") for name, value in groups.items()}
     runs = []
     for seed in config.chosen_seeds:
         for arm, overrides in config.chosen_arms.items():
             changed = apply_overrides(raw, {**overrides, **dict.fromkeys(config.seed_paths, seed)})
             typed = {
-                name: _build_group(arm, name, type(group), changed[name])
+                name: group
+                if changed[name] == raw[name]
+                else _build_group(arm, name, adapters[name], changed[name])
                 for name, group in groups.items()
             }
             runs.append(ArmRun(arm, seed, config.goal_of(arm), changed, typed))
@@ -129,9 +129,9 @@ def write_conf(run: ArmRun, project: Path, data_root: Path, conf: Path) -> None:
     _write_yaml(environment / "globals.yml", {"data_root": str(data_root.resolve())})
 
 
-def _build_group(arm: str, name: str, cls: type, value: Any) -> Any:
+def _build_group(arm: str, name: str, adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
-        return TypeAdapter(cls).validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in (name, *first["loc"]))

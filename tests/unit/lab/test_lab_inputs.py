@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.config.lab import Goal
 from mm1_pipeline.config.stages import SFTStart
+from mm1_pipeline.lab.grid import resolve_arms
+from mm1_pipeline.lab.lessons import learning_rate_grid
 from mm1_pipeline.pipelines.ablate.nodes import run_arms
 from mm1_pipeline.pipelines.lab_inputs import ScopeReader, StageParameters, goal_pipeline
 from mm1_pipeline.pipelines.lr_law.nodes import run_rates
@@ -87,3 +90,22 @@ def test_a_grid_sees_the_code_of_its_stages_and_of_no_other(function, index):
         assert f"mm1_pipeline.{module}" in reached, module
     for module in ("reporting.page", "export.code", "corpus.download"):
         assert not any(name.startswith(f"mm1_pipeline.{module}") for name in reached), module
+
+
+def test_every_arm_of_the_lab_can_be_used():
+    bootstrap_project(ROOT)
+    params = KedroSession.create(ROOT, env="lab").load_context().params
+    groups = {name: params[name] for name in StageParameters.__annotations__}
+    runs = resolve_arms(params["ablate"].grid, groups)
+    assert len(runs) == len(params["ablate"].grid.arms) * len(params["ablate"].grid.seeds)
+    assert resolve_arms(learning_rate_grid(params["lr_law"]), groups)
+    # Every lesson counts what its arms are asked.
+    goals = {run.arm: run.goal for run in runs}
+    tasks = {**params["evaluate"].tasks, **params["evaluate"].text_tasks}
+    for name, lesson in params["ablate"].lessons.items():
+        model = lesson.model or params["ablate"].grid.model
+        for arm in (lesson.first, lesson.second):
+            assert (goals[arm] == Goal.EVALUATE_PRETRAIN) == (model == "pretrain"), name
+        for task, shots in (*lesson.scores.items(), *lesson.second_scores.items()):
+            asked = getattr(tasks[task], "shots", (0,))
+            assert set(shots) <= set(asked), (name, task)
