@@ -225,6 +225,9 @@ class SourceConfig:
     `{question}` and `{choices}`; None takes the format's (`FORMAT_PROMPTS`)."""
     ids: str = "*"
     """Pattern of the entries' `id` (llava); those of other ids are not this source's."""
+    split_exchanges: bool = False
+    """Whether each exchange becomes a conversation of its own (llava), for sets whose later
+    questions can be answered from earlier answers instead of from the image."""
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
     text: TextRules = TextRules()
@@ -250,6 +253,11 @@ class SourceConfig:
                 f"record that format {self.format.value} holds."
             )
         self._check_prompt()
+        if self.split_exchanges and self.format != SourceFormat.LLAVA:
+            raise ValueError(
+                f"split_exchanges: found true for format {self.format.value}, expected false: only "
+                "format llava has conversations of several exchanges."
+            )
         is_pair = self.kind == RecordKind.CAPTION and self.split == SourceSplit.TRAIN
         if self.clip_score is not None and not is_pair:
             raise ValueError(

@@ -267,6 +267,36 @@ def test_llava_puts_images_at_their_tags(tmp_path, suffix):
     assert [r.metadata["id"] for r in result.records] == ["a", "b", "c"]
 
 
+def test_llava_exchanges_may_become_conversations_with_the_images_shown_so_far(tmp_path):
+    later = {
+        "id": "d",
+        "image": ["1.jpg", "2.jpg"],
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": "A dog."},
+            {"from": "human", "value": "And <image>?"},
+            {"from": "gpt", "value": "A cat."},
+        ],
+    }
+    write_json(tmp_path / "raw" / "chat.json", [*LLAVA, later])
+    write_bytes(tmp_path / "raw" / "images" / "1.jpg", picture(1))
+    write_bytes(tmp_path / "raw" / "images" / "2.jpg", picture(2))
+    result = run(tmp_path / "out", "conversation", "llava", tmp_path / "raw", split_exchanges=True)
+    assert result.rejected == {}
+    assert result.texts == [
+        "[image]|What is it?|A dog.",
+        "[image]|Sure?|Yes.",
+        "Compare|[image]|and|[image]|please.|They differ.",
+        "Hi|Hello",
+        "Be brief.|[image]|What?|A dog.",
+        "Be brief.|[image]|And|[image]|?|A cat.",
+    ]
+    images = [[s.image for s in r.segments if s.image is not None] for r in result.records]
+    assert images == [[0], [0], [0, 1], [], [0], [0, 1]]
+    assert [len(r.images) for r in result.records] == [1, 1, 2, 0, 1, 2]
+
+
 @pytest.mark.parametrize("packing", ["plain", "gz", "zst", "zst_frames"])
 def test_jsonl_plain_and_packed(tmp_path, packing):
     lines = [{"text": "first\nline", "n": 1}, {"text": "zweite", "n": 2.5}, {"text": "第三"}]

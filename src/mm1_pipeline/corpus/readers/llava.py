@@ -1,7 +1,7 @@
 """Reads LLaVA / ShareGPT conversations: a JSON array (or JSON lines) beside the image files.
 
 Only files directly in the folder are read; those below it belong to the images. Unit of `read`:
-one conversation. The turns lie under `conversations` (`from`, `value`) or `messages` (`role`,
+one conversation, or one exchange with `split_exchanges`. The turns lie under `conversations` (`from`, `value`) or `messages` (`role`,
 `content`); `image` or `images` is a file name or a list of them, and each `<image>` tag in the
 turns is the place of the next one. A system turn may come first; then human and assistant take
 turns, the human first and the assistant last. Anything else is rejected, with its reason.
@@ -60,7 +60,12 @@ def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -
             key = f"{file.stem}/{number:08d}"
             try:
                 record = _to_record(folder, key, entry)
-                yield _to_question(record) if source.is_evaluation else record
+                if source.is_evaluation:
+                    yield _to_question(record)
+                elif source.config.split_exchanges:
+                    yield from _split_exchanges(record)
+                else:
+                    yield record
             except Rejected as error:
                 yield RejectedRecord(key, error)
 
@@ -97,6 +102,26 @@ def _to_question(record: RawRecord) -> RawRecord:
         found = f"found {len(answers)} answers"
         raise Rejected(Reason.MALFORMED_RECORD, f"{found}, expected one question and its answer")
     return RawRecord(record.key, asked, record.images, (answers[0],), record.metadata)
+
+
+def _split_exchanges(record: RawRecord) -> Iterator[RawRecord]:
+    """Each question with its answer, the system turn, and the images shown up to it."""
+    system = [s for s in record.segments if s.role == Role.SYSTEM]
+    seen: list[Segment] = []
+    exchange: list[Segment] = []
+    number = 0
+    for segment in record.segments[len(system) :]:
+        if exchange and exchange[-1].role == Role.ASSISTANT and segment.role == Role.HUMAN:
+            yield _exchange(record, number, [*system, *seen, *exchange])
+            seen += [s for s in exchange if s.image is not None]
+            exchange, number = [], number + 1
+        exchange.append(segment)
+    yield _exchange(record, number, [*system, *seen, *exchange])
+
+
+def _exchange(record: RawRecord, number: int, segments: list[Segment]) -> RawRecord:
+    shown = record.images[: sum(segment.image is not None for segment in segments)]
+    return RawRecord(f"{record.key}.{number}", tuple(segments), shown, metadata=record.metadata)
 
 
 def _find_turns(entry: Any) -> list[Any]:
