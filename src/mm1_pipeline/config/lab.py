@@ -51,8 +51,8 @@ class WorldConfig:
     """
 
     canvas: int = 96
-    """Pixels of a side. A shape is about a quarter as wide and letters a ninth as high: at 96,
-    a 64-px encoder still gets shapes of 16 px, and one of 32 px can read no word."""
+    """Pixels of a side. A shape is about a third as wide and letters a ninth as high: at 96,
+    a 64-px encoder still gets shapes of 20 px, and one of 32 px can read no word."""
     num_captions: int = 4_000
     """Images with an alt text, and as many with a dense caption."""
     num_documents: int = 3_000

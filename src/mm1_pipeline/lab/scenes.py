@@ -75,7 +75,7 @@ VALUES: dict[Attribute, tuple[str, ...]] = {
 _STRIP = 1 / 6
 """Height of the line of text, as a share of the canvas."""
 
-_SHAPE = 0.25
+_SHAPE = 0.32
 """Width of a shape, as a share of the canvas, before it varies by a tenth."""
 
 _OVERSAMPLING = 2
