@@ -116,6 +116,7 @@ def training(arguments: argparse.Namespace, seed: int) -> TrainingConfig:
         global_batch_size=arguments.batch,
         seed=seed,
         device="cpu",
+        precision=arguments.precision,
     )
 
 
@@ -166,7 +167,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--tokenizer", type=Path, default=None)
     arguments = parser.parse_args()
@@ -210,6 +212,8 @@ def summary(
         "seeds": len(rows),
         "steps": arguments.steps,
         "batch": arguments.batch,
+        "learning_rate": arguments.learning_rate,
+        "precision": arguments.precision,
         "start": "random" if arguments.model is None else "checkpoint",
         "seconds": round(seconds, 1),
     }

@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -86,7 +86,7 @@ def prepare(folder: Path) -> Path:
     return folder / "shards"
 
 
-def training(steps: int, seed: int) -> TrainingConfig:
+def training(steps: int, seed: int, precision: Literal["float32", "bfloat16"]) -> TrainingConfig:
     """The dense model's training: MM1's mixture and learning-rate law."""
     streams = {
         "caption": StreamMixture(share=0.45, sources=dict(SOURCES)),
@@ -100,6 +100,7 @@ def training(steps: int, seed: int) -> TrainingConfig:
         global_batch_size=20,
         seed=seed,
         device="cpu",
+        precision=precision,
     )
 
 
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--drop-fraction", type=float, default=0.0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -154,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = prepare(folder)
-        dense = training(arguments.dense_steps, seed=0)
+        dense = training(arguments.dense_steps, 0, arguments.precision)
         start = NextToken(build_model(model_config(), shards, seed=0))
         start_loss = run(start, dense, shards, folder / "dense")
         rows = [one_seed(arguments, seed, folder, shards) for seed in range(1, arguments.seeds + 1)]
@@ -170,11 +172,11 @@ def one_seed(
     """Held-out losses of the dense model and of the mixture of experts."""
     config = UpcycleConfig(
         moe=MoEConfig(num_experts=arguments.experts, every_n_layers=arguments.every),
-        schedule=training(arguments.steps, seed).schedule,
+        schedule=training(arguments.steps, seed, arguments.precision).schedule,
         drop_fraction=arguments.drop_fraction,
         seed=seed,
     )
-    further = config.training(training(arguments.dense_steps, seed=0))
+    further = config.training(training(arguments.dense_steps, 0, arguments.precision))
     dense_dir = folder / "dense" / "model"
     of_dense = run(continue_from(dense_dir, shards), further, shards, folder / f"dense_{seed}")
     experts = upcycle_from(config, dense_dir, shards, folder / f"moe_{seed}" / "up", num_streams=3)
@@ -204,6 +206,7 @@ def summary(
         "every_n_layers": arguments.every,
         "dense_steps": arguments.dense_steps,
         "steps": arguments.steps,
+        "precision": arguments.precision,
         "drop_fraction": arguments.drop_fraction,
         "seconds": round(seconds, 1),
     }
