@@ -353,6 +353,28 @@ def test_infographics_are_named_in_a_field_of_their_own(tmp_path):
     assert task.failures == {}
 
 
+def test_llava_benchs_descriptions_may_be_lists_and_what_is_missing_fails_alone(tmp_path):
+    files = WRITERS["llava_w"](tmp_path)
+    path = Path(files["context"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["caption"] = ["A scene.", "Another."]
+    del rows[1]["caption"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, "no mapping"]))
+    task = load_task("w", TaskConfig(task="llava_w", files=files), tmp_path, 0)
+    assert task.items[0].facts["context"] == "A scene.\nAnother."
+    assert set(task.failures) == {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("seed_all", "questions"), ("scienceqa_img", "problems")]
+)
+def test_a_file_of_another_kind_is_named(name, role, tmp_path):
+    files = WRITERS[name](tmp_path)
+    Path(files[role]).write_text("[]")
+    with pytest.raises(ValueError, match=Path(files[role]).name):
+        load_task(name, TaskConfig(task=name, files=files), tmp_path, 0)
+
+
 def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer):
     task = make_task("mmmu_test", tmp_path / "data")
     assert task.failures == {}

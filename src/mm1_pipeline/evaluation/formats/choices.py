@@ -44,9 +44,12 @@ def read_scienceqa(files: FormatFiles) -> Iterator[RawItem]:
     problems = read_json(files.paths["problems"])
     splits = read_json(files.paths["splits"])
     subset = files.subset or "test"
+    if not isinstance(problems, dict):
+        raise ValueError(f"Found no problems by number in {files.paths['problems']}.")
+    keys = listed(splits, subset, files.paths["splits"])
     wanted = [
         (key, problems.get(key))
-        for key in splits.get(subset, [])
+        for key in keys
         if not isinstance(problems.get(key), dict) or problems[key].get("image")
     ]
 
@@ -192,6 +195,7 @@ def read_seed(files: FormatFiles) -> Iterator[RawItem]:
     """
     path = files.paths["questions"]
     content = read_json(path)
+    questions = listed(content, "questions", path)
     kinds = {number: name for name, number in content.get("question_type", {}).items()}
 
     def parse(row: Any) -> RawItem:
@@ -209,7 +213,7 @@ def read_seed(files: FormatFiles) -> Iterator[RawItem]:
 
     rows = [
         row
-        for row in listed(content, "questions", path)
+        for row in questions
         if files.subset != "image" or not isinstance(row, dict) or row.get("data_type") != "video"
     ]
     return parse_rows(rows, parse)
