@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm1_pipeline.corpus.columns import to_table
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -265,7 +267,7 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=QUARANTINE_SCHEMA))
+            self._writer.write_table(to_table(self._rows, QUARANTINE_SCHEMA))
             self._rows = []
 
 

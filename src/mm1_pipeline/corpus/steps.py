@@ -220,7 +220,7 @@ def _read(task: PartitionTask, folder: Path) -> None:
     order = itertools.count(task.number * PARTITION_STRIDE)
     with (
         Quarantine(folder / QUARANTINE, task.name) as quarantine,
-        RecordWriter(folder / RECORDS, task.config.records_per_file) as writer,
+        RecordWriter(folder / RECORDS, task.config.records_per_file, temporary=True) as writer,
         TableWriter(folder / "images.parquet", IMAGE_SCHEMA) as images,
         TableWriter(folder / "looks.parquet", LOOKS_SCHEMA) as looks,
     ):
