@@ -12,7 +12,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit
 import pyarrow as pa
 import pytest
 from corpus_builders import picture, write_bytes
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mm1_pipeline.corpus.columns import to_array, to_table
@@ -45,11 +45,11 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy:
     ],
     ids=["records", "quarantine", "keys"],
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_tables_are_those_of_pyarrow(schema, data):
     row = values_of(pa.struct(list(schema)))
-    rows = data.draw(st.lists(row, max_size=12))
+    rows = data.draw(st.lists(row, max_size=6))
     table = to_table(rows, schema)
     table.validate(full=True)
     assert table.equals(pa.Table.from_pylist(rows, schema=schema))
@@ -87,7 +87,7 @@ PIECES = st.one_of(
 ADDRESSES = st.lists(PIECES, max_size=8).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     base=st.sampled_from(["http://x/a/b", "https://h.org/", "http://x/a?c=d#e", "ftp://z/", ""]),
     start=st.sampled_from(["", "http://", "https://x.y/", "http://h:80/a/"]),
