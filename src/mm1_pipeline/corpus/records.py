@@ -283,10 +283,11 @@ class RecordWriter:
 
     def _open_file(self) -> pq.ParquetWriter:
         path = self._directory / f"part-{self._num_files:05d}.parquet"
+        compression = _TEMPORARY_COMPRESSION if self._temporary else "zstd"
         self._writer = pq.ParquetWriter(
             path,
             RECORD_SCHEMA,
-            compression=_TEMPORARY_COMPRESSION if self._temporary else "zstd",
+            compression=compression,  # pyright: ignore[reportArgumentType]
             use_dictionary=["source", "kind"],  # pyright: ignore[reportArgumentType]
             write_statistics=["key"],  # pyright: ignore[reportArgumentType]
         )
