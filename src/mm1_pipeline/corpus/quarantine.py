@@ -89,6 +89,8 @@ class Reason(StrEnum):
     """A caption that, to a contrastive model, does not belong to its image."""
     REWRITE_FAILED = "rewrite_failed"
     """A caption that the writer of synthetic captions did not give."""
+    CONCEPTS_FAILED = "concepts_failed"
+    """An image of which a model, or the reader of its text, could say nothing for an error."""
 
     IMAGE_MISSING = "image_missing"
     """A name or URL to which no image belongs."""
