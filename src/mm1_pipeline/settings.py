@@ -17,9 +17,14 @@ HOOKS = hooks.HOOKS
 SESSION_CLASS = session_class(
     Settings(
         packages=("mm1_pipeline",),
-        # The scorer reaches the models, whose edits would rerun `ingest` of everybody who scores
-        # no captions; corpus.caption_scores.SCORES_VERSION stands for it.
-        excluded=("mm1_pipeline.staleness", "mm1_pipeline.evaluation.caption_scores"),
+        # Scorer and captioner reach the models, whose edits would rerun `ingest` and `synthesize`
+        # of everybody who has neither; corpus.caption_scores.SCORES_VERSION and
+        # evaluation.caption_writer.LOCAL_VERSION stand for them.
+        excluded=(
+            "mm1_pipeline.staleness",
+            "mm1_pipeline.evaluation.caption_scores",
+            "mm1_pipeline.evaluation.local_models",
+        ),
         # Libraries that decide what a stage's outputs are; a new version makes them stale.
         libraries={
             "torch": "torch",
@@ -28,6 +33,8 @@ SESSION_CLASS = session_class(
             "tokenizers": "tokenizers",
             "PIL": "pillow",
             "selectolax": "selectolax",
+            "rapidocr": "rapidocr",
+            "onnxruntime": "onnxruntime",
             "pycocoevalcap": "pycocoevalcap",
         },
     )

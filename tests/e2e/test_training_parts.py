@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from test_training_ranks import rows_of, run_ranks, train_rank
 from training_toy import CONFIG, MODEL, SEED, write_toy_shards
 
+from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.pretraining import (
     AimConfig,
     ClipConfig,
@@ -28,10 +29,14 @@ from mm1_pipeline.config.training import (
     StreamMixture,
     TrainingConfig,
 )
+from mm1_pipeline.evaluation.vision import held_out_vision
+from mm1_pipeline.models.aim import load_patch_prediction
 from mm1_pipeline.models.checkpoint import load_decoder, load_vision_encoder
 from mm1_pipeline.models.clip import Contrastive
 from mm1_pipeline.models.convert.preflight import check_decoder_file
 from mm1_pipeline.models.initialization import build_model
+from mm1_pipeline.streams.loader import build_validation_loader
+from mm1_pipeline.streams.mixture import plan_part
 from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.training import parts
 from mm1_pipeline.training.metrics import without_timing
@@ -86,6 +91,10 @@ def make_vision(config: VisionPretrainConfig, shards_dir: Path, folder: Path):
     )
 
 
+def held_out(config: VisionPretrainConfig, shards_dir: Path, folder: Path, **changes):
+    return held_out_vision(EvaluateConfig(tasks={}, **changes), config, folder / "out", shards_dir)
+
+
 def make_text(config: TextPretrainConfig, shards_dir: Path, folder: Path):
     return parts.make_decoder(
         config,
@@ -103,6 +112,15 @@ def test_clip_learns_and_logs_its_terms(shards_dir, tmp_path):
     assert rows[0]["terms"]["temperature"] == pytest.approx(0.07)
     assert rows[-1]["terms"]["retrieval_accuracy"] > rows[0]["terms"]["retrieval_accuracy"]
     assert load_vision_encoder(tmp_path / "out").config == MODEL.vision
+    found = held_out(CLIP, shards_dir, tmp_path)
+    assert found == held_out(CLIP, shards_dir, tmp_path)
+    images = found["sets"]["validation: pairs"]["image_to_text"]
+    batches = build_validation_loader(shards_dir, "pairs", 1)
+    num_images = sum(len(batch["pixel_values"]) for batch in batches)
+    assert (images["n"], images["candidates"]) == (num_images, 2), "two colours"
+    assert images["chance"]["1"] == 0.5
+    assert images["recall"]["1"] > 0.9
+    assert found["sets"]["validation"] == found["sets"]["validation: pairs"]
 
 
 def test_aim_learns(shards_dir, tmp_path):
@@ -110,6 +128,36 @@ def test_aim_learns(shards_dir, tmp_path):
     first, last = rows[0]["loss"], rows[-1]["loss"]
     assert last < 0.8 * first
     assert load_vision_encoder(tmp_path / "out").config == VISION[VisionObjective.AIM]
+    found = held_out(AIM, shards_dir, tmp_path, max_validation_items=10)
+    assert found["objective"] == "aim"
+    assert found["sets"]["validation"]["n"] == 10
+    model = load_patch_prediction(tmp_path / "out")
+    with torch.no_grad():
+        losses = [
+            model.image_losses(image.unsqueeze(0), 0)
+            for batch in build_validation_loader(shards_dir, "pages", 1)
+            for image in batch["pixel_values"]
+        ]
+    # Alone and together: sums in another order.
+    expected = torch.cat(losses[:10]).mean().item()
+    assert found["sets"]["validation"]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert (
+        held_out(dataclasses.replace(AIM, source=WeightSource.SCRATCH), shards_dir, tmp_path) == {}
+    )
+
+
+def test_a_part_is_trained_on_the_mixture_that_was_planned(shards_dir, tmp_path):
+    planned = plan_part(TEXT, shards_dir)
+    assert planned["streams"]["only"]["sources"]["books"]["drawn"] == 8 * NUM_STEPS
+    assert plan_part(dataclasses.replace(TEXT, source=WeightSource.SCRATCH), shards_dir) == {}
+    where = {"work_dir": tmp_path / "work", "output_dir": tmp_path / "out"}
+    other = plan_part(dataclasses.replace(TEXT, training=training("books", seed=9)), shards_dir)
+    with pytest.raises(ValueError, match="expected the planned one"):
+        parts.make_decoder(TEXT, MODEL.decoder, shards_dir, **where, expected_mixture=other)
+    short = training("books", schedule=ScheduleConfig(num_steps=1, warmup_steps=1))
+    config = dataclasses.replace(TEXT, training=short)
+    planned = plan_part(config, shards_dir)
+    parts.make_decoder(config, MODEL.decoder, shards_dir, **where, expected_mixture=planned)
 
 
 class InterruptError(Exception):

@@ -91,17 +91,19 @@ SHARDED = {"ingest_sources", "synthesize_captions", "prepare_tokenizer", "pack_s
         ),
         (
             "vision_pretrain",
-            SHARDED | {"pretrain_vision"},
+            SHARDED | {"plan_vision_mixture", "pretrain_vision", "evaluate_vision"},
         ),
         (
             "text_pretrain",
-            SHARDED | {"pretrain_text"},
+            SHARDED | {"plan_text_mixture", "pretrain_text"},
         ),
         (
             "pretrain",
             {
                 *SHARDED,
+                "plan_vision_mixture",
                 "pretrain_vision",
+                "plan_text_mixture",
                 "pretrain_text",
                 "plan_mixture",
                 "pretrain_model",
@@ -128,7 +130,8 @@ def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
         return {node.name for node in pipelines["sft"].nodes}
 
     needed = SHARDED | {"pack_conversations"}
-    needed |= {"pretrain_vision", "pretrain_text", "plan_mixture", "pretrain_model", "fine_tune"}
+    needed |= {"plan_vision_mixture", "plan_text_mixture", "pretrain_vision", "pretrain_text"}
+    needed |= {"plan_mixture", "pretrain_model", "fine_tune"}
     try:
         wire({"sft": {"init_from": "pretrain"}})
         assert nodes() == needed

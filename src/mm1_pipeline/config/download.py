@@ -1,6 +1,8 @@
-"""Parameters of `download`: lists of image addresses to img2dataset's shards."""
+"""Parameters of `download`: lists of image addresses to shards that `ingest` reads."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from mm1_pipeline.config._base import input_path, operational, parameters
 from mm1_pipeline.config.ingest import ImageRules
@@ -44,12 +46,21 @@ class DownloadConfig:
     """Parameters of the stage `download`."""
 
     lists: str | None = input_path(default=None)
-    """Parquet file, or folder of them: a row an image. Any URL that fsspec opens."""
+    """Parquet file, or folder of them: a row an image, or a document. Any URL that fsspec opens."""
+    kind: Literal["caption", "interleaved"] = "caption"
+    """`caption`: a row is an image and its caption. `interleaved`: a row is a document that names
+    its images, laid out as OBELICS and OmniCorpus do (`texts` and `images`) or as MMC4 does
+    (`text_list` and `image_info`)."""
     output: str
-    """Folder that gets the shards; read it with a source of format `img2dataset`."""
+    """Folder that gets the shards; read it with a source of format `img2dataset`, or
+    `interleaved_parquet`."""
     url_column: str = "url"
     caption_column: str = "caption"
     images_per_shard: int = 10_000
+    documents_per_shard: int = 1_000
+    max_images_per_document: int = 100
+    """Images of a document that are fetched; those after them are counted as refused. MM1 drops
+    documents with more than 30, but counts only what its other rules leave. Our choice."""
     max_images: int | None = None
     """Takes at most this many rows; None takes all."""
     images: ImageRules = ImageRules(max_pixels=50_000_000)
@@ -63,6 +74,7 @@ class DownloadConfig:
     """Images that are fetched at once."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_shard", "concurrency"):
+        positive = ("images_per_shard", "documents_per_shard", "max_images_per_document")
+        for name in (*positive, "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")

@@ -12,7 +12,7 @@ from pydantic_core import ArgsKwargs
 from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
-from mm1_pipeline.config.task_formats import FILES, TaskFormat
+from mm1_pipeline.config.task_formats import ANSWER_FILES, FILES, SubmissionFormat, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 
 
@@ -153,6 +153,8 @@ class TaskConfig:
     """As `image_name`, for shots."""
     hidden_answers: bool = False
     """Whether the files hold no answers: nothing is scored, and a file to hand in is written."""
+    submission: SubmissionFormat | None = None
+    """How the file to hand in is written; None writes none."""
     interleaved: bool = False
     """Whether questions and options name the places of their images as `<image 1>`."""
     caption_words: CaptionWords = CaptionWords.REGEX
@@ -207,10 +209,10 @@ class TaskConfig:
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")
         if self.num_shot_draws < 1:
             raise ValueError(f"num_shot_draws: found {self.num_shot_draws}, expected at least 1.")
-        if self.num_shot_draws > 1 and self.hidden_answers:
+        if self.num_shot_draws > 1 and self.submission is not None:
             raise ValueError(
-                f"num_shot_draws: found {self.num_shot_draws} of a task with hidden answers; one "
-                "answer an item is handed in, so ask with 1 set of shots."
+                f"num_shot_draws: found {self.num_shot_draws} of a task with a file to hand in; "
+                "it holds one answer an item, so ask with 1 set of shots."
             )
         if "" in self.stop:
             raise ValueError(f"stop: found {self.stop}; an empty string would end every answer.")
@@ -233,25 +235,33 @@ def _check_data(task: TaskConfig) -> None:
         )
     if task.format is None:
         return
-    if task.hidden_answers and max(task.shots) > 0 and task.shot_files is None:
+    has_own_shots = task.shot_files is not None or task.shot_subset is not None
+    if task.hidden_answers and max(task.shots) > 0 and not has_own_shots:
         raise ValueError(
             f"shots: found {task.shots} of a task with hidden answers; give shot_files that have "
             "answers to show, or ask for 0 shots."
         )
-    needed = FILES[task.format]
+    if task.hidden_answers and task.submission is None:
+        raise ValueError(
+            "submission: found none of a task with hidden answers; name the format of the file to "
+            f"hand in: {', '.join(SubmissionFormat)}."
+        )
     for name, files in (("files", task.files), ("shot_files", task.shot_files)):
         if files is None and name == "shot_files":
             continue
+        needed = FILES[task.format]
+        if task.hidden_answers and name == "files":
+            needed -= ANSWER_FILES.get(task.format, frozenset())
         found = set(files or {})
         if missing := sorted(needed - found):
             raise ValueError(
                 f"{name}: found {sorted(found)}, but the format {task.format} also needs "
                 f"{missing}; give each the path of a file or folder."
             )
-        if unknown := sorted(found - needed):
+        if unknown := sorted(found - FILES[task.format]):
             raise ValueError(
                 f"{name}: found {unknown}, which the format {task.format} does not have; it has "
-                f"{sorted(needed)}."
+                f"{sorted(FILES[task.format])}."
             )
 
 

@@ -55,6 +55,53 @@ class LocalModelConfig:
 
 
 @parameters
+class CaptionerConfig:
+    """A model of this project that says what an image shows, as `pretrain`, `upcycle` or `sft`
+    leaves it.
+    """
+
+    checkpoint: str | None = input_path(default=None)
+    """Folder of model.safetensors and config.json. A copy outside of the data root stays, whatever
+    a later run trains or removes."""
+    tokenizer: str | None = input_path(default=None)
+    """Its tokenizer.json, or the folder of it."""
+    shards: str | None = input_path(default=None)
+    """The shards.json of what it was trained on, which says how images were shown; null shows an
+    image as one padded square."""
+    style: Literal["plain", "chat"] = "plain"
+    """`plain`: the caption follows the image, as in pre-training. `chat`: the image and a request,
+    as `sft` has learned them."""
+    prompt: str | None = None
+    """What follows the image; null is nothing, and in a chat the request for one sentence."""
+    max_new_tokens: int = 48
+    batch_size: int = operational(default=16)
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+
+
+@parameters
+class TextReaderConfig:
+    """What is taken over of the text in an image; needs the extra `ocr`. Our choice."""
+
+    min_confidence: float = 0.8
+    """Lines of which the reader is less sure are left out, 0 to 1."""
+    max_characters: int = 200
+    """Length at which the text is cut, between words."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence: found {self.min_confidence}, expected 0 to 1.")
+        if self.max_characters < 1:
+            raise ValueError(f"max_characters: found {self.max_characters}, expected 1 or more.")
+
+
+Concept = Literal["colours", "shape", "regions", "text", "caption"]
+
+
+@parameters
 class SynthesisConfig:
     """Parameters of the stage `synthesize`.
 
@@ -68,8 +115,11 @@ class SynthesisConfig:
     """Source that holds them, for the mixture."""
     writer: Literal["template", "endpoint", "local"] = "template"
     """Who writes: fixed sentences, a model behind an endpoint, or a model of this project."""
-    concepts: tuple[Literal["colours", "shape", "regions"], ...] = ("colours", "shape", "regions")
-    """What is detected in an image and given to the writer."""
+    concepts: tuple[Concept, ...] = ("colours", "shape", "regions")
+    """What is detected in an image and given to the writer, in this order: measurements of its
+    pixels, the text in it (`text`), what a model says of it (`caption`)."""
+    text: TextReaderConfig = TextReaderConfig()
+    captioner: CaptionerConfig = CaptionerConfig()
     instruction: str = DEFAULT_INSTRUCTION
     """Prompt of both kinds of models."""
     endpoint: EndpointConfig = EndpointConfig()
@@ -94,3 +144,10 @@ class SynthesisConfig:
             raise ValueError(
                 "local: found no checkpoint or no tokenizer, which the local writer needs."
             )
+        captioner = self.captioner
+        if "caption" in self.concepts and not (captioner.checkpoint and captioner.tokenizer):
+            raise ValueError(
+                "captioner: found no checkpoint or no tokenizer, which the concept 'caption' needs."
+            )
+        if len(set(self.concepts)) < len(self.concepts):
+            raise ValueError(f"concepts: found {list(self.concepts)}, expected each name once.")

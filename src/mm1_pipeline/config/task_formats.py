@@ -23,20 +23,22 @@ class TaskFormat(StrEnum):
     GQA = "gqa"
     """<split>_balanced_questions.json."""
     DOCVQA = "docvqa"
-    """<split>_v1.0.json of DocVQA and InfographicVQA."""
+    """<split>_v1.0.json of DocVQA, infographicsVQA_<split>_v1.0_withQT.json."""
     CHARTQA = "chartqa"
     """<split>_human.json or <split>_augmented.json."""
     SCIENCEQA = "scienceqa"
     """problems.json and pid_splits.json; questions without an image are left out."""
     MMMU = "mmmu"
-    """Parquet files of all subjects in one folder."""
+    """Parquet files of all subjects in one folder. Subsets: `dev`, `validation`, `test`, where the
+    names of the files begin with them, as published."""
     MATHVISTA = "mathvista"
     """testmini.json."""
     MME = "mme"
     """A folder a category, with images and tab-separated questions. Subsets: `perception`,
     `cognition`, or both when empty."""
     MMBENCH = "mmbench"
-    """One tab-separated file that holds the images."""
+    """One tab-separated file that holds the images, with a row for each rotation of the options
+    (index + k x 1,000,000), or without rotations, which are then made."""
     SEED = "seed"
     """SEED-Bench.json. Subsets: `image`, or also `video` when empty."""
     POPE = "pope"
@@ -68,3 +70,27 @@ FILES: dict[TaskFormat, frozenset[str]] = {
     TaskFormat.MM_VET: frozenset({"annotations", "images"}),
 }
 """Roles of the files and folders that a format consists of."""
+
+ANSWER_FILES: dict[TaskFormat, frozenset[str]] = {TaskFormat.VQA: frozenset({"annotations"})}
+"""Roles that hold nothing but answers; they are not there where answers are hidden."""
+
+
+class SubmissionFormat(StrEnum):
+    """How answers are handed in to a benchmark's server."""
+
+    ANSWERS = "answers"
+    """A JSON object from the item's key to its answer: MMMU, MM-Vet."""
+    VQA = "vqa"
+    """A JSON list of `question_id` and `answer`: VQAv2, OK-VQA, TextVQA."""
+    VIZWIZ = "vizwiz"
+    """A JSON list of `image` and `answer`."""
+    GQA = "gqa"
+    """A JSON list of `questionId` and `prediction`."""
+    DOCVQA = "docvqa"
+    """A JSON list of `questionId` and `answer`."""
+    CAPTIONS = "captions"
+    """A JSON list of `image_id`, a number, and `caption`: COCO, NoCaps."""
+    TEXTCAPS = "textcaps"
+    """A JSON list of `image_id`, a text, and `caption`."""
+    MMBENCH = "mmbench"
+    """A tab-separated table of `index`, question, options and `prediction`."""

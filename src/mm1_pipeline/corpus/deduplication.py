@@ -21,6 +21,7 @@ import xxhash
 
 from mm1_pipeline.config.corpus_rules import DeduplicationConfig, MinHashConfig
 from mm1_pipeline.corpus import fingerprints
+from mm1_pipeline.corpus.columns import to_array, to_numbers
 from mm1_pipeline.corpus.engine import import_daft
 from mm1_pipeline.corpus.quarantine import Reason
 
@@ -119,7 +120,7 @@ class TableWriter:
     def _flush(self) -> None:
         columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
         arrays = [
-            pa.array(column, field.type)
+            to_array(column, field.type)
             for column, field in zip(columns, self._schema, strict=True)
         ]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
@@ -142,7 +143,7 @@ def min_hash_keys(texts: Sequence[str], config: MinHashConfig) -> np.ndarray:
         int64[num_texts, num_bands]; a text without words has keys of its own.
     """
     normal = [_BLANKS.sub(" ", text.lower()).strip() for text in texts]
-    hashed = import_daft().Series.from_arrow(pa.array(normal, pa.large_string()))
+    hashed = import_daft().Series.from_arrow(to_array(normal, pa.large_string()))
     signatures = hashed.minhash(
         num_hashes=config.num_bands * config.rows_per_band,
         ngram_size=config.ngram_words,
@@ -151,7 +152,7 @@ def min_hash_keys(texts: Sequence[str], config: MinHashConfig) -> np.ndarray:
     ).to_arrow()
     if isinstance(signatures, pa.ChunkedArray):
         signatures = signatures.combine_chunks()
-    values = np.asarray(signatures.flatten()).astype(np.uint32)
+    values = to_numbers(signatures.flatten(), np.uint32)
     rows = np.ascontiguousarray(values.reshape(len(texts), config.num_bands, -1))
     keys = [
         [

@@ -7,7 +7,8 @@ several offsets, of which two copies of a picture share at least one nearly alwa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,15 +149,22 @@ def blocks(values: np.ndarray) -> np.ndarray:
     return parted.mean(axis=(2, 4)).reshape(-1, CHROMA_SIDE**2)
 
 
-def lookup_keys(stored: bytes) -> list[int]:
-    """Keys of 63 bits of a stored fingerprint; copies of a picture share one nearly always."""
-    luma, chroma = from_bytes([stored])
-    averages = np.concatenate([blocks(luma.astype(np.float32))[0], chroma[0].mean(axis=(0, 1))])
-    keys = []
-    for number, offsets in enumerate(_OFFSETS):
-        steps = ((averages + offsets) // _KEY_STEP).astype(np.uint8)
-        keys.append(xxhash.xxh3_64_intdigest(steps.tobytes(), seed=number) >> 1)
-    return keys
+def lookup_keys(stored: Sequence[bytes]) -> list[list[int]]:
+    """Keys of 63 bits of stored fingerprints; copies of a picture share one nearly always.
+
+    Returns:
+        The same number of keys for each fingerprint; equal ones are in the same place.
+    """
+    luma, chroma = from_bytes(stored)
+    means = [blocks(luma.astype(np.float32)), chroma.mean(axis=(1, 2))]
+    averages = np.concatenate(means, axis=1)[:, None]
+    steps = ((averages + _OFFSETS) // _KEY_STEP).astype(np.uint8)
+    digest, content, size = xxhash.xxh3_64_intdigest, memoryview(steps.tobytes()), steps.shape[2]
+    keys = iter(
+        digest(content[start : start + size], seed=number % _NUM_KEYS) >> 1
+        for number, start in enumerate(range(0, steps.size, size))
+    )
+    return [list(itertools.islice(keys, _NUM_KEYS)) for _ in stored]
 
 
 _OFFSETS = np.random.default_rng(0).uniform(0, _KEY_STEP, (_NUM_KEYS, CHROMA_SIDE**2 + 2))

@@ -32,6 +32,12 @@ _MIN_MAIN_SHARE = 0.25
 _BLANK = re.compile(r"[ \t\r\n\f\v\u00a0\u200b\u2028\u2029]+")
 _CELL_SEPARATOR = " | "
 _LINE_BREAK = "\x00"
+_LINE_BREAKS = re.compile(rf" *{_LINE_BREAK}[{_LINE_BREAK} ]*")
+_PLAIN_URL = re.compile(
+    r"https?://[a-z0-9.-]+(?::[0-9]+)?(?:/[\w.~%:=&+!$,'@()*|/-]*(?:\?[\w.~%:=&+!$,'@()*|/-]+)?)?",
+    re.ASCII,
+)
+"""URLs that mean what they say whatever they are relative to, in the spelling of `normal_url`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,8 @@ def extract_document(html: str, url: str) -> HTMLDocument:
 
 def absolute_url(base: str, address: str) -> str | None:
     """The address an element means, in the one spelling used for look-ups; None if it is none."""
+    if _PLAIN_URL.fullmatch(address):
+        return address
     try:
         url = urldefrag(urljoin(base, address.strip())).url
         scheme = urlsplit(url).scheme
@@ -182,8 +190,8 @@ class _Reader:
                 self._read_code(element)
             case "table" if not self._in_cell and not _is_layout(element):
                 self._read_table(element)
-            case _ if "fragment" in element.attributes.get("class", "").split():
-                self._read_code(element)  # Doxygen's listings are made of <div> lines
+            case _ if _is_listing(element):
+                self._read_code(element)
             case tag if tag in BLOCKS:
                 self._read_block(element)
             case _:
@@ -318,6 +326,8 @@ class _Reader:
         self._gap = max(self._gap, gap)
 
     def _end_run(self) -> None:
+        if not self._pieces:
+            return
         lines = _tidy("".join(self._pieces)).split("\n")
         self._pieces = []
         self._add_text("\n".join(line for line in lines if not is_boilerplate_line(line)))
@@ -326,6 +336,12 @@ class _Reader:
         if text:
             self._runs.append(_Run(self._marker + text, gap=self._gap, heading=self._heading))
             self._gap, self._marker = 0, ""
+
+
+def _is_listing(element: Element) -> bool:
+    """Whether an element is code in Doxygen's form, made of <div> lines."""
+    named = element.attributes.get("class")
+    return named is not None and "fragment" in named and "fragment" in named.split()
 
 
 def _is_layout(table: Element) -> bool:
@@ -342,7 +358,7 @@ def _num_cells(row: Element) -> int:
 def _tidy(text: str) -> str:
     """Collapses blanks as a browser does; line breaks stay."""
     text = _BLANK.sub(" ", text)
-    return re.sub(rf" *{_LINE_BREAK}[{_LINE_BREAK} ]*", "\n", text).strip()
+    return _LINE_BREAKS.sub("\n", text).strip()
 
 
 def _addresses(image: Element) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -40,6 +41,10 @@ _WHOLE_TAG = re.compile(r"""<[a-zA-Z](?:[^>"']++|"[^"]*+"|'[^']*+'|["'])*+""")
 _QUOTED = re.compile(r"""=\s*(?:"[^"]*"|'[^']*')""")
 _LONG_TAG_CHARACTERS = 10_000
 _MAX_ATTRIBUTES = 2_000
+_NAME_PARTS = re.compile(r"[\s_\-:/.]+")
+_HUMPS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_REMEMBERED_NAMES = 8_192
+_LONG_NAME = 200
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden")
 
 
@@ -59,10 +64,11 @@ class Element:
 
     def elements(self) -> Iterator[Element]:
         """The element and all elements inside, in document order."""
-        yield self
-        for child in self.children:
-            if isinstance(child, Element):
-                yield from child.elements()
+        waiting = [self]
+        while waiting:
+            element = waiting.pop()
+            yield element
+            waiting += [c for c in reversed(element.children) if isinstance(c, Element)]
 
     def text(self) -> str:
         """All text inside, as it stands."""
@@ -73,9 +79,16 @@ class Element:
         named = f"{self.attributes.get('class', '')} {self.attributes.get('id', '')}"
         if named == " ":
             return frozenset()
-        parts = re.split(r"[\s_\-:/.]+", named)
-        humps = [hump for part in parts for hump in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)]
-        return frozenset(word.lower() for word in (*parts, *humps) if word)
+        split = _split_name if len(named) <= _LONG_NAME else _split_name.__wrapped__
+        return split(named)
+
+
+@lru_cache(_REMEMBERED_NAMES)
+def _split_name(named: str) -> frozenset[str]:
+    """The words in names; those of a site's pages are always the same."""
+    parts = _NAME_PARTS.split(named)
+    humps = [hump for part in parts for hump in _HUMPS.findall(part)]
+    return frozenset(word.lower() for word in (*parts, *humps) if word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,21 +175,26 @@ class _Builder:
     def __init__(self) -> None:
         self._num_elements = 0
 
-    def build(self, node: LexborNode, depth: int = 0) -> Element:
+    def build(self, node: LexborNode) -> Element:
         """The element of a node, with all that is visible inside."""
+        return self._build(node, (node.tag or "").lower(), _attributes_of(node), 0)
+
+    def _build(self, node: LexborNode, tag: str, attributes: dict[str, str], depth: int) -> Element:
         self._num_elements += 1
         if depth > MAX_DEPTH or self._num_elements > MAX_ELEMENTS:
             found = f"found over {MAX_DEPTH} nested or {MAX_ELEMENTS} elements"
             raise Rejected(Reason.PAGE_TOO_COMPLEX, found)
-        tag = (node.tag or "").lower()
-        attributes = {name.lower(): value or "" for name, value in node.attributes.items()}
         element = Element(tag, attributes)
         child = node.child
         while child is not None:
             if child.is_text_node:
                 _add_text(element, child.text(deep=False))
-            elif child.is_element_node and not _is_invisible(child):
-                _add_element(element, self.build(child, depth + 1))
+            elif child.is_element_node:
+                name = child.tag or ""
+                if name not in INVISIBLE:
+                    inner = _attributes_of(child)
+                    if not (inner and _is_hidden(inner)):
+                        _add_element(element, self._build(child, name.lower(), inner, depth + 1))
             child = child.next
         if tag == "a" and "href" in attributes:
             element.num_links += 1
@@ -186,14 +204,15 @@ class _Builder:
         return element
 
 
-def _is_invisible(node: LexborNode) -> bool:
-    if node.tag in INVISIBLE:
-        return True
-    attributes = node.attributes
+def _attributes_of(node: LexborNode) -> dict[str, str]:
+    return {name.lower(): value or "" for name, value in node.attributes.items()}
+
+
+def _is_hidden(attributes: dict[str, str]) -> bool:
     return (
         "hidden" in attributes
         or attributes.get("aria-hidden") == "true"
-        or bool(_HIDDEN_STYLE.search(attributes.get("style") or ""))
+        or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm1_pipeline.corpus.columns import to_table
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -87,6 +89,8 @@ class Reason(StrEnum):
     """A caption that, to a contrastive model, does not belong to its image."""
     REWRITE_FAILED = "rewrite_failed"
     """A caption that the writer of synthetic captions did not give."""
+    CONCEPTS_FAILED = "concepts_failed"
+    """An image of which a model, or the reader of its text, could say nothing for an error."""
 
     IMAGE_MISSING = "image_missing"
     """A name or URL to which no image belongs."""
@@ -265,7 +269,7 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=QUARANTINE_SCHEMA))
+            self._writer.write_table(to_table(self._rows, QUARANTINE_SCHEMA))
             self._rows = []
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceSplit
+from mm1_pipeline.corpus.columns import to_table
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -67,7 +68,10 @@ SYNTHETIC_OF = "synthetic_of"
 """Metadata field of a synthetic caption: source and key of the record whose image it shows."""
 
 _BUFFERED_BYTES = 32_000_000
+_BUFFERED_BYTES_TEMPORARY = 4_000_000
+"""Fits into the caches of a processor, and nobody cares how such files are parted."""
 _BUFFERED_RECORDS = 1_000
+_TEMPORARY_COMPRESSION = {"segments.list.element.text": "zstd", "metadata": "zstd"}
 _READ_RECORDS = 64
 _IMAGE_COLUMNS = tuple(
     f"images.list.element.{name}" for name in ("url", "sha256", "width", "height")
@@ -233,11 +237,15 @@ class RecordWriter:
     Args:
         directory: folder of the files; made if missing.
         records_per_file: rows of a file.
+        temporary: whether the files are read once and removed; images are not compressed then,
+            which takes longer than to write and read what it saves.
     """
 
-    def __init__(self, directory: Path, records_per_file: int) -> None:
+    def __init__(self, directory: Path, records_per_file: int, *, temporary: bool = False) -> None:
         self._directory = directory
         self._records_per_file = records_per_file
+        self._temporary = temporary
+        self._max_bytes = _BUFFERED_BYTES_TEMPORARY if temporary else _BUFFERED_BYTES
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         self._rows_in_file = 0
@@ -260,7 +268,7 @@ class RecordWriter:
         self._rows.append(record.to_row())
         self._bytes += sum(len(image.bytes) for image in record.images) + record.num_characters
         full = self._rows_in_file + len(self._rows) >= self._records_per_file
-        if full or self._bytes >= _BUFFERED_BYTES or len(self._rows) >= _BUFFERED_RECORDS:
+        if full or self._bytes >= self._max_bytes or len(self._rows) >= _BUFFERED_RECORDS:
             self._flush()
         if full:
             self._close_file()
@@ -269,16 +277,17 @@ class RecordWriter:
         if not self._rows:
             return
         writer = self._writer or self._open_file()
-        writer.write_table(pa.Table.from_pylist(self._rows, schema=RECORD_SCHEMA))
+        writer.write_table(to_table(self._rows, RECORD_SCHEMA))
         self._rows_in_file += len(self._rows)
         self._rows, self._bytes = [], 0
 
     def _open_file(self) -> pq.ParquetWriter:
         path = self._directory / f"part-{self._num_files:05d}.parquet"
+        compression = _TEMPORARY_COMPRESSION if self._temporary else "zstd"
         self._writer = pq.ParquetWriter(
             path,
             RECORD_SCHEMA,
-            compression="zstd",
+            compression=compression,  # pyright: ignore[reportArgumentType]
             use_dictionary=["source", "kind"],  # pyright: ignore[reportArgumentType]
             write_statistics=["key"],  # pyright: ignore[reportArgumentType]
         )

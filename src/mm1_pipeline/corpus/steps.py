@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,7 @@ STEPS = ("read", "check", "filter", "deduplicate")
 """Through which every record goes; what one keeps, the next reads."""
 
 _TEXTS_AT_ONCE = 256
+_LOOKS_AT_ONCE = 1_024
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _read(task: PartitionTask, folder: Path) -> None:
     order = itertools.count(task.number * PARTITION_STRIDE)
     with (
         Quarantine(folder / QUARANTINE, task.name) as quarantine,
-        RecordWriter(folder / RECORDS, task.config.records_per_file) as writer,
+        RecordWriter(folder / RECORDS, task.config.records_per_file, temporary=True) as writer,
         TableWriter(folder / "images.parquet", IMAGE_SCHEMA) as images,
         TableWriter(folder / "looks.parquet", LOOKS_SCHEMA) as looks,
     ):
@@ -304,7 +305,7 @@ def _judge(task: PartitionTask, folder: Path) -> None:
     methods = task.config.deduplication_of(task.source)
     kind = task.source.kind
     near = methods.near if kind in (RecordKind.INTERLEAVED, RecordKind.TEXT) else None
-    looks = _read_looks(task.step("read") / "looks.parquet")
+    looks = _read_look_keys(task.step("read") / "looks.parquet")
     waiting: list[tuple[int, str]] = []
     with (
         TableWriter(folder / "names.parquet", NAME_SCHEMA) as names,
@@ -324,7 +325,7 @@ def _judge(task: PartitionTask, folder: Path) -> None:
 
         start = task.number * PARTITION_STRIDE
         for order, (record, verdict) in enumerate(judged(task, with_bytes=False), start=start):
-            look = next(looks, None)
+            look_keys = next(looks, ())
             if verdict.record is None:
                 continue
             kept = verdict.record
@@ -332,9 +333,8 @@ def _judge(task: PartitionTask, folder: Path) -> None:
             exact.add(order, int.from_bytes(kept.content_hash()[:8], "little") >> 1)
             if kind == RecordKind.CAPTION:
                 captions.add(order, text_key(" ".join(s.text or "" for s in kept.segments)))
-            if look is not None:
-                for key in lookup_keys(look):
-                    pictures.add(order, key)
+            for key in look_keys:
+                pictures.add(order, key)
             if near is not None:
                 waiting.append((order, "\n".join(s.text for s in kept.segments if s.text)))
                 if len(waiting) >= _TEXTS_AT_ONCE:
@@ -343,10 +343,13 @@ def _judge(task: PartitionTask, folder: Path) -> None:
             hash_texts()
 
 
-def _read_looks(path: Path) -> Iterator[bytes | None]:
+def _read_look_keys(path: Path) -> Iterator[Sequence[int]]:
+    """The keys of every picture of a partition; none for a record without a fingerprint."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["looks"], batch_size=4_096):
-            yield from batch["looks"].to_pylist()
+        for batch in file.iter_batches(columns=["looks"], batch_size=_LOOKS_AT_ONCE):
+            looks = batch["looks"].to_pylist()
+            keys = iter(lookup_keys([look for look in looks if look is not None]))
+            yield from (next(keys) if look is not None else () for look in looks)
 
 
 def _write(task: PartitionTask, folder: Path) -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from mm1_pipeline.config.corpus_rules import TextRules
+from mm1_pipeline.corpus.language import identify_language
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
@@ -24,7 +25,6 @@ _ELLIPSES = ("...", "…")
 _SYMBOLS = re.compile(r"#|\.\.\.|…")
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_CHARACTERS_FOR_LANGUAGE = 2_000
 _REMEMBERED_LISTS = 8
 
 
@@ -74,11 +74,14 @@ def _check_shape(text: str, words: list[str], rules: TextRules) -> None:
         symbols = len(_SYMBOLS.findall(text)) / len(words)
         _at_most(symbols, rules.max_symbols_per_word, Reason.TOO_MANY_SYMBOLS, "symbols per word")
     if rules.min_alphabetic_words is not None:
-        share = sum(any(map(str.isalpha, word)) for word in words) / len(words)
+        # Most words start with a letter, and it is quickly seen.
+        with_letters = sum(w[0].isalpha() or any(map(str.isalpha, w)) for w in words)
+        share = with_letters / len(words)
         needed = rules.min_alphabetic_words
         _at_least(share, needed, Reason.TOO_FEW_LETTERS, "a share of words with letters of")
     if rules.min_stop_words:
-        found = len(STOP_WORDS.intersection(word.lower().strip(",.;:") for word in words))
+        different = set(text.lower().split())
+        found = len(STOP_WORDS.intersection(word.strip(",.;:") for word in different))
         _at_least(found, rules.min_stop_words, Reason.TOO_FEW_STOP_WORDS, "stop words")
 
 
@@ -123,43 +126,61 @@ def _check_ngrams(words: list[str], rules: TextRules) -> None:
     if not (top or repeated) or not words:
         return
     lengths = np.fromiter(map(len, words), np.int64, len(words))
+    ends = np.concatenate(([0], np.cumsum(lengths)))
     numbers: dict[str, int] = {}
     ids = np.fromiter((numbers.setdefault(w, len(numbers)) for w in words), np.uint64, len(words))
     hashes = ids
-    for size in range(1, max(*top, *repeated, 1) + 1):
-        if size > len(words):
-            return
+    places = np.arange(len(words))
+    for size in range(1, min(max(*top, *repeated, 1), len(words)) + 1):
         # The hash of an n-gram is made of the hash of its first n-1 words and the last one.
         hashes = ids if size == 1 else hashes[:-1] * _MULTIPLIER + ids[size - 1 :]
+        # Where the first n-1 words of an n-gram occur once, the n-gram does not repeat either.
+        first, counts, later = _repetitions(hashes, places[places < len(hashes)])
+        if not len(first):
+            return
         if size in top:
-            share = _top_share(hashes, lengths, size)
+            # The n-gram that covers most; once is no repetition.
+            characters = ((ends[first + size] - ends[first]) * counts).max()
             what = f"a share of characters in the commonest {size}-gram of"
-            _at_most(share, top[size], Reason.REPEATED_NGRAMS, what)
+            _at_most(float(characters / ends[-1]), top[size], Reason.REPEATED_NGRAMS, what)
         if size in repeated:
-            share = _repeated_share(hashes, lengths, size)
+            share = _covered(later, size, lengths) / ends[-1]
             what = f"a share of characters in repeated {size}-grams of"
-            _at_most(share, repeated[size], Reason.REPEATED_NGRAMS, what)
+            _at_most(float(share), repeated[size], Reason.REPEATED_NGRAMS, what)
+        places = np.concatenate((first, later))
 
 
-def _top_share(hashes: np.ndarray, lengths: np.ndarray, size: int) -> float:
-    """Share of the characters in the n-gram that covers most; once is no repetition."""
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    ends = np.concatenate(([0], np.cumsum(lengths)))
-    characters = (ends[first + size] - ends[first]) * counts
-    return float(characters[counts > 1].max(initial=0) / lengths.sum())
+def _repetitions(
+    hashes: np.ndarray, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where n-grams that occur more than once start.
+
+    Args:
+        hashes: of the n-grams of a text, by their place.
+        places: to look at, in any order.
+
+    Returns:
+        The first place of each such n-gram, how often it occurs, and all of its later places.
+    """
+    places = np.sort(places)
+    order = np.argsort(hashes[places], kind="stable")
+    places = places[order]
+    ordered = hashes[places]
+    same = ordered[1:] == ordered[:-1]
+    is_later = np.concatenate(([False], same))
+    is_first = np.concatenate((same, [False])) & ~is_later
+    starts = np.flatnonzero(is_first)
+    repeats = np.flatnonzero(is_later)
+    counts = np.diff(np.searchsorted(repeats, np.append(starts, len(places)))) + 1
+    return places[starts], counts, places[repeats]
 
 
-def _repeated_share(hashes: np.ndarray, lengths: np.ndarray, size: int) -> float:
-    """Share of the characters in n-grams that occurred before, each character counted once."""
-    _, first = np.unique(hashes, return_index=True)
-    starts = np.ones(len(hashes), bool)
-    starts[first] = False
-    if not starts.any():
-        return 0.0
+def _covered(places: np.ndarray, size: int, lengths: np.ndarray) -> int:
+    """Characters of the words that n-grams at some places cover, each counted once."""
     changes = np.zeros(len(lengths) + 1, np.int64)
-    changes[: len(starts)] += starts
-    changes[size : size + len(starts)] -= starts
-    return float(lengths[np.cumsum(changes[:-1]) > 0].sum() / lengths.sum())
+    changes[places] += 1
+    changes[places + size] -= 1
+    return lengths[np.cumsum(changes[:-1]) > 0].sum()
 
 
 def _check_profanities(text: str, rules: TextRules) -> None:
@@ -211,23 +232,3 @@ def _check_language(text: str, rules: TextRules) -> None:
             Reason.LANGUAGE,
             f"found {language} ({confidence:.2f}), expected {', '.join(rules.languages)}",
         )
-
-
-def identify_language(text: str) -> tuple[str, float]:
-    """The likeliest language of a text and how sure that is, 0 to 1.
-
-    py3langid carries its model in the package: a naive Bayes classifier over byte n-grams of 97
-    languages. It is seldom sure of a text of three words.
-
-    Args:
-        text: of which the start is looked at.
-    """
-    language, confidence = _identifier().classify(text[:_CHARACTERS_FOR_LANGUAGE])
-    return str(language), float(confidence)
-
-
-@lru_cache(1)
-def _identifier():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mm1_pipeline.config.evaluation import Metric
-from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.aggregates import (
     Statistic,
     circular_statistic,
@@ -35,6 +34,7 @@ from mm1_pipeline.evaluation.statistics import (
     paired_interval,
     standard_error,
 )
+from mm1_pipeline.evaluation.submission import Submission, make_submission
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
 from mm1_pipeline.evaluation.text_metrics import (
     anls,
@@ -63,7 +63,7 @@ class TaskScores:
         statistic: The task's number as a function of the items' weights; None for the mean.
         count: What `n` counts where that is not the items.
         details: Parts of the number, such as its categories; empty without parts.
-        submission: What is handed in where answers are hidden and nothing is scored.
+        submission: What is handed in to the benchmark's server; None writes no file.
     """
 
     values: np.ndarray
@@ -72,7 +72,7 @@ class TaskScores:
     statistic: Statistic | None = None
     count: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    submission: Any = None
+    submission: Submission | None = None
 
     @property
     def value(self) -> float:
@@ -113,8 +113,8 @@ class TaskScores:
         """Writes the rows, one JSON object a line, and the file to hand in if there is one."""
         write_rows(path, self.rows)
         if self.submission is not None:
-            text = json.dumps(self.submission, ensure_ascii=False, indent=1)
-            path.with_suffix(".submission.json").write_text(text + "\n", encoding="utf-8")
+            to = path.with_suffix(f".submission{self.submission.ending}")
+            to.write_text(self.submission.text, encoding="utf-8")
 
     def resampled(self, num_samples: int, seed: int) -> np.ndarray:
         """The task's number over resamples of whole clusters: float64[num_samples]."""
@@ -205,16 +205,8 @@ def score_outputs(
         statistic=_statistic(task, right, given, judged),
         count=_count(task),
         details=details(task.config.metric, task.items, right, given),
-        submission=_submission(task, given) if task.config.hidden_answers else None,
+        submission=make_submission(task.config, task.items, given),
     )
-
-
-def _submission(task: Task, given: Sequence[str]) -> Any:
-    """Answers by question as the official server takes them; empty where there is none."""
-    pairs = [(item.key, answer) for item, answer in zip(task.items, given, strict=True)]
-    if task.config.format == TaskFormat.TEXTVQA:
-        return [{"question_id": int(key), "answer": answer} for key, answer in pairs]
-    return dict(pairs)
 
 
 def _facts(task: Task, item: TaskItem, judged: Judged | None) -> dict[str, Any]:
@@ -240,7 +232,9 @@ def _judged(task: Task, raw: Mapping[str, str], judge: Judge | None) -> dict[str
 def _score_items(
     task: Task, processed: Mapping[str, str], judged: Mapping[str, Judged]
 ) -> np.ndarray:
-    """float64[n], 0..1 but for CIDEr and ratios; what was not answered is 0."""
+    """float64[n], 0..1 but for CIDEr and ratios; what was not answered is 0, and what is hidden."""
+    if task.config.hidden_answers:
+        return np.zeros(len(task.items))
     if task.config.metric == Metric.CIDER:
         return _cider(task, processed)
     return np.array(

@@ -181,7 +181,8 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     """Images of the asked items are read and checked; those of the pool when they are drawn."""
     assert config.format is not None
     assert config.files is not None
-    raw = _unique(read_items(config.format, _files(config.files, config.subset, config.image_name)))
+    asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
+    raw = _unique(read_items(config.format, asked))
     _check_count(name, config, len(raw))
     images = ImageStore()
     chosen = _choose_items(name, raw, config.max_items, seed)
@@ -209,8 +210,11 @@ def _shot_items(config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
     return _unique(read_items(config.format, _files(paths, subset, name)))
 
 
-def _files(paths: Mapping[str, str], subset: str, image_name: str) -> FormatFiles:
-    return FormatFiles({role: Path(path) for role, path in paths.items()}, subset, image_name)
+def _files(
+    paths: Mapping[str, str], subset: str, image_name: str, *, hidden: bool = False
+) -> FormatFiles:
+    by_role = {role: Path(path) for role, path in paths.items()}
+    return FormatFiles(by_role, subset, image_name, hidden)
 
 
 def _unique(items: Iterable[RawItem]) -> list[RawItem]:
@@ -254,7 +258,7 @@ def _failure(item: RawItem, metric: Metric, *, hidden: bool = False) -> str | No
     if not item.images:
         return "found 0 images, expected 1"
     if metric == Metric.CIDER:
-        return None if any(item.references) else "found no reference caption"
+        return None if any(item.references) or hidden else "found no reference caption"
     if not item.question:
         return "found no question"
     if hidden:

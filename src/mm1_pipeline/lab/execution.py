@@ -51,12 +51,14 @@ class Place:
         data: Of all arms; kept between grids.
         output_dir: Gets `<arm>/seed<seed>/` with the results of each run.
         about: What is noted of every run: commit, device.
+        scopes_of: Reads the parts of a run anew, to see code that was edited meanwhile.
     """
 
     project: Path
     data: Path
     output_dir: Path
     about: dict[str, Any] = field(default_factory=dict)
+    scopes_of: Callable[[ArmRun], RunScopes] | None = None
 
     @property
     def prepared(self) -> Path:
@@ -265,6 +267,12 @@ def _leaving(pool: ThreadPoolExecutor, processes: Processes) -> Iterator[ThreadP
 
 
 def _run(run: PlannedRun, place: Place, processes: Processes, share: dict[str, str]) -> None:
+    if place.scopes_of and place.scopes_of(run.run).whole != run.scopes.whole:
+        raise RuntimeError(
+            f"{run.name}: the code changed since the grid started, so what would run is not what "
+            "the other arms ran. Give the same command again; what other code made counts as "
+            "another run."
+        )
     begun, lane = time.monotonic(), run.lane(place)
     _kedro(run.run, run.name, lane, place, processes, share)
     results = run.results(place)

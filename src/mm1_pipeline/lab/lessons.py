@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from mm1_pipeline.config.lab import (
     AblateConfig,
     Expectation,
+    Goal,
     GridConfig,
     LessonConfig,
     LrLawConfig,
@@ -44,13 +45,15 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
     Raises:
         ValueError: A run lacks a task, number of shots or stream that a lesson counts.
     """
-    claims = {
-        name: Claim(
-            name, _difference(config, lesson, results), _SIGNS[lesson.expected], lesson.margin
-        )
-        for name, lesson in config.chosen_lessons.items()
+    measured = {
+        name: _difference(config, lesson, results) for name, lesson in config.chosen_lessons.items()
     }
-    judgements = judge(list(claims.values()), min_seeds=config.min_seeds)
+    claims = [
+        Claim(name, measured[name][0], _SIGNS[lesson.expected], lesson.margin)
+        for name, lesson in config.chosen_lessons.items()
+    ]
+    judgements = judge(claims, min_seeds=config.min_seeds)
+    seeds = [str(seed) for seed in config.grid.chosen_seeds]
     lessons = {
         name: {
             "title": lesson.title,
@@ -61,11 +64,17 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
             "model": lesson.model or config.grid.model,
             "paper": lesson.paper,
             **judgement.as_json(),
+            "per_seed": dict(zip(seeds, measured[name][1], strict=True)),
         }
         for (name, lesson), judgement in zip(config.chosen_lessons.items(), judgements, strict=True)
     }
     arms = {
-        arm: {"overrides": overrides, "scores": _mean_scores(config.grid, arm, results)}
+        arm: {
+            "overrides": overrides,
+            "goal": config.grid.goal_of(arm).value,
+            "positions": _num_positions(config.grid, arm, results),
+            "scores": _mean_scores(config.grid, arm, results),
+        }
         for arm, overrides in config.grid.chosen_arms.items()
     }
     return {"lessons": lessons, "arms": arms, "seeds": list(config.grid.chosen_seeds)}
@@ -119,7 +128,10 @@ def learning_rate_grid(config: LrLawConfig) -> GridConfig:
     )
 
 
-def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Difference:
+def _difference(
+    config: AblateConfig, lesson: LessonConfig, results: Path
+) -> tuple[Difference, list[float]]:
+    """The difference of a lesson's arms, and its mean for each seed."""
     model = lesson.model or config.grid.model
     runs = {
         arm: [results / arm / f"seed{seed}" for seed in config.grid.chosen_seeds]
@@ -130,7 +142,8 @@ def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Di
             [-_held_out(folder, model, stream) for folder in runs[arm]]
             for arm in (lesson.first, lesson.second)
         )
-        return seed_difference(first, second)
+        per_seed = np.subtract(first, second)
+        return seed_difference(first, second), per_seed.round(6).tolist()
     sides = (
         (lesson.first, lesson.scores),
         (lesson.second, lesson.second_scores or lesson.scores),
@@ -150,9 +163,10 @@ def _difference(config: AblateConfig, lesson: LessonConfig, results: Path) -> Di
     first, second = (np.array([list(row.values()) for row in rows]) for rows in per_side)
     # One item asked with 4 and 8 shots, or in two tasks of one source, is one item.
     groups = [key for _, key in keys]
-    return paired_difference(
+    difference = paired_difference(
         first, second, groups, num_samples=config.bootstrap_samples, seed=config.seed
     )
+    return difference, (first - second).mean(axis=1).round(6).tolist()
 
 
 def _paired_scores(scores: Mapping[tuple[str, int, str], float]) -> dict[tuple[int, str], float]:
@@ -184,6 +198,20 @@ def _held_out(folder: Path, model: str, stream: str) -> float:
             f"{', '.join(losses)}."
         )
     return losses[stream]
+
+
+def _num_positions(grid: GridConfig, arm: str, results: Path) -> int:
+    """Positions that a run of an arm is trained on, by its parameters."""
+    parameters = read_json(results / arm / f"seed{grid.chosen_seeds[0]}" / PARAMETERS)
+    stages = [("pretrain", "shard")]
+    if grid.goal_of(arm) != Goal.EVALUATE_PRETRAIN:
+        stages.append(("sft", "sft_shard"))
+    return sum(
+        parameters[stage]["schedule"]["num_steps"]
+        * parameters[stage]["global_batch_size"]
+        * parameters[shard]["packing"]["sequence_length"]
+        for stage, shard in stages
+    )
 
 
 def _mean_scores(

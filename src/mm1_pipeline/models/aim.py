@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import AimConfig
-from mm1_pipeline.models.checkpoint import save_vision_encoder
+from mm1_pipeline.models.checkpoint import (
+    check_weights,
+    load_part,
+    load_vision_encoder,
+    save_part,
+    save_vision_encoder,
+)
 from mm1_pipeline.models.flops import TRAINED, linear_flops, vision_flops
 from mm1_pipeline.models.initialization import initialize
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
 from mm1_pipeline.models.pairs import mix
 from mm1_pipeline.models.vit import VisionTransformer
+
+HEAD = "pixel_head"
+"""Folder beside a trained encoder that holds the head, by which it can be measured."""
 
 _STEP_STRIDE = -0x61C8864680B583EB
 """Keeps the draws of neighbouring steps apart: 2^64 over the golden ratio."""
@@ -82,21 +92,46 @@ class PatchPrediction(Objective):
             losses float32[B], summed over a sequence's images; weights int64[B], how many
             there are.
         """
-        pixel_values = batch["pixel_values"]
-        prefix_lengths = draw_prefix_lengths(
-            pixel_values, batch["step"], self.vision.config.num_patches
-        )
-        predictions = self.head(self.vision(pixel_values, prefix_lengths))
-        losses = patch_losses(
-            predictions,
-            self.vision.patches(pixel_values),
-            prefix_lengths,
-            normalise=self.aim.normalise_pixels,
-        )
+        losses = self.image_losses(batch["pixel_values"], batch["step"])
         counts = batch["images_per_sequence"].to(losses.device)
         rows = torch.arange(len(counts), device=losses.device)
         sequences = rows.repeat_interleave(counts, output_size=len(losses))
         return ObjectiveOutput(losses @ F.one_hot(sequences, len(counts)).to(losses.dtype), counts)
+
+    def image_losses(self, pixel_values: Tensor, step: int) -> Tensor:
+        """Losses of images.
+
+        Args:
+            pixel_values: float[N, 3, S, S].
+            step: chooses the prefixes, see `draw_prefix_lengths`.
+
+        Returns:
+            float32[N].
+        """
+        prefix_lengths = self._prefix_lengths(pixel_values, step)
+        predictions = self.head(self.vision(pixel_values, prefix_lengths))
+        return self._losses(predictions, pixel_values, prefix_lengths)
+
+    def constant_losses(self, pixel_values: Tensor, step: int) -> Tensor:
+        """What predicting 0 everywhere would cost: with normalised pixels, each patch's mean.
+
+        Args:
+            pixel_values: float[N, 3, S, S].
+            step: chooses the prefixes.
+
+        Returns:
+            float32[N].
+        """
+        zeros = torch.zeros_like(self.vision.patches(pixel_values))
+        return self._losses(zeros, pixel_values, self._prefix_lengths(pixel_values, step))
+
+    def _prefix_lengths(self, pixel_values: Tensor, step: int) -> Tensor:
+        return draw_prefix_lengths(pixel_values, step, self.vision.config.num_patches)
+
+    def _losses(self, predictions: Tensor, pixel_values: Tensor, prefix_lengths: Tensor) -> Tensor:
+        patches = self.vision.patches(pixel_values)
+        normalise = self.aim.normalise_pixels
+        return patch_losses(predictions, patches, prefix_lengths, normalise=normalise)
 
     def count_targets(self, batch: Batch) -> int:
         """Images."""
@@ -112,8 +147,9 @@ class PatchPrediction(Objective):
         return TRAINED * len(batch["pixel_values"]) * (vision_flops(self.vision.config) + head)
 
     def save(self, directory: Path) -> None:
-        """Writes the encoder alone."""
+        """Writes the encoder, and in a folder of its own the head."""
         save_vision_encoder(self.vision, directory)
+        save_part(self.head.state_dict(), HEAD, asdict(self.aim), directory / HEAD)
 
     @property
     def needs(self) -> ShardNeeds:
@@ -121,8 +157,31 @@ class PatchPrediction(Objective):
         return ShardNeeds(image_size=self.vision.config.image_size)
 
 
+def load_patch_prediction(directory: Path) -> PatchPrediction:
+    """Reads encoder and head that `PatchPrediction.save` wrote, on the CPU.
+
+    Args:
+        directory: of the encoder.
+
+    Raises:
+        ValueError: there is no encoder, it was not trained by this objective, or files are
+            damaged or do not fit each other.
+    """
+    encoder = load_vision_encoder(directory)
+    if not (directory / HEAD).is_dir():
+        raise ValueError(
+            f"{directory}: found an encoder without a folder {HEAD!r}, expected what the stage "
+            "vision_pretrain writes with source: train and objective: aim."
+        )
+    weights, shape = load_part(directory / HEAD, HEAD)
+    model = PatchPrediction(encoder, TypeAdapter(AimConfig).validate_python(shape), seed=0)
+    check_weights(weights, model.head, directory / HEAD)
+    model.head.load_state_dict(weights)
+    return model
+
+
 class PixelHead(nn.Module):
-    """From patch embeddings to pixels of the next patch; thrown away after training."""
+    """From patch embeddings to pixels of the next patch; later stages do not use it."""
 
     def __init__(self, config: AimConfig, d_model: int, num_pixels: int) -> None:
         super().__init__()

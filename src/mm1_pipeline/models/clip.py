@@ -139,7 +139,7 @@ class Contrastive(Objective):
             are; terms `retrieval_accuracy` (share of images whose own text is the most similar
             of the batch) and `temperature`.
         """
-        pairs = self._pairs(batch)
+        pairs = self.pairs(batch)
         image_features = self.embed_images(batch["pixel_values"])[pairs.images]
         text_features = self.embed_texts(pairs)[pairs.texts]
         keys = text_keys(pairs)[pairs.texts]
@@ -189,14 +189,14 @@ class Contrastive(Objective):
 
     def count_targets(self, batch: Batch) -> int:
         """Pairs of an image and a text."""
-        return len(self._pairs(batch).images)
+        return len(self.pairs(batch).images)
 
     def count_flops(self, batch: Batch) -> int:
         """Operations of forward and backward pass of both towers and of their comparison.
 
         With several ranks, the others are taken to have as many pairs as this one.
         """
-        pairs = self._pairs(batch)
+        pairs = self.pairs(batch)
         num_images, num_pairs = len(batch["pixel_values"]), len(pairs.images)
         lengths = pairs.cu_seqlens.diff()
         num_attended = int((lengths * (lengths + 1) // 2).sum())
@@ -228,7 +228,8 @@ class Contrastive(Objective):
         """The tokenizer is the shards' own; images must be of the encoder's size."""
         return ShardNeeds(vocab_size=self.vocab_size, image_size=self.vision.config.image_size)
 
-    def _pairs(self, batch: Batch) -> ImageTexts:
+    def pairs(self, batch: Batch) -> ImageTexts:
+        """The images of a batch with their texts."""
         return pair_images_with_texts(
             batch["input_ids"],
             batch["labels"],

@@ -72,7 +72,10 @@ def run_stages(
     data = staged.workspace.root.parent / "arms_data"
     runs = resolve_arms(grid, parameters)
     planned = plan_runs(runs, ScopeReader(), IdentityReader(data / "hashes.json"))
-    cost = run_grid(grid, planned, Place(Path.cwd(), data, staged.directory, _about()))
+    place = Place(
+        Path.cwd(), data, staged.directory, _about(), scopes_of=lambda run: ScopeReader()(run)
+    )
+    cost = run_grid(grid, planned, place)
     return staged.described(counts={"runs": len(planned)}), cost
 
 

@@ -106,20 +106,20 @@ class Dot:
     high: float
 
 
-def _styled(draw: Callable[P, Markup]) -> Callable[P, Markup]:
+def styled(draw: Callable[P, Markup]) -> Callable[P, Markup]:
     """Draws in the report's style, whatever the user's matplotlib settings are."""
 
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Markup:
+    def styled_draw(*args: P.args, **kwargs: P.kwargs) -> Markup:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(_STYLE)
             return draw(*args, **kwargs)
 
-    return styled
+    return styled_draw
 
 
-@_styled
+@styled
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -142,7 +142,7 @@ def line_chart(
     Returns:
         An SVG element.
     """
-    figure, axes = _canvas(width, height)
+    figure, axes = canvas(width, height)
     for line in lines:
         color = SERIES[line.color]
         if line.background:
@@ -159,10 +159,10 @@ def line_chart(
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     axes.set_xlabel("step")
-    return _to_svg(figure, title)
+    return to_svg(figure, title)
 
 
-@_styled
+@styled
 def stacked_bars(
     rows: Mapping[str, Sequence[float]],
     *,
@@ -181,7 +181,7 @@ def stacked_bars(
     Returns:
         An SVG element.
     """
-    figure, axes = _canvas(WIDE, 0.5 + _ROW_HEIGHT * len(rows))
+    figure, axes = canvas(WIDE, 0.5 + _ROW_HEIGHT * len(rows))
     left = [0.0] * len(rows)
     for part, color in enumerate(colors):
         widths = [100 * shares[part] for shares in rows.values()]
@@ -190,10 +190,10 @@ def stacked_bars(
     _name_rows(axes, list(rows))
     _label_rows(axes, labels, right_edge=100)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    return _to_svg(figure, title)
+    return to_svg(figure, title)
 
 
-@_styled
+@styled
 def target_bars(
     rows: Mapping[str, tuple[float, float | None]], *, title: str, labels: Sequence[str]
 ) -> Markup:
@@ -207,7 +207,7 @@ def target_bars(
     Returns:
         An SVG element.
     """
-    figure, axes = _canvas(WIDE, 0.5 + _ROW_HEIGHT * len(rows))
+    figure, axes = canvas(WIDE, 0.5 + _ROW_HEIGHT * len(rows))
     for place, (measured, planned) in enumerate(rows.values()):
         axes.barh(place, 100 * measured, height=_BAR_HEIGHT, color=SERIES[place % len(SERIES)])
         if planned is not None:
@@ -216,10 +216,10 @@ def target_bars(
     longest = max((max(measured, planned or 0) for measured, planned in rows.values()), default=1)
     _label_rows(axes, labels, right_edge=105 * longest)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    return _to_svg(figure, title)
+    return to_svg(figure, title)
 
 
-@_styled
+@styled
 def dot_chart(
     groups: Mapping[str, Sequence[Dot]],
     *,
@@ -241,7 +241,7 @@ def dot_chart(
         An SVG element.
     """
     num_rows = sum(len(dots) for dots in groups.values()) + len(groups) - 1
-    figure, axes = _canvas(width, 0.7 + 0.17 * num_rows)
+    figure, axes = canvas(width, 0.7 + 0.17 * num_rows)
     centres, row = [], 0
     for dots in groups.values():
         centres.append(row + (len(dots) - 1) / 2)
@@ -258,7 +258,7 @@ def dot_chart(
         axes.axvline(0.0, color=MUTED, linewidth=0.9, zorder=0.9)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
     axes.set_xlabel(visible(label))
-    return _to_svg(figure, title)
+    return to_svg(figure, title)
 
 
 def learning_rate_label(value: float) -> str:
@@ -266,7 +266,8 @@ def learning_rate_label(value: float) -> str:
     return "0" if value == 0 else scientific(value)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty drawing of a size in hundreds of CSS pixels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
@@ -287,7 +288,13 @@ def _label_rows(axes: Axes, labels: Sequence[str], right_edge: float) -> None:
         axes.text(1.01 * right_edge, place, visible(label), va="center", color=MUTED)
 
 
-def _to_svg(figure: Figure, title: str) -> Markup:
+def to_svg(figure: Figure, title: str) -> Markup:
+    """A finished drawing as an SVG element in the page's colours.
+
+    Args:
+        figure: from `canvas`.
+        title: what it shows, for those who cannot see it.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)

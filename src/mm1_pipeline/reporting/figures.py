@@ -54,14 +54,15 @@ def mixture_figure(mixture: Mapping[str, Any]) -> Figure:
     """Share of every stream in a global batch, made of its sources.
 
     Args:
-        mixture: content of mixture.json, the summary of the mixture snapshot.
+        mixture: content of mixture.json, the summary of the mixture snapshot; empty for a part
+            that is not trained.
 
     Returns:
         A stacked bar chart with one bar a stream; sources draw their expected share of it.
     """
     bars = [
         _bar(source, [stream], [100 * entry["share"] * drawn["weight"]])
-        for stream, entry in mixture["streams"].items()
+        for stream, entry in mixture.get("streams", {}).items()
         for source, drawn in entry["sources"].items()
     ]
     return _figure("Mixture, by sequence", bars, x="stream", y="share (%)", barmode="stack")

@@ -22,6 +22,7 @@ from mm1_pipeline.reporting.sections.provenance import provenance_section
 from mm1_pipeline.reporting.sections.results import results_section
 from mm1_pipeline.reporting.sections.sequences import sequences_section
 from mm1_pipeline.reporting.sections.training import training_section
+from mm1_pipeline.reporting.sections.vision import vision_section
 
 SECTIONS: tuple[Callable[[ReportInputs], Section | None], ...] = (
     headline_section,
@@ -29,6 +30,7 @@ SECTIONS: tuple[Callable[[ReportInputs], Section | None], ...] = (
     sequences_section,
     training_section,
     experts_section,
+    vision_section,
     held_out_section,
     results_section,
     examples_section,
@@ -48,6 +50,7 @@ def render_report(
     training: Mapping[str, Rows] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     held_out_loss: Mapping[str, Any] | None = None,
+    vision_held_out: Mapping[str, Any] | None = None,
     predictions_dir: Path | None = None,
     records_dir: Path | None = None,
     models: Mapping[str, Path] | None = None,
@@ -66,6 +69,7 @@ def render_report(
         training: rows of training_<stage>.jsonl, by stage.
         evaluation: content of evaluation.json.
         held_out_loss: content of held_out_loss.json.
+        vision_held_out: content of vision_held_out.json.
         predictions_dir: folder with `<model>/<task>_<shots>shot.jsonl`.
         records_dir: the artifact that holds `records/`, for the images of the examples.
         models: folder of each stage's model (model.safetensors, config.json).
@@ -82,6 +86,7 @@ def render_report(
         training=training or {},
         evaluation=evaluation,
         held_out_loss=held_out_loss,
+        vision_held_out=vision_held_out,
         predictions_dir=predictions_dir,
         records_dir=records_dir,
         models=models or {},

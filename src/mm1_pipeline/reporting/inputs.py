@@ -51,6 +51,7 @@ class ReportInputs:
         training: rows of training_<stage>.jsonl, by stage.
         evaluation: content of evaluation.json.
         held_out_loss: content of held_out_loss.json.
+        vision_held_out: content of vision_held_out.json.
         predictions_dir: folder with `<model>/<task>_<shots>shot.jsonl`.
         records_dir: the artifact that holds `records/`.
         models: folder of each stage's model.
@@ -64,6 +65,7 @@ class ReportInputs:
     training: Mapping[str, Rows] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None
     held_out_loss: Mapping[str, Any] | None = None
+    vision_held_out: Mapping[str, Any] | None = None
     predictions_dir: Path | None = None
     records_dir: Path | None = None
     models: Mapping[str, Path] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mm1_pipeline.config.pretraining import TextPretrainConfig, VisionPretrainConfig, WeightSource
 from mm1_pipeline.config.training import MixtureConfig, TrainingConfig
 from mm1_pipeline.streams.permutation import fair_turns, permute
 from mm1_pipeline.streams.shard_index import ShardIndex
@@ -221,6 +222,23 @@ class MixtureSnapshot:
             key = (self.seed, self.source_names[source], epoch)
             samples[mine] = permute(places[mine], size, key)
         return samples
+
+
+def plan_part(
+    config: VisionPretrainConfig | TextPretrainConfig, shards_dir: Path
+) -> dict[str, Any]:
+    """The mixture that an encoder or a decoder is trained with; empty if it is not trained.
+
+    Args:
+        config: where the part's weights come from, and how they are trained.
+        shards_dir: what it is trained on.
+
+    Returns:
+        What `MixtureSnapshot.describe` says.
+    """
+    if config.source is not WeightSource.TRAIN:
+        return {}
+    return MixtureSnapshot.of_training(config.training, shards_dir).describe()
 
 
 def possible_batch_sizes(mixture: MixtureConfig, near: int) -> tuple[int, ...]:

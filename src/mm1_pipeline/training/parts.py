@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mm1_pipeline.config.model import DecoderConfig, MM1Config, VisionConfig
 from mm1_pipeline.config.pretraining import (
@@ -41,6 +43,7 @@ def make_vision_encoder(
     *,
     work_dir: Path,
     output_dir: Path,
+    expected_mixture: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Draws, trains or imports an image encoder and writes it.
 
@@ -52,6 +55,7 @@ def make_vision_encoder(
         shards_dir: what `streams.shards.write_shards` made; read for `source: train` only.
         work_dir: keeps progress.
         output_dir: where the encoder is written, for `load_vision_encoder`.
+        expected_mixture: see `train`.
 
     Returns:
         A row for every logged step of a training; none without one.
@@ -73,6 +77,7 @@ def make_vision_encoder(
                 stage="vision_pretrain",
                 work_dir=work_dir,
                 output_dir=output_dir,
+                expected_mixture=expected_mixture or None,
             )
     save_vision_encoder(encoder, output_dir)
     return []
@@ -85,6 +90,7 @@ def make_decoder(
     *,
     work_dir: Path,
     output_dir: Path,
+    expected_mixture: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Draws, trains or imports a decoder and writes it.
 
@@ -96,6 +102,7 @@ def make_decoder(
         shards_dir: what `streams.shards.write_shards` made; read for `source: train` only.
         work_dir: keeps progress.
         output_dir: where the decoder is written, for `load_decoder`.
+        expected_mixture: see `train`.
 
     Returns:
         A row for every logged step of a training; none without one.
@@ -117,6 +124,7 @@ def make_decoder(
                 stage="text_pretrain",
                 work_dir=work_dir,
                 output_dir=output_dir,
+                expected_mixture=expected_mixture or None,
             )
     save_decoder(made, output_dir)
     return []

@@ -494,5 +494,5 @@ def test_omnicorpus_names_urls_in_a_list_of_structs(tmp_path):
 def test_mmc4_of_urls_alone_is_refused_with_what_to_do(tmp_path):
     rows = [{"text_list": ["a"], "image_info": [{"matched_text_index": 0, "raw_url": "u"}]}]
     write_parquet(tmp_path / "raw" / "0.parquet", rows)
-    with pytest.raises(ValueError, match="download the images and embed their bytes first"):
+    with pytest.raises(ValueError, match="fetch them first with the stage `download`"):
         run(tmp_path / "out", "interleaved", "interleaved_parquet", tmp_path / "raw")

@@ -158,13 +158,20 @@ def vqa(folder: Path, split: str = "val2014", first: int = 0) -> Files:
     }
 
 
-def textvqa(folder: Path) -> Files:
+def vqa_test(folder: Path) -> Files:
+    """The test set has questions only."""
+    files = vqa(folder, "test2015")
+    Path(files.pop("annotations")).unlink()
+    return files
+
+
+def textvqa(folder: Path, *, is_hidden: bool = False) -> Files:
     rows = [
         {
             "question_id": n,
             "image_id": f"img{n}",
             "question": f"what is written: {WORDS[n]}?",
-            "answers": ten_answers(n),
+            **({} if is_hidden else {"answers": ten_answers(n)}),
         }
         for n in range(COUNT)
     ]
@@ -174,14 +181,17 @@ def textvqa(folder: Path) -> Files:
     }
 
 
-def vizwiz(folder: Path) -> Files:
+def vizwiz(folder: Path, *, is_hidden: bool = False) -> Files:
+    def answered(number: int) -> dict[str, Any]:
+        texts = ten_answers(number)
+        answers = [{"answer": text, "answer_confidence": "yes"} for text in texts]
+        return {"answers": answers, "answer_type": "other", "answerable": 1}
+
     rows = [
         {
             "image": f"VizWiz_val_{n:08d}.jpg",
             "question": f"what is this {WORDS[n]}?",
-            "answers": [{"answer": text, "answer_confidence": "yes"} for text in ten_answers(n)],
-            "answer_type": "other",
-            "answerable": 1,
+            **({} if is_hidden else answered(n)),
         }
         for n in range(COUNT)
     ]
@@ -298,6 +308,33 @@ def mmbench(folder: Path) -> Files:
         fields = [str(n), f"Which is the {WORDS[n]}?", hint, *options, right, category, image]
         lines.append("\t".join(fields))
     path = folder / "mmbench_dev.tsv"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return {"data": str(path)}
+
+
+def mmbench_passes(folder: Path, *, is_hidden: bool = False) -> Files:
+    """The official layout: a row for each rotation, whose image is named by the first row's index.
+
+    Questions, options and wanted letters are those of `mmbench`, rotated by hand: the option at
+    place p of pass k is that at place (p + k) of the first pass.
+    """
+    names = ["index", "question", "hint", *"ABCD", *(["answer"] if not is_hidden else [])]
+    lines = ["\t".join([*names, "category", "l2-category", "image", "split"])]
+    for shift in range(4):
+        for n in range(COUNT):
+            options = [WORDS[n], "granite"] if n % 3 == 0 else four_options(n)
+            if shift >= len(options):
+                continue
+            rotated = [options[(place + shift) % len(options)] for place in range(len(options))]
+            right = "ABCD"[rotated.index(WORDS[n])]
+            image = str(n) if shift else base64.b64encode(encoded_image(n)).decode()
+            fields = [str(n + shift * 1_000_000), f"Which is the {WORDS[n]}?"]
+            fields += ["Mind the colour." if n % 2 else "", *rotated, *[""] * (4 - len(rotated))]
+            fields += [] if is_hidden else [right]
+            category = ("attribute", "relation")[n % 2]
+            lines.append("\t".join([*fields, category, "perception", image, "dev"]))
+    path = folder / "MMBench_DEV_EN.tsv"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return {"data": str(path)}
@@ -438,9 +475,12 @@ WRITERS: dict[str, Callable[[Path], Files]] = {
     "vqav2": vqa,
     "okvqa": vqa,
     "vqav2_sft": vqa,
+    "vqav2_test": vqa_test,
     "textvqa": textvqa,
     "textvqa_sft": textvqa,
+    "textvqa_test": lambda folder: textvqa(folder, is_hidden=True),
     "vizwiz": vizwiz,
+    "vizwiz_test": lambda folder: vizwiz(folder, is_hidden=True),
     "gqa": gqa,
     "docvqa": docvqa,
     "chartqa": chartqa,
@@ -451,6 +491,7 @@ WRITERS: dict[str, Callable[[Path], Files]] = {
     "mme_perception": mme,
     "mme_cognition": lambda folder: mme(folder, ("code_reasoning", "text_translation")),
     "mmbench": mmbench,
+    "mmbench_test": lambda folder: mmbench_passes(folder, is_hidden=True),
     "seed_all": seed,
     "seed_image": seed,
     "pope": pope,

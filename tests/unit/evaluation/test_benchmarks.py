@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -31,7 +32,8 @@ JUDGED = {"llava_w", "mm_vet"}
 
 
 def make_task(task: str, folder: Path, **changes) -> Task:
-    config = TaskConfig(task=task, **{"files": WRITERS[task](folder), **changes})
+    files = changes.pop("files", None) or WRITERS[task](folder)
+    config = TaskConfig(task=task, files=files, **changes)
     return load_task(task, config, folder, seed=0)
 
 
@@ -220,6 +222,159 @@ def test_mmmu_test_items_without_answer_are_failures_and_not_wrongly_right(tmp_p
     assert len(task.failures) == 10
 
 
+def handed_in(name: str, folder: Path, tokenizer, output: str, **changes) -> str:
+    """What is written of a task whose items all get one answer; the first cannot be asked."""
+    task = make_task(name, folder, **changes)
+    failing = dataclasses.replace(task.items[0], failure="torn")
+    task = dataclasses.replace(task, items=(failing, *task.items[1:]))
+    prompts = build_prompts(task, 0, 0, tokenizer, 2)
+    scored = score_outputs(task, 0, prompts, [Answer(output)] * len(prompts))
+    scored.write(folder / "out" / "x.jsonl")
+    (path,) = (folder / "out").glob("x.submission.*")
+    return path.name.removeprefix("x.submission.") + "\n" + path.read_text()
+
+
+@pytest.mark.parametrize("name", ["vqav2_test", "textvqa_test"])
+def test_vqa_answers_are_a_list_by_question(name, tmp_path, tokenizer):
+    found = handed_in(name, tmp_path, tokenizer, " Red\n")
+    ending, text = found.split("\n", 1)
+    rows = json.loads(text)
+    assert ending == "json"
+    first = 1000 if name == "vqav2_test" else 0
+    assert rows[:2] == [
+        {"question_id": first, "answer": ""},
+        {"question_id": first + 1, "answer": "red"},
+    ]
+    assert len(rows) == COUNT
+
+
+def test_vizwiz_answers_are_a_list_by_image(tmp_path, tokenizer):
+    rows = json.loads(handed_in("vizwiz_test", tmp_path, tokenizer, "red").split("\n", 1)[1])
+    assert rows[1] == {"image": "VizWiz_val_00000001.jpg", "answer": "red"}
+    assert len(rows) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gqa", {"questionId": "00000001", "prediction": "red"}),
+        ("docvqa", {"questionId": 1, "answer": "red"}),
+        ("nocaps", {"image_id": 1, "caption": "red"}),
+        ("textcaps", {"image_id": "img1", "caption": "red"}),
+    ],
+)
+def test_other_test_sets_need_only_two_values(name, expected, tmp_path, tokenizer):
+    """Answers are taken out of the fixture, as the published test sets lack them."""
+    files = WRITERS[name](tmp_path)
+    path = Path(files["questions" if name == "gqa" else "annotations"])
+    content = json.loads(path.read_text())
+    rows = content.values() if name == "gqa" else content.get("data", [])
+    for row in rows:
+        for field in ("answer", "answers", "caption_str", "reference_strs"):
+            row.pop(field, None)
+    if name == "nocaps":
+        del content["annotations"]
+    path.write_text(json.dumps(content))
+    submission = {"nocaps": "captions"}.get(name, name)
+    changes = {"hidden_answers": True, "submission": submission, "shots": (0,)}
+    found = handed_in(name, tmp_path, tokenizer, "red", files=files, **changes)
+    assert json.loads(found.split("\n", 1)[1])[1] == expected
+    config = TaskConfig(task=name, files=files, shots=(0,))
+    if name == "nocaps":
+        with pytest.raises(ValueError, match="Found no list 'annotations'"):
+            load_task(name, config, tmp_path, 0)
+    else:
+        with pytest.raises(ValueError, match="found no usable record"):
+            load_task(name, config, tmp_path, 0)
+
+
+@pytest.mark.parametrize("layout", ["passes", "without"])
+def test_mmbench_is_handed_in_as_a_table_of_the_rows_of_the_file(layout, tmp_path, tokenizer):
+    files = benchmark_files.mmbench(tmp_path) if layout == "without" else None
+    found = handed_in("mmbench_test", tmp_path, tokenizer, "B.", files=files)
+    ending, header, first, second, *rest = found.splitlines()
+    assert ending == "tsv"
+    assert header == "index\tquestion\tA\tB\tC\tD\tprediction"
+    assert first == "0\tWhich is the anvil?\tanvil\tgranite\t\t\t"
+    hinted = '"Mind the colour.\nWhich is the badge?"'
+    assert "\n".join([second, rest[0]]) == f"1\t{hinted}\tgranite\tbadge\tcopper\tvelvet\tB"
+    rows = list(csv.DictReader(found.splitlines(keepends=True)[1:], delimiter="\t"))
+    assert len(rows) == (7 * 2 + 13 * 4 if layout == "passes" else COUNT)
+    assert [row["index"] for row in rows] == sorted((r["index"] for r in rows), key=int)
+
+
+def test_a_task_that_is_scored_may_be_handed_in_as_well(tmp_path, tokenizer):
+    """MM-Vet's own judge takes an object by item."""
+    found = handed_in("vqav2_sft", tmp_path, tokenizer, "red", submission="vqa")
+    assert json.loads(found.split("\n", 1)[1])[1] == {"question_id": 1001, "answer": "red"}
+    with pytest.raises(ValueError, match="submission: found none of a task with hidden answers"):
+        TaskConfig(task="mmmu_test", files={"data": "x"}, submission=None)
+
+
+def test_mmmu_reads_the_split_that_file_names_tell(tmp_path):
+    """The published folder holds three splits side by side."""
+    hidden = benchmark_files.mmmu(tmp_path / "hidden", is_hidden=True)
+    given = benchmark_files.mmmu(tmp_path / "given")
+    for subject in ("Art", "Physics"):
+        folder = tmp_path / "MMMU" / subject
+        folder.mkdir(parents=True)
+        for split, files in (("validation", given), ("dev", given), ("test", hidden)):
+            source = Path(files["data"]) / f"{subject}.parquet"
+            (folder / f"{split}-00000-of-00001.parquet").write_bytes(source.read_bytes())
+    files = {"data": str(tmp_path / "MMMU")}
+    task = load_task("m", TaskConfig(task="mmmu_val", files=files), tmp_path, 0)
+    assert len(task.items) == COUNT
+    assert task.failures == {}
+    shown = TaskConfig(task="mmmu_test", files=files, shots=(2,))
+    task = load_task("m", shown, tmp_path, 0)
+    assert len(task.pool) == COUNT  # answers to show come out of dev
+    with pytest.raises(ValueError, match="found 'train', but the files are of dev, test, valid"):
+        load_task("m", TaskConfig(task="mmmu_val", files=files, subset="train"), tmp_path, 0)
+
+
+def test_parts_of_scienceqas_splits_have_their_images_in_the_splits_folder(tmp_path):
+    files = WRITERS["scienceqa_img"](tmp_path)
+    splits = json.loads(Path(files["splits"]).read_text())
+    Path(files["splits"]).write_text(json.dumps({**splits, "minitest": ["0", "5"]}))
+    config = TaskConfig(task="scienceqa_img", files=files, subset="minitest")
+    task = load_task("s", config, tmp_path, 0)
+    assert [item.key for item in task.items] == ["0", "5"]
+    assert task.failures == {}
+
+
+def test_infographics_are_named_in_a_field_of_their_own(tmp_path):
+    files = WRITERS["docvqa"](tmp_path)
+    path = Path(files["annotations"])
+    content = json.loads(path.read_text())
+    for row in content["data"]:
+        row["image_local_name"] = row.pop("image").removeprefix("documents/")
+    path.write_text(json.dumps(content))
+    task = load_task("i", TaskConfig(task="docvqa", files=files), tmp_path, 0)
+    assert task.failures == {}
+
+
+def test_llava_benchs_descriptions_may_be_lists_and_what_is_missing_fails_alone(tmp_path):
+    files = WRITERS["llava_w"](tmp_path)
+    path = Path(files["context"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["caption"] = ["A scene.", "Another."]
+    del rows[1]["caption"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, "no mapping"]))
+    task = load_task("w", TaskConfig(task="llava_w", files=files), tmp_path, 0)
+    assert task.items[0].facts["context"] == "A scene.\nAnother."
+    assert set(task.failures) == {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("seed_all", "questions"), ("scienceqa_img", "problems")]
+)
+def test_a_file_of_another_kind_is_named(name, role, tmp_path):
+    files = WRITERS[name](tmp_path)
+    Path(files[role]).write_text("[]")
+    with pytest.raises(ValueError, match=Path(files[role]).name):
+        load_task(name, TaskConfig(task=name, files=files), tmp_path, 0)
+
+
 def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer):
     task = make_task("mmmu_test", tmp_path / "data")
     assert task.failures == {}
@@ -240,7 +395,7 @@ def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer)
     compared = compare_predictions(tmp_path / "out" / "pretrain", tmp_path / "out" / "frequent")
     assert {each.task for each in compared} == {"captions", "questions"}
     with pytest.raises(ValueError, match="task with hidden answers"):
-        dataclasses.replace(task.config, shots=(0, 4))
+        dataclasses.replace(task.config, shots=(0, 4), shot_subset=None)
 
 
 def test_mathvista_extracts_by_rules_and_says_so(tmp_path, tokenizer):
@@ -326,6 +481,32 @@ def test_mmbench_counts_a_question_only_if_every_rotation_is_right(tmp_path, tok
     assert scored.details["by_category"]["relation"]["circular"] == pytest.approx(50.0)
     right = sum(row["processed_output"] in row["references"] for row in scored.rows)
     assert right == len(task.items) - 5
+
+
+def test_mmbench_takes_the_rotations_of_the_official_file(tmp_path, tokenizer):
+    """The same questions, rotated by hand in the file and by us, are asked and judged alike."""
+    ours = make_task("mmbench", tmp_path / "ours")
+    official = make_task("mmbench", tmp_path, files=benchmark_files.mmbench_passes(tmp_path))
+    assert official.failures == {}
+    by_key = {item.key: item for item in official.items}
+    assert len(by_key) == len(ours.items) == 7 * 2 + 13 * 4
+    for item in ours.items:
+        same = by_key[item.key]
+        assert (same.options, same.references, same.group) == (
+            item.options,
+            item.references,
+            item.group,
+        )
+    assert {by_key["4/2"].facts["file_index"], by_key["4/0"].facts["file_index"]} == {
+        "2000004",
+        "4",
+    }
+    outputs = {item.key: item.references[0] for item in official.items}
+    assert score(official, tokenizer, outputs).value == 100.0
+    outputs["4/2"] = other_letter(by_key["4/2"])
+    scored = score(official, tokenizer, outputs)
+    assert scored.value == pytest.approx(95.0)
+    assert scored.summary(50, 0)["n"] == COUNT
 
 
 def test_seed_gives_images_and_videos_apart(tmp_path, tokenizer):

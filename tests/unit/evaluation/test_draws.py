@@ -113,5 +113,5 @@ def test_parameters_are_checked():
     files = {"data": "somewhere"}
     with pytest.raises(ValueError, match="num_shot_draws: found 0"):
         TaskConfig(task="mmmu_val", files=files, num_shot_draws=0)
-    with pytest.raises(ValueError, match="num_shot_draws: found 2 of a task with hidden answers"):
+    with pytest.raises(ValueError, match="num_shot_draws: found 2 of a task with a file"):
         TaskConfig(task="mmmu_test", files=files, num_shot_draws=2)

@@ -218,6 +218,15 @@ class TestResults:
             run_grid(ExecutionConfig(), planned(), place)
         assert not kedro.runs
 
+    def test_code_that_is_edited_meanwhile_stops_the_grid(self, kedro, place):
+        edited = dataclasses.replace(place, scopes_of=lambda _run: scopes("edited"))
+        with pytest.raises(RuntimeError, match="mix/seed3: the code changed since the grid"):
+            run_grid(ExecutionConfig(), planned(), edited)
+        assert not kedro.runs
+        same = dataclasses.replace(place, scopes_of=lambda _run: scopes())
+        run_grid(ExecutionConfig(), planned(), same)
+        assert len(kedro.runs) == 6
+
 
 class TestStore:
     def test_a_grid_goes_on_from_the_store_alone(self, kedro, place, tmp_path):

@@ -116,6 +116,9 @@ def write_results(folder: Path, name: str) -> None:
     losses = {"models": {"pretrain": {"streams": {"text": {"loss": loss}}}}}
     write_json(folder / "held_out_loss.json", losses)
     tasks = {"vqa": {"shots": {"0": {"value": 1.0}, "4": {"value": 2.0}}}}
+    stage = {"schedule": {"num_steps": 10}, "global_batch_size": 4}
+    parameters = {"pretrain": stage, "shard": {"packing": {"sequence_length": 64}}}
+    write_json(folder / "parameters.json.gz", parameters)
     write_json(folder / "evaluation.json", {"models": {"pretrain": {"tasks": tasks}}})
 
 
@@ -141,6 +144,9 @@ class TestLessons:
         assert few_shot["delta"] == pytest.approx(10, abs=1)
         assert few_shot["interval"][0] < 10 < few_shot["interval"][1]
         assert (few_shot["seeds"], few_shot["items"]) == (3, 30)
+        assert list(few_shot["per_seed"]) == ["3", "4", "5"]
+        assert np.mean(list(few_shot["per_seed"].values())) == pytest.approx(few_shot["delta"])
+        assert found["arms"]["mix"]["positions"] == 10 * 4 * 64
         assert found["lessons"]["wrong"]["paper"] == "+3"
         assert found["arms"]["mix"]["scores"] == {"pretrain": {"vqa": {"0": 1.0, "4": 2.0}}}
         json.dumps(found, allow_nan=False)

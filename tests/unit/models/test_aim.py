@@ -12,7 +12,13 @@ from torch import Tensor
 
 from mm1_pipeline.config.model import EmbeddingNorm, PositionEmbedding, VisionConfig
 from mm1_pipeline.config.pretraining import AimConfig
-from mm1_pipeline.models.aim import PatchPrediction, draw_prefix_lengths, patch_losses
+from mm1_pipeline.models.aim import (
+    HEAD,
+    PatchPrediction,
+    draw_prefix_lengths,
+    load_patch_prediction,
+    patch_losses,
+)
 from mm1_pipeline.models.checkpoint import load_vision_encoder
 from mm1_pipeline.models.initialization import build_vision_encoder
 
@@ -172,3 +178,27 @@ def test_a_class_token_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"model\.vision\.class_token: found true"):
         PatchPrediction(build_vision_encoder(config, seed=0), AIM, seed=0)
+
+
+def test_encoder_and_head_come_back(batch, tmp_path: Path) -> None:
+    model = objective()
+    model.save(tmp_path)
+    loaded = load_patch_prediction(tmp_path)
+    assert loaded.config == model.config
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).losses, model(batch).losses)
+    (tmp_path / HEAD / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"found no model\.safetensors"):
+        load_patch_prediction(tmp_path)
+    (tmp_path / HEAD / "config.json").unlink()
+    (tmp_path / HEAD).rmdir()
+    with pytest.raises(ValueError, match="objective: aim"):
+        load_patch_prediction(tmp_path)
+
+
+def test_predicting_nothing_costs_the_variance_of_a_patch(batch) -> None:
+    # Normalised pixels have variance 1; random ones are far from the floor.
+    expected = torch.ones(3)
+    torch.testing.assert_close(
+        objective().constant_losses(batch["pixel_values"], 0), expected, atol=1e-5, rtol=0
+    )

@@ -193,6 +193,19 @@ def held_out_loss() -> dict[str, Any]:
     return {"models": {"pretrain": losses}}
 
 
+def vision_held_out() -> dict[str, Any]:
+    def direction(n: int, candidates: int, first: float, fifth: float) -> dict[str, Any]:
+        recall = {"1": first, "5": fifth}
+        chance = {"1": round(1 / candidates, 6), "5": round(5 / candidates, 6)}
+        return {"n": n, "candidates": candidates, "recall": recall, "chance": chance}
+
+    pairs = {
+        "image_to_text": direction(64, 40, 0.314, 0.718),
+        "text_to_image": direction(40, 64, 0.275, 0.65),
+    }
+    return {"objective": "clip", "sets": {"validation": pairs, "validation: captions": pairs}}
+
+
 def encoded_image(color: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (color, 255 - color, 128)).save(buffer, "PNG")
@@ -318,6 +331,7 @@ def sample_run(directory: Path) -> Run:
             "training": {"pretrain": training_rows()},
             "evaluation": evaluation(),
             "held_out_loss": held_out_loss(),
+            "vision_held_out": vision_held_out(),
             "predictions_dir": write_predictions(directory / "predictions"),
             "records_dir": write_records(directory / "records_artifact"),
             "models": {"pretrain": write_model(directory / "model")},

@@ -25,6 +25,7 @@ ANCHORS = [
     "data",
     "sequences",
     "training",
+    "vision",
     "held-out",
     "results",
     "examples",
@@ -103,6 +104,8 @@ def test_all_sections_stand_in_order_and_in_the_navigation(run: Run) -> None:
         ("training", ["Stage pretrain", "Steps 40 peak learning rate 2.5e-3"]),
         ("training", ["Loss at the end 4.450", "at first 7.900", "120k text, 100k image"]),
         ("training", ["Time 20.0 s 11k tokens a second", "Gradient norm", "Tokens a second"]),
+        ("vision", ["validation image → text 64 40 31.4 % 2.5 % 71.8 % 12.5 %"]),
+        ("vision", ["text → image 40 64 27.5 % 1.6 % 65.0 % 7.8 %"]),
         ("held-out", ["validation 88 2.213 blank 2.731 +0.518 0.358 to 0.678 yes"]),
         ("held-out", ["shuffled 2.934 +0.721 −0.029 to 1.413 not shown"]),
         ("held-out", ["stream caption 1,056 2.345 text 30,500 5.012", "text 30,501 6.543"]),
@@ -189,6 +192,7 @@ def test_hostile_strings_are_shown_and_do_nothing(run: Run) -> None:
     for row in parts["training"]["pretrain"]:
         row["losses"], row["shares"] = _rename(row["losses"]), _rename(row["shares"])
     parts["training"] = _rename(parts["training"])
+    parts["vision_held_out"]["sets"] = _rename(parts["vision_held_out"]["sets"])
     parts["held_out_loss"]["models"] = _rename(parts["held_out_loss"]["models"])
     parts["evaluation"]["harness"] = _poison(parts["evaluation"]["harness"])
     tasks = parts["evaluation"]["models"]["pretrain"]["tasks"]
@@ -223,11 +227,18 @@ def test_a_missing_part_costs_its_own_place_only(run: Run, missing: str) -> None
         ("shard_report", {"sequences"}),
         ("training", {"training"}),
         ("held_out_loss", {"held-out"}),
+        ("vision_held_out", {"vision"}),
         ("evaluation", {"results", "examples"}),
     ],
 )
 def test_a_missing_report_has_no_section(run: Run, missing: str, lost: set[str]) -> None:
     assert set(ANCHORS) - set(_sections(run.without(missing).render())) == lost
+
+
+def test_patch_errors_of_an_encoder_are_shown(run: Run) -> None:
+    result = {"n": 7, "loss": 0.4321, "constant": 0.9876}
+    run.parts["vision_held_out"] = {"objective": "aim", "sets": {"validation": result}}
+    assert "validation 7 0.432 0.988" in _sections(run.render())["vision"]
 
 
 def test_an_empty_run_is_a_page(run: Run) -> None:

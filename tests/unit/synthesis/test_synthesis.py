@@ -29,7 +29,7 @@ from mm1_pipeline.corpus.records import (
     read_records,
     write_sources,
 )
-from mm1_pipeline.corpus.synthesis.cache import CachedWriter
+from mm1_pipeline.corpus.synthesis.cache import AnswerStore, CachedWriter
 from mm1_pipeline.corpus.synthesis.concepts import detect_concepts
 from mm1_pipeline.corpus.synthesis.endpoint import EndpointWriter
 from mm1_pipeline.corpus.synthesis.synthesize import synthesize
@@ -308,7 +308,8 @@ def test_a_rerun_pays_for_nothing(endpoint: EndpointConfig, tmp_path: Path) -> N
 
 def test_equal_prompts_are_asked_once(endpoint: EndpointConfig) -> None:
     request = CaptionRequest("k", "a cat", {"shape": "wide"})
-    with CachedWriter(EndpointWriter(endpoint, SynthesisConfig().instruction), None) as writer:
+    with AnswerStore(None) as store:
+        writer = CachedWriter(EndpointWriter(endpoint, SynthesisConfig().instruction), store)
         assert writer.write([request] * 5) == ["A CAT"] * 5
     assert len(FakeModel.requests) == writer.num_asked == 1
 

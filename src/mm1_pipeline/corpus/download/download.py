@@ -1,42 +1,35 @@
 """Lists of image addresses to shards: many images at once, each outcome counted.
 
-The rows of the lists, in order, fill shards of equal length. In a shard the images are fetched
-at once but written in the order of the rows, so equal answers give equal shards. A finished
-shard is kept; a run that was killed makes its open shard again.
+The rows of the lists, images or whole documents, fill shards in their order. In a shard the images
+are fetched at once but written in the order of the rows, so equal answers give equal shards. A
+finished shard is kept; a run that was killed makes its open shard again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from aiohttp.abc import AbstractResolver
 
 from mm1_pipeline.config.download import DownloadConfig
+from mm1_pipeline.corpus.download.documents import DocumentLists
 from mm1_pipeline.corpus.download.failures import Failed
 from mm1_pipeline.corpus.download.fetch import FetchedImage, Fetcher
-from mm1_pipeline.corpus.download.shards import (
-    ListedImage,
-    ShardWriter,
-    finished_statistics,
-    remove_shard,
-)
+from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
+from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 1_000
 _AHEAD = 2
 """Images that may be fetched, or wait for an earlier one, for each that is fetched at once."""
 
@@ -51,7 +44,8 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
         resolver: Asks the name service; None takes the system's.
 
     Returns:
-        The report: rows read, kept and rejected by reason, shards and bytes.
+        The report: images read, kept and rejected by reason, shards and bytes; of documents, how
+        many got all of their images, some, or none.
 
     Raises:
         ValueError: No lists are named, or they lack a column.
@@ -62,10 +56,12 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
             "or a folder of them."
         )
     files = SourceFiles(config.lists, patterns=("*.parquet",))
-    total = _check_lists(config, files)
+    lists = _open_lists(config, files)
+    total = _check_lists(config, lists, files)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    statistics = asyncio.run(_download_all(config, files, total, folder, resolver))
+    identity = _identity(config, files)
+    statistics = asyncio.run(_download_all(config, lists, identity, total, folder, resolver))
     number = len(statistics)
     while finished := list(folder.glob(f"{number:05d}*")):  # of an earlier, longer list
         logger.warning("%s: removes shard %05d, which the lists no longer fill.", folder, number)
@@ -76,106 +72,100 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
     return _report(statistics)
 
 
+def _open_lists(config: DownloadConfig, files: SourceFiles) -> Lists[Any, Any]:
+    if config.kind == "caption":
+        return ImageLists(config, files)
+    return DocumentLists(config, files)
+
+
 async def _download_all(
     config: DownloadConfig,
-    files: SourceFiles,
+    lists: Lists[Row, Found],
+    identity: str,
     total: int,
     folder: Path,
     resolver: AbstractResolver | None,
 ) -> list[dict[str, Any]]:
     statistics: list[dict[str, Any]] = []
-    rows = itertools.islice(_read_lists(config, files), config.max_images)
-    identity = _identity(config, files)
-    with WorkProgress("download", total, "images") as progress:
+    with WorkProgress("download", total, lists.unit) as progress:
         async with Fetcher(config, resolver) as fetcher:
-            for number in itertools.count():
-                shard_rows = list(itertools.islice(rows, config.images_per_shard))
-                if not shard_rows:
-                    return statistics
-                mine = f"{identity}-{number}-{len(shard_rows)}"
-                found = finished_statistics(folder, number, mine)
+            for number, rows in enumerate(lists.read(config.max_images)):
+                mine = f"{identity}-{number}-{len(rows)}"
+                found = finished_statistics(folder, number, mine, lists.suffixes)
                 if found is None:
                     remove_shard(folder, number)
-                    writer = ShardWriter(folder, number, config.images_per_shard, mine)
-                    found = await _download_shard(config, fetcher, shard_rows, writer, progress)
+                    shard = lists.open(folder, number, mine)
+                    fetch = _bounded(fetcher, config.concurrency)
+                    limit = _AHEAD * config.concurrency
+                    found = await _download_shard(lists, fetch, rows, shard, limit, progress)
                 else:
-                    progress.skip(len(shard_rows))
+                    progress.skip(len(rows))
                 statistics.append(found)
-    raise AssertionError("the loop returns")
+    return statistics
 
 
-async def _download_shard(
-    config: DownloadConfig,
-    fetcher: Fetcher,
-    rows: list[ListedImage],
-    writer: ShardWriter,
-    progress: WorkProgress,
-) -> dict[str, Any]:
-    """Fetches a shard's images, so many at once, and writes them in their order."""
-    waiting: deque[tuple[ListedImage, asyncio.Task[FetchedImage | Failed]]] = deque()
-    slots = asyncio.Semaphore(config.concurrency)
-    kept = 0
+def _bounded(fetcher: Fetcher, concurrency: int) -> Fetch:
+    """Fetches so many images at once, and gives a failure as an outcome."""
+    slots = asyncio.Semaphore(concurrency)
 
-    async def fetch(row: ListedImage) -> FetchedImage | Failed:
+    async def fetch(url: str | None) -> FetchedImage | Failed:
         async with slots:
             try:
-                return await fetcher.fetch(row.url)
+                return await fetcher.fetch(url)
             except Failed as error:
                 return error
 
+    return fetch
+
+
+async def _download_shard(
+    lists: Lists[Row, Found],
+    fetch: Fetch,
+    rows: list[Row],
+    shard: Shard[Row, Found],
+    limit: int,
+    progress: WorkProgress,
+) -> dict[str, Any]:
+    """Fetches the images of a shard's rows, many rows at once, and writes them in their order."""
+    waiting: deque[tuple[Row, asyncio.Task[Found]]] = deque()
+    num_waiting = 0
+
     async def write_first() -> None:
-        nonlocal kept
-        row, task = waiting.popleft()
-        found = await task
-        writer.add(row, found)
-        kept += isinstance(found, FetchedImage)
-        progress.advance(1, f"({kept:,} kept in this shard)")
+        nonlocal num_waiting
+        # The row stays in the queue until it is done, so that an error cancels it.
+        row, task = waiting[0]
+        shard.add(row, await task)
+        waiting.popleft()
+        num_waiting -= lists.num_images(row)
+        progress.advance(1, f"({shard.num_kept:,} images kept in this shard)")
 
     try:
         for row in rows:
-            waiting.append((row, asyncio.create_task(fetch(row))))
-            if len(waiting) >= _AHEAD * config.concurrency:
+            waiting.append((row, asyncio.create_task(lists.fetch(row, fetch))))
+            num_waiting += lists.num_images(row)
+            while num_waiting >= limit:
                 await write_first()
         while waiting:
             await write_first()
-        return writer.finish()
+        return shard.finish()
     except BaseException:
         for _, task in waiting:
             task.cancel()
         await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
-        writer.abandon()
+        shard.abandon()
         raise
 
 
-def _check_lists(config: DownloadConfig, files: SourceFiles) -> int:
-    """Number of rows that will be taken; every list has both columns."""
+def _check_lists(config: DownloadConfig, lists: Lists[Any, Any], files: SourceFiles) -> int:
+    """Number of rows that will be taken; every list has the columns that are needed."""
     total = 0
     for file in files:
         with files.open_aside(file) as stream, pq.ParquetFile(stream) as parquet:
-            names = parquet.schema_arrow.names
+            lists.check(file.name, parquet.schema_arrow)
             total += parquet.metadata.num_rows
-        for parameter in ("url_column", "caption_column"):
-            if (column := getattr(config, parameter)) not in names:
-                raise ValueError(
-                    f"download.{parameter}: found {column!r}, but {file.name} has the columns "
-                    f"{', '.join(names)}."
-                )
     if not total:
         raise ValueError(f"download.lists: found no rows in {config.lists}.")
     return total if config.max_images is None else min(total, config.max_images)
-
-
-def _read_lists(config: DownloadConfig, files: SourceFiles) -> Iterator[ListedImage]:
-    columns = [config.url_column, config.caption_column]
-    for file in files:
-        with files.open(file) as stream, pq.ParquetFile(stream) as parquet:
-            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-                urls, captions = (_texts(batch.column(name)) for name in columns)
-                yield from map(ListedImage, urls, captions)
-
-
-def _texts(column: pa.Array) -> list[str | None]:
-    return [value if isinstance(value, str) else None for value in column.to_pylist()]
 
 
 def _identity(config: DownloadConfig, files: SourceFiles) -> str:
@@ -192,7 +182,11 @@ def _report(statistics: list[dict[str, Any]]) -> dict[str, Any]:
     read = sum(shard["count"] for shard in statistics)
     kept = sum(shard["successes"] for shard in statistics)
     assert kept + rejected.total() == read, (kept, rejected, read)
+    documents = Counter[str]()
+    for shard in statistics:
+        documents.update(shard.get("documents", {}))
     return {
+        **({"documents": dict(documents)} if documents else {}),
         "read": read,
         "kept": kept,
         "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),

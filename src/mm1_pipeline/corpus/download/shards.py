@@ -1,4 +1,4 @@
-"""One shard in img2dataset's layout, whole or not there.
+"""Lists of captioned images, to shards in img2dataset's layout; a shard is whole or not there.
 
 00000.tar          `<key>.<suffix>`, `<key>.txt`, `<key>.json` of each image that was kept
 00000.parquet      every row of the list, with its status and the reason of a failure
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm1_pipeline.config.download import DownloadConfig
 from mm1_pipeline.corpus.download.failures import Failed
 from mm1_pipeline.corpus.download.fetch import FetchedImage
+from mm1_pipeline.corpus.download.lists import Fetch, Outcome, texts
+from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.quarantine import printable
 
 TABLE_SCHEMA = pa.schema(
@@ -38,8 +43,13 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 SUCCESS, FAILED = "success", "failed_to_download"
-_PART = ".part"
+STATISTICS, ARCHIVE, TABLE = "_stats.json", ".tar", ".parquet"
+DOCUMENTS, IMAGES_TABLE = ".parquet", "_images.jsonl"
+"""Suffixes of a shard's files, in the two layouts."""
+PART = ".part"
+_ABOUT = ("key", "url", "caption", "sha256", "width", "height", "bytes")
 _MAX_DETAIL = 300
+_ROWS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,60 @@ class ListedImage:
 
     url: str | None
     caption: str | None
+
+
+@dataclass(frozen=True)
+class ImageLists:
+    """Lists with a row an image.
+
+    Args:
+        config: What is read.
+        files: The lists.
+    """
+
+    config: DownloadConfig
+    files: SourceFiles
+    unit: str = "images"
+    suffixes: tuple[str, ...] = (ARCHIVE, TABLE)
+
+    def check(self, name: str, schema: pa.Schema) -> None:
+        """Refuses a list that lacks a column.
+
+        Raises:
+            ValueError: With the columns that it has.
+        """
+        for parameter in ("url_column", "caption_column"):
+            if (column := getattr(self.config, parameter)) not in schema.names:
+                raise ValueError(
+                    f"download.{parameter}: found {column!r}, but {name} has the columns "
+                    f"{', '.join(schema.names)}."
+                )
+
+    def read(self, limit: int | None) -> Iterator[list[ListedImage]]:
+        """The rows of each shard."""
+        rows = itertools.islice(self._read_rows(), limit)
+        while shard := list(itertools.islice(rows, self.config.images_per_shard)):
+            yield shard
+
+    def _read_rows(self) -> Iterator[ListedImage]:
+        columns = [self.config.url_column, self.config.caption_column]
+        for file in self.files:
+            with self.files.open(file) as stream, pq.ParquetFile(stream) as parquet:
+                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+                    urls, captions = (texts(batch.column(name)) for name in columns)
+                    yield from map(ListedImage, urls, captions)
+
+    def num_images(self, row: ListedImage) -> int:
+        """One."""
+        return 1
+
+    async def fetch(self, row: ListedImage, fetch: Fetch) -> Outcome:
+        """Fetches the image."""
+        return await fetch(row.url)
+
+    def open(self, folder: Path, number: int, identity: str) -> ShardWriter:
+        """Writes one shard."""
+        return ShardWriter(folder, number, self.config.images_per_shard, identity)
 
 
 class ShardWriter:
@@ -64,23 +128,20 @@ class ShardWriter:
         self._folder, self._number, self._identity = folder, number, identity
         self._digits = max(4, len(str(images_per_shard - 1)))
         self._rows: list[dict[str, Any]] = []
-        self._tar_path = folder / f"{shard_name(number)}.tar{_PART}"
+        self.num_kept = 0
+        self._tar_path = folder / f"{shard_name(number)}{ARCHIVE}{PART}"
         self._tar = tarfile.open(self._tar_path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
-    def add(self, listed: ListedImage, found: FetchedImage | Failed) -> None:
+    def add(self, listed: ListedImage, found: Outcome) -> None:
         """Appends the outcome of the next row."""
         key = f"{shard_name(self._number)}{len(self._rows):0{self._digits}d}"
         row: dict[str, Any] = dict.fromkeys(TABLE_SCHEMA.names)
         caption = listed.caption
         row |= {"key": key, "url": listed.url, "caption": caption}
-        if isinstance(found, Failed):
-            detail = printable(found.detail)[:_MAX_DETAIL]
-            row |= {"status": FAILED, "reason": str(found.reason), "error_message": detail}
-        else:
-            digest = hashlib.sha256(found.data).hexdigest()
-            size = {"width": found.width, "height": found.height, "bytes": len(found.data)}
-            row |= {"status": SUCCESS, "sha256": digest, **size}
-            about = {name: row[name] for name in ("key", "url", "caption", "sha256", *size)}
+        row |= describe(found)
+        if isinstance(found, FetchedImage):
+            self.num_kept += 1
+            about = {name: row[name] for name in _ABOUT}
             self._add_member(f"{key}.{found.suffix}", found.data)
             if caption is not None:
                 self._add_member(f"{key}.txt", caption.encode("utf-8"))
@@ -90,8 +151,7 @@ class ShardWriter:
     def finish(self) -> dict[str, Any]:
         """Gives the files their names, the statistics last, and returns these."""
         self._tar.close()
-        name = shard_name(self._number)
-        table = self._folder / f"{name}.parquet{_PART}"
+        table = self._folder / f"{shard_name(self._number)}{TABLE}{PART}"
         pq.write_table(pa.Table.from_pylist(self._rows, schema=TABLE_SCHEMA), table)
         failures = Counter(row["reason"] for row in self._rows if row["status"] == FAILED)
         statistics = {
@@ -102,11 +162,7 @@ class ShardWriter:
             "bytes": sum(row["bytes"] or 0 for row in self._rows),
             "identity": self._identity,
         }
-        self._tar_path.replace(self._folder / f"{name}.tar")
-        table.replace(self._folder / f"{name}.parquet")
-        statistics_path = self._folder / f"{name}_stats.json{_PART}"
-        statistics_path.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
-        statistics_path.replace(self._folder / f"{name}_stats.json")
+        publish_shard(self._folder, self._number, (ARCHIVE, TABLE), statistics)
         return statistics
 
     def abandon(self) -> None:
@@ -120,22 +176,47 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(data))
 
 
-def finished_statistics(folder: Path, number: int, identity: str) -> dict[str, Any] | None:
+def describe(found: Outcome) -> dict[str, Any]:
+    """Status of an image, the reason of a failure, and size and hash of what was fetched."""
+    if isinstance(found, Failed):
+        detail = printable(found.detail)[:_MAX_DETAIL]
+        return {"status": FAILED, "reason": str(found.reason), "error_message": detail}
+    digest = hashlib.sha256(found.data).hexdigest()
+    size = {"width": found.width, "height": found.height, "bytes": len(found.data)}
+    return {"status": SUCCESS, "sha256": digest, **size}
+
+
+def publish_shard(
+    folder: Path, number: int, suffixes: Sequence[str], statistics: dict[str, Any]
+) -> None:
+    """Gives the files of a shard their names, and writes its statistics last."""
+    for suffix in suffixes:
+        path = folder / f"{shard_name(number)}{suffix}"
+        path.with_name(f"{path.name}{PART}").replace(path)
+    path = folder / f"{shard_name(number)}{STATISTICS}"
+    unfinished = path.with_name(f"{path.name}{PART}")
+    unfinished.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def finished_statistics(
+    folder: Path, number: int, identity: str, suffixes: Sequence[str]
+) -> dict[str, Any] | None:
     """The statistics of a shard that an earlier run finished from the same rows."""
     name = shard_name(number)
     try:
-        text = (folder / f"{name}_stats.json").read_text(encoding="utf-8")
+        text = (folder / f"{name}{STATISTICS}").read_text(encoding="utf-8")
         statistics = json.loads(text)
     except (OSError, ValueError):
         return None
-    whole = all((folder / f"{name}{suffix}").is_file() for suffix in (".tar", ".parquet"))
+    whole = all((folder / f"{name}{suffix}").is_file() for suffix in suffixes)
     return statistics if whole and statistics.get("identity") == identity else None
 
 
 def remove_shard(folder: Path, number: int) -> None:
     """Removes a shard that is to be made again: the mark that it is finished first."""
     name = shard_name(number)
-    for suffix in ("_stats.json", ".tar", ".parquet"):
+    for suffix in dict.fromkeys((STATISTICS, ARCHIVE, TABLE, DOCUMENTS, IMAGES_TABLE)):
         (folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 

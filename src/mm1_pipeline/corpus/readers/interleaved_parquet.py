@@ -3,8 +3,10 @@
 Unit of `read`: one row. Two layouts are told apart by their columns.
 
 `texts` and `images` (OBELICS, OmniCorpus): lists of one length; at each place one of the two is
-null. `images` holds encoded images, as bytes or as structs {bytes, path}. A column `metadata` may
-hold a list of the same length, or its JSON, whose objects name the images' URLs (`src`).
+null. `images` holds encoded images, as bytes or as structs {bytes, path}. A column `image_urls`
+may hold their URLs, a list of the same length, or a column `metadata` such a list, or its JSON,
+whose objects name them (`src`). A place with neither text nor image is passed over: the stage
+`download` leaves it where an image failed, and counts it.
 
 `text_list` and `image_info` (MMC4): sentences, and structs {matched_text_index, bytes or image,
 raw_url}. An image stands before the sentence that it was matched to.
@@ -31,10 +33,11 @@ from mm1_pipeline.corpus.readers.base import (
 )
 from mm1_pipeline.corpus.records import Segment
 
-IMAGES, TEXTS, METADATA = "images", "texts", "metadata"
+IMAGES, TEXTS, METADATA, URLS = "images", "texts", "metadata", "image_urls"
 SENTENCES, IMAGE_INFO = "text_list", "image_info"
-_PLACE, _URL = "matched_text_index", "raw_url"
-_CONTENTS = ("bytes", "image")
+PLACE, URL = "matched_text_index", "raw_url"
+CONTENTS = ("bytes", "image")
+_FETCH = "fetch them first with the stage `download` and download.kind: interleaved"
 
 
 def read(source: Source) -> Iterator[Item]:
@@ -69,10 +72,7 @@ def problems(source: Source, file: SourceFile) -> list[str]:
     if not _is_list_of(schema, TEXTS, pa.types.is_string, pa.types.is_large_string):
         found.append(f"{start} {TEXTS}, lists of text.")
     if _is_list_of(schema, IMAGES, pa.types.is_string, pa.types.is_large_string):
-        found.append(
-            f"{start} {IMAGES}, lists of encoded images, not of URLs: download the images and "
-            "embed their bytes first."
-        )
+        found.append(f"{start} {IMAGES}, lists of encoded images, not of URLs: {_FETCH}.")
     elif not _is_list_of(schema, IMAGES, parquet.is_image_type):
         found.append(f"{start} {IMAGES}, lists of encoded images.")
     return found
@@ -88,8 +88,8 @@ def _mmc4_problems(schema: pa.Schema, start: str) -> list[str]:
         found.append(f"{start} {SENTENCES}, lists of text.")
     if not _is_list_of(schema, IMAGE_INFO, _is_image_info):
         found.append(
-            f"{start} {IMAGE_INFO}, lists of structs with {_PLACE} and the encoded image in "
-            f"{' or '.join(_CONTENTS)}: download the images and embed their bytes first."
+            f"{start} {IMAGE_INFO}, lists of structs with {PLACE} and the encoded image in "
+            f"{' or '.join(CONTENTS)}: {_FETCH}."
         )
     return found
 
@@ -98,8 +98,8 @@ def _is_image_info(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return False
     types = {field.name: field.type for field in kind}
-    has_image = any(name in types and parquet.is_image_type(types[name]) for name in _CONTENTS)
-    return has_image and _PLACE in types and pa.types.is_integer(types[_PLACE])
+    has_image = any(name in types and parquet.is_image_type(types[name]) for name in CONTENTS)
+    return has_image and PLACE in types and pa.types.is_integer(types[PLACE])
 
 
 def _is_list_of(schema: pa.Schema, column: str, *fits: Any) -> bool:
@@ -118,7 +118,7 @@ def _parallel(key: str, row: dict[str, Any]) -> RawRecord:
         raise Rejected(
             Reason.MALFORMED_RECORD, f"found texts and images of lengths {lengths}, expected equal"
         )
-    urls = _image_urls(row.get(METADATA), len(images))
+    urls = _image_urls(row, len(images))
     segments: list[Segment] = []
     found: list[RawImage] = []
     for place, (text, value) in enumerate(zip(texts, images, strict=True)):
@@ -130,7 +130,7 @@ def _parallel(key: str, row: dict[str, Any]) -> RawRecord:
             found.append(image)
         elif text is not None:
             segments.append(Segment.of_text(text))
-    metadata = parquet.other_columns(row, (TEXTS, IMAGES))
+    metadata = parquet.other_columns(row, (TEXTS, IMAGES, URLS))
     return RawRecord(key, tuple(segments), tuple(found), (), metadata)
 
 
@@ -141,12 +141,12 @@ def _matched(key: str, row: dict[str, Any]) -> RawRecord:
         raise Rejected(Reason.MALFORMED_RECORD, f"found no text, or gaps, in {SENTENCES}")
     before: dict[int, list[RawImage]] = {}
     for info in infos:
-        place = (info or {}).get(_PLACE)
+        place = (info or {}).get(PLACE)
         if info is None or place is None or not 0 <= place < len(sentences):
-            found = f"found {_PLACE} {place}, expected 0 to {len(sentences) - 1}"
+            found = f"found {PLACE} {place}, expected 0 to {len(sentences) - 1}"
             raise Rejected(Reason.MALFORMED_RECORD, found)
-        value = next((info[name] for name in _CONTENTS if info.get(name) is not None), None)
-        url = info.get(_URL)
+        value = next((info[name] for name in CONTENTS if info.get(name) is not None), None)
+        url = info.get(URL)
         image = parquet.to_image(value, url if isinstance(url, str) else None)
         if image is None:
             missing = Rejected(Reason.IMAGE_MISSING, "found no bytes of the image")
@@ -165,13 +165,16 @@ def _matched(key: str, row: dict[str, Any]) -> RawRecord:
     return RawRecord(key, tuple(segments), tuple(images), (), metadata)
 
 
-def _image_urls(metadata: Any, length: int) -> list[str | None]:
-    """URLs of the images where the metadata of OBELICS or OmniCorpus name them."""
+def _image_urls(row: dict[str, Any], length: int) -> list[str | None]:
+    """URLs of the images, from their column or the metadata of OBELICS or OmniCorpus."""
     nothing: list[str | None] = [None] * length
-    entries = metadata
-    if isinstance(metadata, str):
+    listed = row.get(URLS)
+    if isinstance(listed, list) and len(listed) == length:
+        return [url if isinstance(url, str) else None for url in listed]
+    entries = row.get(METADATA)
+    if isinstance(entries, str):
         try:
-            entries = json.loads(metadata)
+            entries = json.loads(entries)
         except (ValueError, RecursionError):
             return nothing
     if not isinstance(entries, list) or len(entries) != length:

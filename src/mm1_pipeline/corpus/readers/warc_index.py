@@ -70,17 +70,18 @@ class ArchivedImages:
         for url in urls:
             if url.startswith("data:"):
                 return RawImage(partial(_decode_data_url, url), None)
-            if self._places(url):
-                return RawImage(partial(self._load, url), url)
+            if places := self._places(url):
+                return RawImage(partial(self._load, url, places), url)
         return RawImage.refused(Rejected(Reason.IMAGE_MISSING, _MISSING), urls[0])
 
-    def _places(self, url: str) -> list[int]:
-        url_hash = np.uint64(_hash(url))
-        start, end = np.searchsorted(self._hashes, [url_hash, url_hash + np.uint64(1)])
-        return list(range(int(start), int(end)))
+    def _places(self, url: str) -> range:
+        url_hash = _hash(url)
+        wanted = np.array([url_hash, url_hash + 1], np.uint64)
+        start, end = self._hashes.searchsorted(wanted).tolist()
+        return range(start, end)
 
-    def _load(self, url: str, redirects: int = 0) -> bytes:
-        for place in self._places(url):
+    def _load(self, url: str, places: range, redirects: int = 0) -> bytes:
+        for place in places:
             record = self._record_at(int(self._numbers[place]), int(self._positions[place]))
             if record is None or _url_of(record) != url:
                 continue
@@ -89,7 +90,7 @@ class ArchivedImages:
                 if target is None or redirects >= _MAX_REDIRECTS:
                     raise Rejected(Reason.IMAGE_MISSING, "found only redirects that lead nowhere")
                 check_url(target, self._source.config.image_rules)
-                return self._load(target, redirects + 1)
+                return self._load(target, self._places(target), redirects + 1)
             return http.read_body(record, self._source.limits.max_member_bytes)
         raise Rejected(Reason.IMAGE_MISSING, _MISSING)
 
@@ -147,7 +148,9 @@ def save_places(folder: Path, places: Places) -> None:
 def load_places(folder: Path) -> Places:
     """Maps written places into memory."""
     hashes, archives, positions = (
-        np.load(folder / f"{name}.npy", mmap_mode="r") for name in _PLACES
+        # As plain arrays, for what NumPy adds to mapped ones takes longer than to look one up.
+        np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+        for name in _PLACES
     )
     return hashes, archives, positions
 

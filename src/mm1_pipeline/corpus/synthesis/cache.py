@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.corpus.records import RecordImage
+from mm1_pipeline.corpus.synthesis.concepts import ConceptSource
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
 
 
@@ -20,17 +22,14 @@ def content_hash(provenance: Mapping[str, Any], prompt: str) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class CachedWriter:
-    """Asks another writer only for what was not answered before. Failures are asked for again.
+class AnswerStore:
+    """Answers by hash, on disk.
 
     Args:
-        inner: Writes what is new.
-        file: SQLite file; made if missing. None keeps nothing.
+        file: SQLite file; made if missing. None keeps them in memory only.
     """
 
-    def __init__(self, inner: CaptionWriter, file: Path | None) -> None:
-        self._inner = inner
-        self.num_asked = 0
+    def __init__(self, file: Path | None) -> None:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(file or ":memory:")
@@ -38,7 +37,7 @@ class CachedWriter:
             "CREATE TABLE IF NOT EXISTS answers (hash TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID"
         )
 
-    def __enter__(self) -> CachedWriter:
+    def __enter__(self) -> AnswerStore:
         return self
 
     def __exit__(
@@ -48,6 +47,31 @@ class CachedWriter:
         trace: TracebackType | None,
     ) -> None:
         self._database.close()
+
+    def find(self, digest: str) -> str | None:
+        """The answer of a hash."""
+        row = self._database.execute("SELECT text FROM answers WHERE hash = ?", (digest,))
+        found = row.fetchone()
+        return None if found is None else found[0]
+
+    def keep(self, answers: Mapping[str, str]) -> None:
+        """Stores answers by hash; all of them, or none if the process is killed."""
+        with self._database:
+            rows = answers.items()
+            self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+
+class CachedWriter:
+    """Asks another writer only for what was not answered before. Failures are asked for again.
+
+    Args:
+        inner: Writes what is new.
+        store: Keeps it.
+    """
+
+    def __init__(self, inner: CaptionWriter, store: AnswerStore) -> None:
+        self._inner, self._store = inner, store
+        self.num_asked = 0
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -62,17 +86,46 @@ class CachedWriter:
         """A caption for each request; what is new is stored before this returns."""
         provenance = self.provenance
         hashes = [content_hash(provenance, self.prompt(request)) for request in requests]
-        known = {digest: text for digest in hashes if (text := self._find(digest)) is not None}
+        known = {h: text for h in hashes if (text := self._store.find(h)) is not None}
         # Equal prompts are asked once.
         new = {h: r for h, r in zip(hashes, requests, strict=True) if h not in known}
         self.num_asked += len(new)
         answers = dict(zip(new, self._inner.write(list(new.values())), strict=True))
-        kept = [(digest, text) for digest, text in answers.items() if isinstance(text, str)]
-        with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", kept)
+        self._store.keep({h: text for h, text in answers.items() if isinstance(text, str)})
         return [known[digest] if digest in known else answers[digest] for digest in hashes]
 
-    def _find(self, digest: str) -> str | None:
-        row = self._database.execute("SELECT text FROM answers WHERE hash = ?", (digest,))
-        found = row.fetchone()
-        return None if found is None else found[0]
+
+class CachedConcepts:
+    """Asks a source of concepts only for images that it has not seen before.
+
+    Args:
+        inner: Says what is new.
+        store: Keeps it, if the source has a provenance.
+    """
+
+    def __init__(self, inner: ConceptSource, store: AnswerStore) -> None:
+        self._inner, self._store = inner, store
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the inner source."""
+        return self._inner.names
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Of the inner source."""
+        return self._inner.provenance
+
+    def detect(self, images: Sequence[RecordImage]) -> list[dict[str, str] | Rejected]:
+        """The concepts of each image; what is new is stored before this returns."""
+        provenance = self.provenance
+        if provenance is None:
+            return self._inner.detect(images)
+        hashes = [content_hash(provenance, image.sha256) for image in images]
+        known = {h: text for h in hashes if (text := self._store.find(h)) is not None}
+        new = {h: image for h, image in zip(hashes, images, strict=True) if h not in known}
+        told = self._inner.detect(list(new.values())) if new else []
+        answers = dict(zip(new, told, strict=True))
+        told_texts = {h: json.dumps(a) for h, a in answers.items() if not isinstance(a, Rejected)}
+        self._store.keep(told_texts)
+        return [json.loads(known[h]) if h in known else answers[h] for h in hashes]

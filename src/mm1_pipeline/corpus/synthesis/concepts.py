@@ -1,17 +1,23 @@
-"""What can be said of an image without a model: colours, shape, separate regions.
+"""What can be said of an image, and without a model: colours, shape, separate regions.
 
-These are measurements of pixels, named plainly. They know no objects; a model's own caption or
-an endpoint that sees images would say more.
+These are measurements of pixels, named plainly. They know no objects; a model's own caption
+(`evaluation.local_models`), the text in the image (`text_reader`) or an endpoint that sees images
+says more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+
+from mm1_pipeline.corpus.images import open_image
+from mm1_pipeline.corpus.quarantine import Rejected, printable
+from mm1_pipeline.corpus.records import RecordImage
 
 _SIDE = 64
 """Images are reduced to this before they are measured."""
@@ -36,6 +42,58 @@ _MIN_REGION_SHARE = 0.01
 _MAX_REGIONS = 9
 _WIDE = 1.25
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class ConceptSource(Protocol):
+    """Says something of images."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The concepts that it tells."""
+        ...
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Everything that its words depend on besides the image: what stands in each record, and
+        by which they are kept for a rerun. None for what is told anew each time.
+        """
+        ...
+
+    def detect(self, images: Sequence[RecordImage]) -> list[dict[str, str] | Rejected]:
+        """A phrase by name for each image, without those of which there is nothing to say."""
+        ...
+
+
+class MeasuredConcepts:
+    """What the pixels say; see `detect_concepts`.
+
+    Args:
+        names: Among KNOWN.
+    """
+
+    KNOWN: ClassVar = ("colours", "shape", "regions")
+    provenance = None
+
+    def __init__(self, names: Collection[str] = KNOWN) -> None:
+        self.names = names
+
+    def detect(self, images: Sequence[RecordImage]) -> list[dict[str, str] | Rejected]:
+        """All of the names for every image that can be opened."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: RecordImage) -> dict[str, str] | Rejected:
+        try:
+            return detect_concepts(open_image(image.bytes), self.names)
+        except Rejected as error:
+            return error
+
+
+def one_line(text: str, max_characters: int | None = None) -> str:
+    """A text of others as a phrase: on one line, without surrogates, cut between words."""
+    words = printable(" ".join(text.split()))
+    if max_characters is None or len(words) <= max_characters:
+        return words
+    return words[: max_characters + 1].rpartition(" ")[0] or words[:max_characters]
 
 
 def detect_concepts(image: Image.Image, names: Collection[str]) -> dict[str, str]:

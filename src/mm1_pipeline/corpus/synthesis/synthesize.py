@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.ingest import RecordKind, SourceSplit
 from mm1_pipeline.config.synthesis import SynthesisConfig
-from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.quarantine import Quarantine, Reason, Rejected
 from mm1_pipeline.corpus.records import (
     RECORDS,
@@ -24,8 +23,13 @@ from mm1_pipeline.corpus.records import (
     pretraining_sources,
     read_records,
 )
-from mm1_pipeline.corpus.synthesis.cache import CachedWriter, content_hash
-from mm1_pipeline.corpus.synthesis.concepts import detect_concepts
+from mm1_pipeline.corpus.synthesis.cache import (
+    AnswerStore,
+    CachedConcepts,
+    CachedWriter,
+    content_hash,
+)
+from mm1_pipeline.corpus.synthesis.concepts import ConceptSource, MeasuredConcepts
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
 from mm1_pipeline.corpus.work_progress import WorkProgress
 
@@ -36,7 +40,11 @@ _RECORDS_PER_FILE = 10_000
 
 
 def synthesize(
-    config: SynthesisConfig, writer: CaptionWriter, records_dir: Path, output_dir: Path
+    config: SynthesisConfig,
+    writer: CaptionWriter,
+    records_dir: Path,
+    output_dir: Path,
+    concepts: Sequence[ConceptSource] = (MeasuredConcepts(),),
 ) -> dict[str, Any]:
     """Gives the images of the configured sources a second caption each.
 
@@ -49,14 +57,20 @@ def synthesize(
         records_dir: The artifact of `ingest`.
         output_dir: Gets an artifact of records with one source, or with none where no sources are
             configured.
+        concepts: Tell what `config.concepts` names.
 
     Returns:
-        The report: records read, kept and rejected by reason, and the writer's provenance.
+        The report: records read, kept and rejected by reason, and the provenance of the writer
+        and of concepts.
 
     Raises:
-        ValueError: A configured source is none of captions for training.
+        ValueError: A configured source is none of captions for training, or nothing tells one of
+            the concepts.
     """
     _check_sources(config, records_dir)
+    told = {name for source in concepts for name in source.names}
+    if missing := [name for name in config.concepts if name not in told]:
+        raise ValueError(f"synthesis.concepts: found {missing}, which no source of concepts tells.")
     (output_dir / RECORDS).mkdir(parents=True, exist_ok=True)
     content = {}
     if config.sources:
@@ -64,9 +78,14 @@ def synthesize(
             "kind": RecordKind.CAPTION.value,
             "split": SourceSplit.TRAIN.value,
         }
-    report = {"sources": list(config.sources), "name": config.name, **writer.provenance}
+    report = {
+        "sources": list(config.sources),
+        "name": config.name,
+        **writer.provenance,
+        "concepts": _provenance(config, concepts),
+    }
     if config.sources:
-        report |= _write(config, writer, records_dir, output_dir)
+        report |= _write(config, writer, concepts, records_dir, output_dir)
     text = json.dumps(content, indent=2) + "\n"
     (output_dir / SOURCES).write_text(text, encoding="utf-8")
     return report
@@ -87,8 +106,24 @@ def _check_sources(config: SynthesisConfig, records_dir: Path) -> None:
         )
 
 
+def _provenance(
+    config: SynthesisConfig, concepts: Sequence[ConceptSource]
+) -> dict[str, dict[str, Any]]:
+    """By name of the concept, for those that depend on more than the image."""
+    return {
+        name: source.provenance
+        for source in concepts
+        for name in source.names
+        if source.provenance is not None and name in config.concepts
+    }
+
+
 def _write(
-    config: SynthesisConfig, writer: CaptionWriter, records_dir: Path, output_dir: Path
+    config: SynthesisConfig,
+    writer: CaptionWriter,
+    concepts: Sequence[ConceptSource],
+    records_dir: Path,
+    output_dir: Path,
 ) -> dict[str, Any]:
     records = itertools.chain.from_iterable(
         itertools.islice(read_records(records_dir, source), config.max_records)
@@ -98,13 +133,15 @@ def _write(
     cache = None if config.cache is None else Path(config.cache)
     quarantine_file = output_dir / "quarantine" / f"{config.name}.parquet"
     with (
-        CachedWriter(writer, cache) as cached,
+        AnswerStore(cache) as store,
         RecordWriter(output_dir / RECORDS / config.name, _RECORDS_PER_FILE) as output,
         Quarantine(quarantine_file, config.name) as quarantine,
         WorkProgress("synthesize captions", total, "captions") as progress,
     ):
+        cached = CachedWriter(writer, store)
+        known = [CachedConcepts(source, store) for source in concepts]
         while chunk := list(itertools.islice(records, _CHUNK)):
-            for key, found in _rewrite(config, cached, chunk):
+            for key, found in _rewrite(config, cached, known, chunk):
                 quarantine.records.read += 1
                 if isinstance(found, Rejected):
                     quarantine.reject_record(key, found)
@@ -118,12 +155,21 @@ def _write(
 
 
 def _rewrite(
-    config: SynthesisConfig, writer: CachedWriter, records: list[Record]
+    config: SynthesisConfig,
+    writer: CachedWriter,
+    concepts: Sequence[ConceptSource],
+    records: list[Record],
 ) -> Iterator[tuple[str, Record | Rejected]]:
-    requests = [_request(config, record) for record in records]
-    captions = writer.write(requests)
-    for record, request, caption in zip(records, requests, captions, strict=True):
+    requests = _requests(config, concepts, records)
+    asked = [request for request in requests if not isinstance(request, Rejected)]
+    captions = iter(writer.write(asked))
+    depends_on = _provenance(config, concepts)
+    for record, request in zip(records, requests, strict=True):
         key = f"{record.source}/{record.key}"
+        if isinstance(request, Rejected):
+            yield key, request
+            continue
+        caption = next(captions)
         if not isinstance(caption, Rejected):
             caption = _check_caption(caption, config.max_characters)
         if isinstance(caption, Rejected):
@@ -134,6 +180,7 @@ def _rewrite(
             **writer.provenance,
             "prompt_sha256": digest,
             "concepts": dict(request.concepts),
+            **({"concept_sources": depends_on} if depends_on else {}),
             "alt_text": request.alt_text,
         }
         origin = {"source": record.source, "key": record.key}
@@ -145,11 +192,30 @@ def _rewrite(
         )
 
 
-def _request(config: SynthesisConfig, record: Record) -> CaptionRequest:
-    texts = [s.text or "" for s in record.segments if s.type == SegmentType.TEXT]
-    image = open_image(record.images[0].bytes)
-    concepts = detect_concepts(image, config.concepts)
-    return CaptionRequest(f"{record.source}/{record.key}", " ".join(texts).strip(), concepts)
+def _requests(
+    config: SynthesisConfig, concepts: Sequence[ConceptSource], records: list[Record]
+) -> list[CaptionRequest | Rejected]:
+    """What the writer is asked for each record, with the concepts in the configured order."""
+    images = [record.images[0] for record in records]
+    told = [source.detect(images) for source in concepts]
+    requests: list[CaptionRequest | Rejected] = []
+    for place, record in enumerate(records):
+        found = [answers[place] for answers in told]
+        words: dict[str, str] = {}
+        failures = []
+        for one in found:
+            if isinstance(one, Rejected):
+                failures.append(one)
+            else:
+                words |= one
+        if failures:
+            requests.append(failures[0])
+            continue
+        texts = [s.text or "" for s in record.segments if s.type == SegmentType.TEXT]
+        ordered = {name: words[name] for name in config.concepts if name in words}
+        key = f"{record.source}/{record.key}"
+        requests.append(CaptionRequest(key, " ".join(texts).strip(), ordered))
+    return requests
 
 
 def _check_caption(text: str, max_characters: int) -> str | Rejected:

@@ -75,6 +75,7 @@ class TemplateWriter:
         text = request.alt_text.strip().rstrip(".")
         colours, shape = request.concepts.get("colours"), request.concepts.get("shape")
         regions = request.concepts.get("regions")
+        caption, words = request.concepts.get("caption"), request.concepts.get("text")
         kind = f"{shape} picture" if shape else "picture"
         choices = [f"{_article(kind)} {kind}: {text}."]
         if colours:
@@ -82,6 +83,10 @@ class TemplateWriter:
             choices.append(f"{_article(kind)} {kind} in {colours}: {text}.")
         if regions:
             choices.append(f"{text}; {regions} of colour.")
+        if caption:
+            choices.append(f"{text}: {caption.rstrip('.')}.")
+        if words:
+            choices.append(f'{text}, with the words "{words}".')
         digest = hashlib.blake2b(request.key.encode(), digest_size=8).digest()
         return choices[int.from_bytes(digest, "big") % len(choices)]
 

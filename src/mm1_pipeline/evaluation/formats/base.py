@@ -50,11 +50,21 @@ class FormatFiles:
         paths: By role.
         subset: Part that is read.
         image_name: File name of an image whose number is known.
+        hides_answers: Whether rows have no answers.
     """
 
     paths: Mapping[str, Path]
     subset: str = ""
     image_name: str = ""
+    hides_answers: bool = False
+
+    def answers(self, row: Mapping[str, Any], name: str) -> Any:
+        """What a row has under the name of its answers; nothing where they are hidden.
+
+        Raises:
+            KeyError: The row should have answers and has none.
+        """
+        return row.get(name, ()) if self.hides_answers else row[name]
 
     def image(self, name: str) -> Path:
         """Path of an image inside the folder `images`.

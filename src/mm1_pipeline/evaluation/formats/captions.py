@@ -37,14 +37,17 @@ def read_coco_captions(files: FormatFiles) -> Iterator[RawItem]:
     path = files.paths["annotations"]
     content = read_json(path)
     captions: dict[Any, list[Any]] = {}
-    for row in listed(content, "annotations", path):
+    hidden = files.hides_answers and isinstance(content, dict) and "annotations" not in content
+    for row in [] if hidden else listed(content, "annotations", path):
         captions.setdefault(_field(row, "image_id"), []).append(row)
 
     def parse(row: Any) -> RawItem:
         return RawItem(
             key=str(row["id"]),
             images=(files.image(row["file_name"]),),
-            references=tuple(text_of(caption["caption"]) for caption in captions[row["id"]]),
+            references=tuple(
+                text_of(caption["caption"]) for caption in files.answers(captions, row["id"])
+            ),
             category=str(row.get("domain", "")),
         )
 
@@ -62,7 +65,7 @@ def read_textcaps(files: FormatFiles) -> Iterator[RawItem]:
         return RawItem(
             key=str(row["image_id"]),
             images=(files.image(f"{row['image_id']}.jpg"),),
-            references=tuple(text_of(text) for text in row["reference_strs"]),
+            references=tuple(text_of(text) for text in files.answers(row, "reference_strs")),
         )
 
     return parse_rows(by_image.values(), parse)

@@ -7,6 +7,7 @@ import base64
 import csv
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,7 +27,14 @@ from mm1_pipeline.evaluation.formats.base import (
 MAX_IMAGES = 7
 """Images a question of MMMU may have."""
 
-_LETTERS = "ABCD"
+LETTERS = "ABCD"
+"""Of the options that MMBench and SEED-Bench have."""
+FILE_INDEX = "file_index"
+"""Fact: the row of MMBench's file that an item is."""
+
+_PASS = 1_000_000
+"""MMBench numbers the rotations of a question: index, index + 1,000,000, ..."""
+_SPLITS = ("dev", "validation", "test")
 _HIDDEN = ("", "?")
 """How sets without public answers leave the answer open."""
 
@@ -36,9 +44,12 @@ def read_scienceqa(files: FormatFiles) -> Iterator[RawItem]:
     problems = read_json(files.paths["problems"])
     splits = read_json(files.paths["splits"])
     subset = files.subset or "test"
+    if not isinstance(problems, dict):
+        raise ValueError(f"Found no problems by number in {files.paths['problems']}.")
+    keys = listed(splits, subset, files.paths["splits"])
     wanted = [
         (key, problems.get(key))
-        for key in splits.get(subset, [])
+        for key in keys
         if not isinstance(problems.get(key), dict) or problems[key].get("image")
     ]
 
@@ -49,7 +60,8 @@ def read_scienceqa(files: FormatFiles) -> Iterator[RawItem]:
         options = _options(row["choices"])
         return RawItem(
             key=key,
-            images=(files.image(f"{subset}/{key}/{row['image']}"),),
+            # `minival` and `minitest` are parts of splits that have folders.
+            images=(files.image(f"{row.get('split', subset)}/{key}/{row['image']}"),),
             question=f"Context: {hint}\n{row['question']}" if hint else text_of(row["question"]),
             references=(_right_letter(int(row["answer"]), options),),
             options=options,
@@ -65,8 +77,23 @@ def read_mmmu(files: FormatFiles) -> Iterator[RawItem]:
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
     if not paths:
         raise ValueError(f"Found no Parquet file in {folder}; expected MMMU's files.")
-    for path in paths:
+    for path in _of_split(paths, files.subset):
         yield from parse_rows(pq.read_table(path).to_pylist(), _parse_mmmu)
+
+
+def _of_split(paths: list[Path], subset: str) -> list[Path]:
+    """The files of one split; all where their names do not tell it.
+
+    Raises:
+        ValueError: The names tell splits, but not this one.
+    """
+    named = {path: path.name.partition("-")[0] for path in paths}
+    found = sorted(set(named.values()) & set(_SPLITS))
+    if not subset or not found:
+        return paths
+    if subset not in found:
+        raise ValueError(f"subset: found {subset!r}, but the files are of {', '.join(found)}.")
+    return [path for path in paths if named[path] == subset]
 
 
 def _parse_mmmu(row: Any) -> RawItem:
@@ -96,39 +123,52 @@ def _embedded(row: Any, most: int) -> Iterator[ImageSource]:
 
 
 def read_mmbench(files: FormatFiles) -> Iterator[RawItem]:
-    """Each question once for every rotation of its options: circular evaluation."""
+    """Each question once for every rotation of its options: circular evaluation.
+
+    The official files have a row for each rotation, and number them; then none is made.
+    """
     csv.field_size_limit(sys.maxsize)
     with files.paths["data"].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
+    has_rotations = any((_number(row.get("index")) or 0) >= _PASS for row in rows)
     images: dict[str, bytes] = {}
     for row in rows:
         for item in parse_rows([row], lambda found: _parse_mmbench(found, images)):
-            yield from rotations(item)
+            yield from [item] if has_rotations else rotations(item)
 
 
 def _parse_mmbench(row: Any, images: dict[str, bytes]) -> RawItem:
-    index, encoded = str(row["index"]), text_of(row["image"])
+    index, encoded = int(row["index"]), text_of(row["image"])
+    name = str(index)
     if len(encoded) < 64 and encoded in images:
-        images[index] = images[encoded]  # The file names an earlier row that has the image.
+        images[name] = images[encoded]  # The file names an earlier row that has the image.
     else:
-        images[index] = base64.b64decode(encoded, validate=True)
-    options = _options([row[name] for name in _LETTERS if (row.get(name) or "").strip()])
+        images[name] = base64.b64decode(encoded, validate=True)
+    options = _options([row[option] for option in LETTERS if (row.get(option) or "").strip()])
     hint = (row.get("hint") or "").strip()
     question = text_of(row["question"])
     answer = (row.get("answer") or "").strip()
     return RawItem(
-        key=index,
-        images=(images[index],),
+        key=f"{index % _PASS}/{index // _PASS}",
+        images=(images[name],),
         question=f"{hint}\n{question}" if hint else question,
-        references=() if answer in _HIDDEN else (_right_letter(_LETTERS.index(answer), options),),
+        references=() if answer in _HIDDEN else (_right_letter(LETTERS.index(answer), options),),
         options=options,
-        group=index,
+        group=str(index % _PASS),
         category=str(row.get("category", "")),
+        facts={FILE_INDEX: name},
     )
 
 
+def _number(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and text.isdecimal() else None
+
+
 def rotations(item: RawItem) -> Iterator[RawItem]:
-    """The item with its options rotated in every way; one that failed stays as it is."""
+    """The item with its options rotated in every way; one that failed stays as it is.
+
+    The first rotation is the item of the file.
+    """
     if item.failure is not None or not item.options:
         yield item
         return
@@ -136,13 +176,14 @@ def rotations(item: RawItem) -> Iterator[RawItem]:
     for shift in range(count):
         right = [letter((ord(found) - ord("A") - shift) % count) for found in item.references]
         yield RawItem(
-            key=f"{item.key}/{shift}",
+            key=f"{item.group}/{shift}",
             images=item.images,
             question=item.question,
             references=tuple(right),
             options=(*item.options[shift:], *item.options[:shift]),
-            group=item.group or item.key,
+            group=item.group,
             category=item.category,
+            facts=item.facts if shift == 0 else {},
         )
 
 
@@ -154,6 +195,7 @@ def read_seed(files: FormatFiles) -> Iterator[RawItem]:
     """
     path = files.paths["questions"]
     content = read_json(path)
+    questions = listed(content, "questions", path)
     kinds = {number: name for name, number in content.get("question_type", {}).items()}
 
     def parse(row: Any) -> RawItem:
@@ -163,7 +205,7 @@ def read_seed(files: FormatFiles) -> Iterator[RawItem]:
             key=str(row["question_id"]),
             images=(files.image(row["data_id"] if is_image else f"{row['question_id']}.png"),),
             question=text_of(row["question"]),
-            references=(_right_letter(_LETTERS.index(row["answer"]), options),),
+            references=(_right_letter(LETTERS.index(row["answer"]), options),),
             options=options,
             category=str(kinds.get(row["question_type_id"], row["question_type_id"])),
             facts={"data_type": str(row["data_type"])},
@@ -171,7 +213,7 @@ def read_seed(files: FormatFiles) -> Iterator[RawItem]:
 
     rows = [
         row
-        for row in listed(content, "questions", path)
+        for row in questions
         if files.subset != "image" or not isinstance(row, dict) or row.get("data_type") != "video"
     ]
     return parse_rows(rows, parse)

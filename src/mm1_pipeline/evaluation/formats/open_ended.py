@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.evaluation.formats.base import (
@@ -45,16 +46,8 @@ def read_mathvista(files: FormatFiles) -> Iterator[RawItem]:
 
 def read_llava_w(files: FormatFiles) -> Iterator[RawItem]:
     """Questions with the reference answer, and the description of the image for the judge."""
-    context = {
-        row["image"]: text_of(row["caption"])
-        for row in read_json_lines(files.paths["context"])
-        if isinstance(row, dict)
-    }
-    references = {
-        row["question_id"]: text_of(row["text"])
-        for row in read_json_lines(files.paths["references"])
-        if isinstance(row, dict)
-    }
+    context = _by_field(files.paths["context"], "image", "caption")
+    references = _by_field(files.paths["references"], "question_id", "text")
 
     def parse(row: Any) -> RawItem:
         for found, name in ((context, "image"), (references, "question_id")):
@@ -70,6 +63,22 @@ def read_llava_w(files: FormatFiles) -> Iterator[RawItem]:
         )
 
     return parse_rows(read_json_lines(files.paths["questions"]), parse)
+
+
+def _by_field(path: Path, key: str, value: str) -> dict[Any, str]:
+    """Texts of JSON lines by another field; lines that lack one fail with the question they miss.
+
+    A description may be a list of sentences.
+    """
+    found: dict[Any, str] = {}
+    for row in read_json_lines(path):
+        if isinstance(row, dict) and isinstance(row.get(key), str | int):
+            texts = row.get(value)
+            lines = texts if isinstance(texts, list) else [texts]
+            sentences = [line for line in lines if isinstance(line, str)]
+            if sentences and len(sentences) == len(lines):
+                found[row[key]] = "\n".join(sentences).strip()
+    return found
 
 
 def read_mm_vet(files: FormatFiles) -> Iterator[RawItem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.evaluation.formats.base import (
@@ -18,15 +19,12 @@ from mm1_pipeline.evaluation.formats.base import (
 
 def read_vqa(files: FormatFiles) -> Iterator[RawItem]:
     """Questions and the answers of ten people, in two files joined by question."""
-    path = files.paths["annotations"]
-    annotations = {
-        row["question_id"]: row
-        for row in listed(read_json(path), "annotations", path)
-        if isinstance(row, dict) and "question_id" in row
-    }
+    annotations = _annotations(files.paths.get("annotations"))
 
     def parse(row: Any) -> RawItem:
         annotation = annotations.get(row["question_id"])
+        if annotation is None and files.hides_answers:
+            annotation = {"answers": ()}
         if annotation is None:
             raise ValueError("found no annotation of this question")
         return RawItem(
@@ -41,6 +39,17 @@ def read_vqa(files: FormatFiles) -> Iterator[RawItem]:
     return parse_rows(listed(read_json(questions), "questions", questions), parse)
 
 
+def _annotations(path: Path | None) -> dict[Any, Any]:
+    """Annotations by question; none where the test set has none."""
+    if path is None:
+        return {}
+    return {
+        row["question_id"]: row
+        for row in listed(read_json(path), "annotations", path)
+        if isinstance(row, dict) and "question_id" in row
+    }
+
+
 def read_textvqa(files: FormatFiles) -> Iterator[RawItem]:
     """Questions on images of Open Images, with ten answers each."""
 
@@ -49,7 +58,7 @@ def read_textvqa(files: FormatFiles) -> Iterator[RawItem]:
             key=str(row["question_id"]),
             images=(files.image(f"{row['image_id']}.jpg"),),
             question=text_of(row["question"]),
-            references=tuple(text_of(answer) for answer in row["answers"]),
+            references=tuple(text_of(answer) for answer in files.answers(row, "answers")),
         )
 
     path = files.paths["annotations"]
@@ -64,7 +73,7 @@ def read_vizwiz(files: FormatFiles) -> Iterator[RawItem]:
             key=str(row["image"]),
             images=(files.image(row["image"]),),
             question=text_of(row["question"]),
-            references=tuple(text_of(answer["answer"]) for answer in row["answers"]),
+            references=tuple(text_of(answer["answer"]) for answer in files.answers(row, "answers")),
             category=str(row.get("answer_type", "")),
         )
 
@@ -83,7 +92,7 @@ def read_gqa(files: FormatFiles) -> Iterator[RawItem]:
             key=key,
             images=(files.image(f"{row['imageId']}.jpg"),),
             question=text_of(row["question"]),
-            references=(text_of(row["answer"]),),
+            references=(text_of(answer),) if (answer := files.answers(row, "answer")) else (),
             category=str(row.get("types", {}).get("structural", "")),
         )
 
@@ -91,15 +100,16 @@ def read_gqa(files: FormatFiles) -> Iterator[RawItem]:
 
 
 def read_docvqa(files: FormatFiles) -> Iterator[RawItem]:
-    """Questions on scanned pages, with every accepted answer."""
+    """Questions on scanned pages or infographics, with every accepted answer."""
 
     def parse(row: Any) -> RawItem:
-        name = str(row["image"])
+        # InfographicVQA names the file in another field.
+        name = str(row["image"] if "image" in row else row["image_local_name"])
         return RawItem(
             key=str(row["questionId"]),
             images=(files.image(name.removeprefix("documents/")),),
             question=text_of(row["question"]),
-            references=tuple(text_of(answer) for answer in row["answers"]),
+            references=tuple(text_of(answer) for answer in files.answers(row, "answers")),
         )
 
     path = files.paths["annotations"]

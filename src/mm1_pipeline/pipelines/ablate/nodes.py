@@ -56,3 +56,10 @@ def judge_arms(config: AblateConfig, arms: Artifact) -> dict[str, Any]:
     from mm1_pipeline.lab.lessons import judge_lessons
 
     return judge_lessons(config, arms.path)
+
+
+def report_lessons(lessons: dict[str, Any], arms_cost: dict[str, Any]) -> str:
+    """Shows every lesson with its verdict, differences, cost and the paper's figure."""
+    from mm1_pipeline.reporting.lessons import render_lessons
+
+    return render_lessons(lessons, arms_cost)

@@ -60,3 +60,10 @@ def fit_rates(config: LrLawConfig, rates: Artifact) -> dict[str, Any]:
 
     runs = read_runs(config, learning_rate_grid(config), rates.path)
     return fit_law(config.fit, runs).as_json()
+
+
+def report_law(lr_law: dict[str, Any]) -> str:
+    """Shows the law beside the paper's."""
+    from mm1_pipeline.reporting.lessons import render_law
+
+    return render_law(lr_law)

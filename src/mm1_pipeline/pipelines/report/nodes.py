@@ -21,6 +21,7 @@ def write_report(
     training_sft: list[dict[str, Any]],
     evaluation: dict[str, Any],
     held_out_loss: dict[str, Any],
+    vision_held_out: dict[str, Any],
     predictions: Artifact,
     records: Artifact,
     pretrained_model: Artifact,
@@ -45,6 +46,7 @@ def write_report(
         },
         evaluation=evaluation,
         held_out_loss=held_out_loss,
+        vision_held_out=vision_held_out,
         predictions_dir=predictions.path,
         records_dir=records.path,
         models={

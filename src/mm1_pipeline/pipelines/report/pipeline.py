@@ -26,6 +26,7 @@ def create_pipeline() -> Pipeline:
                     "training_sft",
                     "evaluation",
                     "held_out_loss",
+                    "vision_held_out",
                     "predictions",
                     "records",
                     "pretrained_model",

@@ -10,8 +10,15 @@ from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 from mm1_pipeline.staleness.artifacts import Artifact
 
 
+def plan_text_mixture(config: TextPretrainConfig, shards: Artifact) -> dict[str, Any]:
+    """Fixes which sequences every global batch holds, if the decoder is trained."""
+    from mm1_pipeline.streams.mixture import plan_part
+
+    return plan_part(config, shards.path)
+
+
 def pretrain_text(
-    config: TextPretrainConfig, decoder: DecoderConfig, shards: Artifact
+    config: TextPretrainConfig, decoder: DecoderConfig, shards: Artifact, mixture: dict[str, Any]
 ) -> tuple[StagedArtifact, list[dict[str, Any]]]:
     """Draws, trains (next token on the text stream) or imports the decoder."""
     from mm1_pipeline.training.parts import make_decoder
@@ -21,6 +28,7 @@ def pretrain_text(
         config,
         decoder,
         shards.path,
+        expected_mixture=mixture,
         work_dir=staged.work_directory,
         output_dir=staged.directory,
     )

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import VisionPretrainConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 from mm1_pipeline.staleness.artifacts import Artifact
 
 
+def plan_vision_mixture(config: VisionPretrainConfig, shards: Artifact) -> dict[str, Any]:
+    """Fixes which sequences every global batch holds, if the encoder is trained."""
+    from mm1_pipeline.streams.mixture import plan_part
+
+    return plan_part(config, shards.path)
+
+
 def pretrain_vision(
-    config: VisionPretrainConfig, vision: VisionConfig, shards: Artifact
+    config: VisionPretrainConfig, vision: VisionConfig, shards: Artifact, mixture: dict[str, Any]
 ) -> tuple[StagedArtifact, list[dict[str, Any]]]:
     """Draws, trains (CLIP or AIM) or imports the image encoder."""
     from mm1_pipeline.training.parts import make_vision_encoder
@@ -21,7 +29,17 @@ def pretrain_vision(
         config,
         vision,
         shards.path,
+        expected_mixture=mixture,
         work_dir=staged.work_directory,
         output_dir=staged.directory,
     )
     return staged.described(counts={"source": config.source.value, "steps": len(rows)}), rows
+
+
+def evaluate_vision(
+    config: EvaluateConfig, pretraining: VisionPretrainConfig, encoder: Artifact, shards: Artifact
+) -> dict[str, Any]:
+    """Measures a trained encoder at its own task, on what its training never saw."""
+    from mm1_pipeline.evaluation.vision import held_out_vision
+
+    return held_out_vision(config, pretraining, encoder.path, shards.path)

@@ -1,0 +1,64 @@
+"""The drawing of the learning-rate law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from mm1_pipeline.reporting.charts import MUTED, SERIES, WIDE, canvas, styled, to_svg
+from mm1_pipeline.reporting.formatting import compact, scientific
+
+_OURS, _PAPER = SERIES[0], SERIES[1]
+_BEYOND = 1.6
+"""How far lines reach beyond the sizes, as a factor."""
+
+
+@styled
+def law_chart(
+    points: Sequence[Mapping[str, Any]],
+    law: Mapping[str, Any],
+    paper: Mapping[str, float],
+    *,
+    title: str,
+) -> Markup:
+    """Best rates of some sizes with intervals, the line through them, and the paper's line.
+
+    Args:
+        points: of lr_law.json; one that is not between tried rates is drawn hollow.
+        law: slope and intercept of the line.
+        paper: slope and intercept of the paper's.
+        title: what the drawing shows, for those who cannot see it.
+
+    Returns:
+        An SVG element.
+    """
+    figure, axes = canvas(WIDE, 3.4)
+    sizes = [point["non_embedding_parameters"] for point in points]
+    ends = (min(sizes) / _BEYOND, max(sizes) * _BEYOND)
+    for coefficients, color in ((paper, _PAPER), (law, _OURS)):
+        rates = [
+            math.exp(coefficients["slope"] * math.log(size) + coefficients["intercept"])
+            for size in ends
+        ]
+        axes.plot(ends, rates, color=color, linewidth=1.5)
+    for point, size in zip(points, sizes, strict=True):
+        low, high = point["interval"]
+        axes.plot([size, size], [low, high], color=_OURS, linewidth=1.8, alpha=0.55)
+        fill = _OURS if point["is_inside"] else "none"
+        axes.plot([size], [point["best_learning_rate"]], color=_OURS, marker="o", markersize=6,
+                  markerfacecolor=fill)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
+    axes.set_xlabel("non-embedding parameters of the decoder")
+    axes.set_ylabel("best learning rate", color=MUTED)
+    return to_svg(figure, title)
