@@ -81,9 +81,9 @@ def rate_chart(points: Sequence[Mapping[str, Any]], *, title: str, label: str) -
     for number, point in enumerate(points):
         color = SERIES[number % len(SERIES)]
         runs = [run for run in point["runs"] if run["value"] is not None]
-        rates = sorted({run["learning_rate"] for run in runs})
+        rates = [run["learning_rate"] for run in runs]
         axes.plot(
-            [run["learning_rate"] for run in runs],
+            rates,
             [run["value"] for run in runs],
             color=color,
             marker="o",
