@@ -88,14 +88,17 @@ class TextReaderConfig:
 
     min_confidence: float = 0.8
     """Lines of which the reader is less sure are left out, 0 to 1."""
+    min_characters: int = 2
+    """Lines with fewer letters and digits are left out: a drawn circle is read as an O."""
     max_characters: int = 200
     """Length at which the text is cut, between words."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence: found {self.min_confidence}, expected 0 to 1.")
-        if self.max_characters < 1:
-            raise ValueError(f"max_characters: found {self.max_characters}, expected 1 or more.")
+        for name in ("min_characters", "max_characters"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
 
 
 Concept = Literal["colours", "shape", "regions", "text", "caption"]

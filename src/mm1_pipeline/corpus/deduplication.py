@@ -245,12 +245,11 @@ def find_repeats(
 
 
 def _copy_orders(found: Sequence[Path], path: Path) -> None:
-    with TableWriter(path, ORDER_SCHEMA) as writer:
+    with pq.ParquetWriter(path, ORDER_SCHEMA) as writer:
         for file in found:
             with pq.ParquetFile(file) as rows:
                 for batch in rows.iter_batches(columns=["order"]):
-                    for order in batch["order"].to_pylist():
-                        writer.add(order)
+                    writer.write_batch(batch.cast(ORDER_SCHEMA))
 
 
 def _write_named(

@@ -29,6 +29,7 @@ P = ParamSpec("P")
 
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = tuple(f"#0a0c0{i}" for i in range(8))
+NUM_SERIES = len(SERIES)
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
     color: f"--series-{i}" for i, color in enumerate(SERIES)
 }

@@ -1,4 +1,4 @@
-"""The drawing of the learning-rate law."""
+"""The drawings of the learning-rate law."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mm1_pipeline.reporting.formatting import compact, scientific
 _OURS, _PAPER = SERIES[0], SERIES[1]
 _BEYOND = 1.6
 """How far lines reach beyond the sizes, as a factor."""
+_CURVE_STEPS = 40
 
 
 @styled
@@ -61,4 +62,45 @@ def law_chart(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
     axes.set_xlabel("non-embedding parameters of the decoder")
     axes.set_ylabel("best learning rate", color=MUTED)
+    return to_svg(figure, title)
+
+
+@styled
+def rate_chart(points: Sequence[Mapping[str, Any]], *, title: str, label: str) -> Markup:
+    """What every run of every size came to, with each size's parabola over the rates it fits.
+
+    Args:
+        points: of lr_law.json, one a size.
+        title: what the drawing shows, for those who cannot see it.
+        label: name of the y axis.
+
+    Returns:
+        An SVG element.
+    """
+    figure, axes = canvas(WIDE, 3.0)
+    for number, point in enumerate(points):
+        color = SERIES[number % len(SERIES)]
+        runs = [run for run in point["runs"] if run["value"] is not None]
+        rates = [run["learning_rate"] for run in runs]
+        axes.plot(
+            rates,
+            [run["value"] for run in runs],
+            color=color,
+            marker="o",
+            markersize=4.5,
+            linestyle="none",
+        )
+        a, b, c = point["parabola"]
+        best = point["best_learning_rate"]
+        near = sorted(rates, key=lambda rate: abs(math.log(rate / best)))[: point["num_fitted"]]
+        low, high = math.log(min(near)), math.log(max(near))
+        places = [low + (high - low) * step / _CURVE_STEPS for step in range(_CURVE_STEPS + 1)]
+        values = [a * place**2 + b * place + c for place in places]
+        axes.plot([math.exp(place) for place in places], values, color=color, linewidth=1.2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(label, color=MUTED)
     return to_svg(figure, title)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mm1_pipeline.reporting.charts import WIDE, Dot, dot_chart
+from mm1_pipeline.reporting.charts import NUM_SERIES, WIDE, Dot, dot_chart
 from mm1_pipeline.reporting.formatting import MISSING, compact, decimal, duration, signed
 from mm1_pipeline.reporting.html import render_page
-from mm1_pipeline.reporting.law_chart import law_chart
+from mm1_pipeline.reporting.law_chart import law_chart, rate_chart
 from mm1_pipeline.reporting.page import (
     Block,
     Cell,
@@ -231,15 +231,21 @@ def _law(law: Content) -> Section:
         ),
         note="Far beyond the sizes that were run: an extrapolation.",
     )
-    judged = "scores" if law["higher_is_better"] else "held-out losses"
+    judged = "score" if law["higher_is_better"] else "held-out loss"
+    names = tuple(
+        (compact(point["non_embedding_parameters"]), number % NUM_SERIES)
+        for number, point in enumerate(points)
+    )
+    runs = rate_chart(points, title=f"Mean {judged} over rate, by size", label=f"mean {judged}")
     return Section(
         "law",
         "Learning-rate law",
-        f"Each size was trained at every rate and judged by {judged}; a parabola gives its best "
-        "rate, a line through the best ones the law. Source: MM1, Pre-training.",
+        f"Each size was trained at every rate and judged by its {judged}; a parabola gives its "
+        "best rate, a line through the best ones the law. Source: MM1, Pre-training.",
         (
             Chart("Best rate over size", svg, (("this lab", 0), ("the paper's law", 1))),
             fit,
+            Chart(f"Mean {judged} of every run, and the parabola of each size", runs, names),
             sizes,
             predictions,
             Note("A small world, model and batch have a law of their own; what carries over is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html import unescape
 
@@ -102,7 +103,11 @@ class TestLessons:
 def test_the_law_stands_beside_the_papers(is_inside):
     points = [
         {"non_embedding_parameters": size, "best_learning_rate": rate,
-         "interval": [rate / 1.5, rate * 1.5], "is_inside": is_inside}
+         "interval": [rate / 1.5, rate * 1.5], "is_inside": is_inside, "num_fitted": 3,
+         "parabola": [0.1, -0.2 * math.log(rate), 2 + 0.1 * math.log(rate) ** 2],
+         "runs": [{"learning_rate": rate * factor, "seed": 0,
+                   "value": None if factor > 3 else 2 + 0.1 * math.log(factor) ** 2}
+                  for factor in (0.5, 1, 2, 4)]}
         for size, rate in ((100_000, 6e-3), (400_000, 3.2e-3), (1_600_000, 1.7e-3))
     ]  # fmt: skip
     law = {
@@ -118,4 +123,4 @@ def test_the_law_stands_beside_the_papers(is_inside):
         assert wanted in text, wanted
     assert "a bound only" in text
     assert ("yes" in text) == is_inside
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2

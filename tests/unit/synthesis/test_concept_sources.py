@@ -159,7 +159,13 @@ def test_an_image_that_cannot_be_opened_is_a_rejection() -> None:
 
 
 def test_what_is_read_is_kept_where_it_is_sure_and_cut_where_it_is_long() -> None:
-    answers = iter([[("OPEN\n DAILY", 0.9), ("glare", 0.5), ("9 to 5", 0.8)], [], None])
+    answers = iter(
+        [
+            [("OPEN\n DAILY", 0.9), ("glare", 0.5), ("O", 0.9), ("■■", 1.0), ("9 to 5", 0.8)],
+            [],
+            None,
+        ]
+    )
     config = TextReaderConfig(min_confidence=0.8, max_characters=12)
 
     def read(image: Image.Image) -> Any:
@@ -172,7 +178,8 @@ def test_what_is_read_is_kept_where_it_is_sure_and_cut_where_it_is_long() -> Non
     assert (sure, nothing) == ({"text": "OPEN DAILY 9"}, {})
     assert isinstance(broken, Rejected)
     assert broken.reason == Reason.CONCEPTS_FAILED
-    assert reader.provenance == {"reader": "fake", "min_confidence": 0.8, "max_characters": 12}
+    limits = {"min_confidence": 0.8, "min_characters": 2, "max_characters": 12}
+    assert reader.provenance == {"reader": "fake", **limits}
     assert one_line("abcdefgh", 3) == "abc"
     assert one_line("ab cd", 5) == "ab cd"
     with pytest.raises(ValueError, match="min_confidence: found 2"):

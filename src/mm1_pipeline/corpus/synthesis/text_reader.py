@@ -55,6 +55,7 @@ class TextReader:
         """The reader, its libraries' versions, and what it may say."""
         limits = {
             "min_confidence": self._config.min_confidence,
+            "min_characters": self._config.min_characters,
             "max_characters": self._config.max_characters,
         }
         return {**self._provenance, **limits}
@@ -66,14 +67,19 @@ class TextReader:
     def _detect(self, image: RecordImage) -> dict[str, str] | Rejected:
         try:
             lines = self._read(open_image(image.bytes))
-            sure = [text for text, score in lines if score >= self._config.min_confidence]
+            words = [text for text, score in lines if self._is_text(text, score)]
         except Rejected as error:
             return error
         except Exception as error:
             # A stranger's picture must cost one caption, not the run.
             return Rejected(Reason.CONCEPTS_FAILED, f"text: {type(error).__name__}: {error}")
-        words = one_line(" ".join(sure), self._config.max_characters)
-        return {"text": words} if words else {}
+        phrase = one_line(" ".join(words), self._config.max_characters)
+        return {"text": phrase} if phrase else {}
+
+    def _is_text(self, text: str, score: float) -> bool:
+        num_characters = sum(map(str.isalnum, text))
+        is_long = num_characters >= self._config.min_characters
+        return is_long and score >= self._config.min_confidence
 
 
 def _open_rapidocr() -> Callable[[Image.Image], Lines]:
