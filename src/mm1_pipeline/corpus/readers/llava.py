@@ -1,10 +1,11 @@
 """Reads LLaVA / ShareGPT conversations: a JSON array (or JSON lines) beside the image files.
 
 Only files directly in the folder are read; those below it belong to the images. Unit of `read`:
-one conversation, or one exchange with `split_exchanges`. The turns lie under `conversations` (`from`, `value`) or `messages` (`role`,
-`content`); `image` or `images` is a file name or a list of them, and each `<image>` tag in the
-turns is the place of the next one. A system turn may come first; then human and assistant take
-turns, the human first and the assistant last. Anything else is rejected, with its reason.
+one conversation, or one exchange with `split_exchanges`. The turns lie under `conversations`
+(`from`, `value`) or `messages` (`role`, `content`); `image` or `images` is a file name or a
+list of them, and each `<image>` tag in the turns is the place of the next one. A system turn
+may come first; then human and assistant take turns, the human first and the assistant last.
+Anything else is rejected, with its reason.
 
 In evaluation sources a conversation is one question, and its answer the reference.
 """
