@@ -58,6 +58,8 @@ class PreflightHooks:
                 _check_vision_file(catalog)
             if "params:text_pretrain" in pipeline.inputs():
                 _check_decoder_file(catalog)
+            if "params:export" in pipeline.inputs():
+                _check_export(catalog)
         except ValueError as error:
             raise ParameterError(str(error)) from error
 
@@ -95,6 +97,20 @@ def _check_decoder_file(catalog: Any) -> None:
         from mm1_pipeline.models.convert.preflight import check_decoder_file
 
         check_decoder_file(Path(path), catalog.load("params:model.decoder"))
+
+
+def _check_export(catalog: Any) -> None:
+    """Asks whether the model has the shape that its export is to have, before it is trained."""
+    from mm1_pipeline.config.export import Layout
+
+    if catalog.load("params:export").layout is Layout.LLAVA:
+        from mm1_pipeline.models.convert.llava import why_not_llava
+
+        if reasons := why_not_llava(catalog.load("params:model")):
+            raise ValueError(
+                "export.layout: found llava, but LlavaForConditionalGeneration cannot compute "
+                f"this model: {'; '.join(reasons)}. Change them, or export with layout: own."
+            )
 
 
 HOOKS = (ParameterHooks(), PreflightHooks(), ClosingHooks())

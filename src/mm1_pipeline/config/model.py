@@ -56,6 +56,9 @@ class ConnectorKind(StrEnum):
     """Learnable queries that attend to the patches."""
     C_ABSTRACTOR = "c_abstractor"
     """ResNet blocks, adaptive average pooling, ResNet blocks (Honeybee)."""
+    MLP = "mlp"
+    """n x n average, then two linear maps with a GELU between them. With as many tokens as patches
+    nothing is pooled: LLaVA-1.5's projector, which `export` writes as transformers' own class."""
 
 
 @parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mm1_pipeline.config.export import ExportConfig
+from mm1_pipeline.config.export import ExportConfig, Layout
+from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.export.code import auto_map, write_code
+from mm1_pipeline.export.llava import check_llava, llava_processors
 from mm1_pipeline.models.checkpoint import WEIGHTS, read_model_config
+from mm1_pipeline.models.convert.llava import Piece, llava_config, llava_pieces
 from mm1_pipeline.streams.conversations import CHAT_TEMPLATE
 from mm1_pipeline.streams.tokenizer import BOS, EOS, IMAGE, PAD, Tokenizer
 
@@ -38,8 +41,11 @@ def export_model(
     only torch and transformers are installed. It computes with a copy of this project's own
     modules, so its logits are those of the model that was trained.
 
+    With `layout: llava` there is no code: `LlavaForConditionalGeneration.from_pretrained` loads
+    it as it loads any LLaVA. Only models of that shape can be written so.
+
     Args:
-        config: precision, file size, chat template.
+        config: layout, precision, file size, chat template.
         model_dir: what `save_model` wrote.
         tokenizer_dir: the tokenizer that the model was trained with.
         transform: how images became pixels in training.
@@ -50,7 +56,8 @@ def export_model(
         Counts for the manifest: parameters, weight files, code files.
 
     Raises:
-        ValueError: the directory holds no model, or tokenizer and model do not fit.
+        ValueError: the directory holds no model, tokenizer and model do not fit, or the layout
+            cannot hold the model; every reason is named.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     shape, image_token_id = read_model_config(model_dir)
@@ -61,51 +68,73 @@ def export_model(
             f"{tokenizer.image_id}, but the model has {shape.decoder.vocab_size} rows and image "
             f"token {image_token_id}. Export the model with the tokenizer it was trained with."
         )
-    classes = auto_map()
-    code = write_code(output_dir)
-    num_parameters, num_files = _write_weights(config, model_dir / WEIGHTS, output_dir)
-    _write_tokenizer(tokenizer, output_dir)
-    template = CHAT_TEMPLATE if config.chat_template is None else config.chat_template
-    (output_dir / "chat_template.jinja").write_text(template, encoding="utf-8")
-    stored_shape = TypeAdapter(type(shape)).dump_python(shape, mode="json")
     special = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
+    source = model_dir / WEIGHTS
+    match config.layout:
+        case Layout.OWN:
+            model_config, code = _own_config(shape, image_token_id), write_code(output_dir)
+            pieces = [
+                Piece(f"model.{name}", size, name) for name, size in sorted(_shapes(source).items())
+            ]
+            processors = _own_processors(shape.connector.num_tokens, transform, sub_images)
+        case Layout.LLAVA:
+            check_llava(shape, transform, sub_images)
+            model_config, code = llava_config(shape, image_token_id), []
+            pieces = list(llava_pieces(shape, _shapes(source)))
+            processors = llava_processors(shape, transform)
+    num_parameters, num_files = _write_weights(config, source, output_dir, pieces)
+    _write_tokenizer(tokenizer, output_dir)
+    template = CHAT_TEMPLATE if config.chat_template is None else config.chat_template
+    (output_dir / "chat_template.jinja").write_text(template, encoding="utf-8")
     _write_json(
-        output_dir / "config.json",
-        {
-            "architectures": [classes["AutoModelForCausalLM"].partition(".")[2]],
-            "auto_map": {
-                name: cls for name, cls in classes.items() if name != "AutoImageProcessor"
-            },
-            "model_type": "mm1",
-            "torch_dtype": config.dtype,
-            "image_token_id": image_token_id,
-            **special,
-            "shape": stored_shape,
-        },
+        output_dir / "config.json", {**model_config, "torch_dtype": config.dtype, **special}
     )
     # Tokens that no answer holds, as in this project's own generation.
     rows_without_token = range(tokenizer.vocab_size, shape.decoder.vocab_size)
     never = [tokenizer.pad_id, tokenizer.bos_id, image_token_id, *rows_without_token]
     _write_json(output_dir / "generation_config.json", {**special, "suppress_tokens": never})
-    _write_processors(classes, shape.connector.num_tokens, transform, sub_images, output_dir)
+    for name, content in processors.items():
+        _write_json(output_dir / name, content)
     return {"parameters": num_parameters, "weight_files": num_files, "code_files": len(code)}
 
 
-def _write_weights(config: ExportConfig, source: Path, directory: Path) -> tuple[int, int]:
+def _own_config(shape: MM1Config, image_token_id: int) -> dict[str, Any]:
+    classes = auto_map()
+    return {
+        "architectures": [classes["AutoModelForCausalLM"].partition(".")[2]],
+        "auto_map": {name: cls for name, cls in classes.items() if name != "AutoImageProcessor"},
+        "model_type": "mm1",
+        "image_token_id": image_token_id,
+        "shape": TypeAdapter(MM1Config).dump_python(shape, mode="json"),
+    }
+
+
+def _shapes(source: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a file, without reading them."""
+    with safe_open(source, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _write_weights(
+    config: ExportConfig, source: Path, directory: Path, pieces: Sequence[Piece]
+) -> tuple[int, int]:
     """Copies the weights under transformers' names, at most a file of them in memory."""
     dtype = getattr(torch, config.dtype)
+    by_name = {piece.name: piece for piece in pieces}
+    sizes = {piece.name: torch.Size(piece.shape).numel() for piece in pieces}
+    groups = list(_groups(sizes, config.max_shard_bytes // dtype.itemsize))
+    weight_map: dict[str, str] = {}
     with safe_open(source, framework="pt") as file:
-        sizes = {name: _num_values(file, name) for name in sorted(file.keys())}
-        groups = list(_groups(sizes, config.max_shard_bytes // dtype.itemsize))
-        weight_map: dict[str, str] = {}
         for index, group in enumerate(groups, start=1):
             target = _file_name(index, len(groups))
+            # Clones, because a slice still holds its whole tensor.
             tensors: dict[str, Tensor] = {
-                f"model.{name}": file.get_tensor(name).to(dtype).contiguous() for name in group
+                name: by_name[name].read(file.get_tensor).to(dtype).clone().contiguous()
+                for name in group
             }
             save_file(tensors, directory / target, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, target)
@@ -114,10 +143,6 @@ def _write_weights(config: ExportConfig, source: Path, directory: Path) -> tuple
         metadata = {"total_size": total * dtype.itemsize}
         _write_json(directory / _INDEX, {"metadata": metadata, "weight_map": weight_map})
     return total, len(groups)
-
-
-def _num_values(file: Any, name: str) -> int:
-    return int(torch.Size(file.get_slice(name).get_shape()).numel())
 
 
 def _groups(sizes: Mapping[str, int], max_values: int) -> Iterator[list[str]]:
@@ -152,31 +177,24 @@ def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     )
 
 
-def _write_processors(
-    classes: Mapping[str, str],
-    image_tokens: int,
-    transform: ImageTransform,
-    sub_images: SubImageConfig,
-    directory: Path,
-) -> None:
+def _own_processors(
+    image_tokens: int, transform: ImageTransform, sub_images: SubImageConfig
+) -> dict[str, dict[str, Any]]:
+    classes = auto_map()
     names = ("AutoImageProcessor", "AutoProcessor")
     common = {
         "processor_class": classes["AutoProcessor"].partition(".")[2],
         "auto_map": {name: classes[name] for name in names},
     }
-    _write_json(
-        directory / "preprocessor_config.json",
-        {
+    return {
+        "preprocessor_config.json": {
             **common,
             "image_processor_type": classes["AutoImageProcessor"].partition(".")[2],
             "transform": TypeAdapter(ImageTransform).dump_python(transform, mode="json"),
             "sub_images": TypeAdapter(SubImageConfig).dump_python(sub_images, mode="json"),
         },
-    )
-    _write_json(
-        directory / "processor_config.json",
-        {**common, "image_tokens": image_tokens, "image_token": IMAGE},
-    )
+        "processor_config.json": {**common, "image_tokens": image_tokens, "image_token": IMAGE},
+    }
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

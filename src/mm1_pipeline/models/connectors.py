@@ -31,6 +31,8 @@ def build_connector(config: ConnectorConfig, vision: VisionConfig, d_model: int)
             return AttentionPooling(config, vision, d_model)
         case ConnectorKind.C_ABSTRACTOR:
             return CAbstractor(config, vision, d_model)
+        case ConnectorKind.MLP:
+            return MLPProjector(config, vision, d_model)
 
 
 class AveragePooling(nn.Module):
@@ -48,6 +50,25 @@ class AveragePooling(nn.Module):
     def forward(self, patch_embeddings: Tensor) -> Tensor:
         """Maps float[N, num_patches, d_vision] to float[N, num_tokens, d_model]."""
         return self.output(pool_patches(patch_embeddings, self.grid, self.token_grid))
+
+
+class MLPProjector(nn.Module):
+    """Averages patches over a square, if at all, then maps them by two linear maps.
+
+    Source: LLaVA-1.5 (arXiv 2310.03744), for as many tokens as patches; not in MM1. The pooling
+    before it is average pooling's, for MM1's numbers of tokens: our choice.
+    """
+
+    def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
+        super().__init__()
+        self.grid, self.token_grid = vision.grid, config.token_grid
+        self.up = nn.Linear(vision.d_model, d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def forward(self, patch_embeddings: Tensor) -> Tensor:
+        """Maps float[N, num_patches, d_vision] to float[N, num_tokens, d_model]."""
+        pooled = pool_patches(patch_embeddings, self.grid, self.token_grid)
+        return self.output(F.gelu(self.up(pooled)))
 
 
 class AttentionPooling(nn.Module):

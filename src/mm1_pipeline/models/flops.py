@@ -96,6 +96,8 @@ def connector_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int)
     match config.kind:
         case ConnectorKind.AVERAGE_POOLING:
             return 2 * tokens * width * d_model
+        case ConnectorKind.MLP:
+            return 2 * tokens * (width * d_model + d_model**2)
         case ConnectorKind.ATTENTION_POOLING:
             # Queries are learned: they are mapped once a batch, which is nothing.
             projections = 2 * patches * width * d_model + tokens * d_model**2

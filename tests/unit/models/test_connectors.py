@@ -18,6 +18,7 @@ from mm1_pipeline.models.connectors import (
     AttentionPooling,
     AveragePooling,
     CAbstractor,
+    MLPProjector,
     ResNetBlock,
     build_connector,
     pool_patches,
@@ -179,6 +180,21 @@ def test_resnet_block(d_out: int) -> None:
     x = torch.randn(2, 5, 5, 12, dtype=torch.float64)
     expected = torch.from_numpy(plain_block(module, x.numpy()))
     torch.testing.assert_close(module(x), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("grid", "token_grid"), [(4, 4), (4, 2), (5, 3)])
+def test_mlp_by_its_definition(grid: int, token_grid: int) -> None:
+    module = connector(ConnectorKind.MLP, grid, token_grid**2)
+    assert isinstance(module, MLPProjector)
+    patches = torch.randn(2, grid**2, 12, dtype=torch.float64)
+    up, output = (
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy())
+        for layer in (module.up, module.output)
+    )
+    hidden = plain_pool(patches, grid, token_grid).numpy() @ up[0].T + up[1]
+    erf = np.vectorize(math.erf)
+    expected = (hidden * (1 + erf(hidden / math.sqrt(2))) / 2) @ output[0].T + output[1]
+    torch.testing.assert_close(module(patches), torch.from_numpy(expected), atol=TOLERANCE, rtol=0)
 
 
 def test_c_abstractor_where_the_grid_does_not_divide() -> None:

@@ -114,6 +114,7 @@ def test_a_training_step_is_counted_as_pytorch_counts_it(changes):
     [
         CONNECTOR,
         ConnectorConfig(kind=ConnectorKind.ATTENTION_POOLING, num_tokens=4),
+        ConnectorConfig(kind=ConnectorKind.MLP, num_tokens=4),
         ConnectorConfig(num_tokens=4, num_blocks=2, d_hidden=96),
         ConnectorConfig(num_tokens=9, num_blocks=1),
     ],

@@ -40,6 +40,7 @@ _CONNECTORS = {
     "average_pooling": "average pooling",
     "attention_pooling": "attention pooling",
     "c_abstractor": "C-Abstractor",
+    "mlp": "two-layer MLP",
 }
 _PARTS = {"vision": "image encoder", "connector": "connector", "decoder": "decoder"}
 
