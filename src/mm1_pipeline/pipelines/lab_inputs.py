@@ -6,6 +6,7 @@ together here, so that whoever follows this code, as staleness does, reaches all
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -165,7 +166,20 @@ def _about() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "commit": provenance.get("commit_sha"),
-        "dirty": provenance.get("dirty"),
+        "dirty": is_edited(Path.cwd(), "src", "conf"),
         "device": device,
         "torch": torch.__version__,
     }
+
+
+def is_edited(project: Path, *folders: str) -> bool | None:
+    """Whether anything in some folders differs from the commit; None where git cannot tell.
+
+    The rest of the project does not count: a store inside it grows with every run.
+    """
+    command = ["git", "status", "--porcelain", "--", *folders]
+    try:
+        told = subprocess.run(command, cwd=project, capture_output=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return bool(told.stdout.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,12 @@ from mm1_pipeline.config.stages import SFTStart
 from mm1_pipeline.lab.grid import resolve_arms
 from mm1_pipeline.lab.lessons import learning_rate_grid
 from mm1_pipeline.pipelines.ablate.nodes import run_arms
-from mm1_pipeline.pipelines.lab_inputs import ScopeReader, StageParameters, goal_pipeline
+from mm1_pipeline.pipelines.lab_inputs import (
+    ScopeReader,
+    StageParameters,
+    goal_pipeline,
+    is_edited,
+)
 from mm1_pipeline.pipelines.lr_law.nodes import run_rates
 from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
 from mm1_pipeline.settings import SESSION_CLASS
@@ -109,3 +115,20 @@ def test_every_arm_of_the_lab_can_be_used():
         for task, shots in (*lesson.scores.items(), *lesson.second_scores.items()):
             asked = getattr(tasks[task], "shots", (0,))
             assert set(shots) <= set(asked), (name, task)
+
+
+def test_only_code_and_configuration_make_a_project_edited(tmp_path):
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+
+    assert is_edited(tmp_path, "src") is None
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "store").write_text("a result")
+    assert is_edited(tmp_path, "src") is False
+    (tmp_path / "src" / "a.py").write_text("2")
+    assert is_edited(tmp_path, "src") is True
