@@ -116,8 +116,8 @@ def render(scene: Scene, canvas: int) -> bytes:
     width = side * _SHAPE * (1 + 0.1 * size)
     free_x, free_y = (cell_width - width) / 2, (cell_height - width) / 2
     centre = (
-        (column + 0.5) * cell_width + shift_x * max(0.0, free_x),
-        (row + 0.5) * cell_height + shift_y * max(0.0, free_y),
+        _inside((column + 0.5) * cell_width + shift_x * max(0.0, free_x), width, side),
+        _inside((row + 0.5) * cell_height + shift_y * max(0.0, free_y), width, 3 * cell_height),
     )
     colour = _shaded(COLOURS[scene[Attribute.COLOUR]], shade)
     _draw_shape(draw, scene[Attribute.SHAPE], centre, width / 2, colour)
@@ -126,6 +126,11 @@ def render(scene: Scene, canvas: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _inside(place: float, width: float, end: float) -> float:
+    """The place nearest to the wanted one at which nothing is cut off; shapes exceed a cell."""
+    return min(max(place, width / 2), end - width / 2)
 
 
 def caption(scene: Scene) -> str:

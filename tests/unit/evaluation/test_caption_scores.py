@@ -140,7 +140,7 @@ def test_scores_are_the_cosines_of_training(trained: Trained) -> None:
     pairs = [record(caption(c), picture(d, 7)) for c in COLOURS for d in COLOURS]
     packed = batch(pairs, trained.tokenizer)
     with torch.no_grad():
-        texts = trained.model._pairs(packed)
+        texts = trained.model.pairs(packed)
         images = trained.model.embed_images(packed["pixel_values"])[texts.images]
         expected = (images * trained.model.embed_texts(texts)[texts.texts]).sum(1)
     found = ContrastiveScorer(trained.config()).score(pairs)

@@ -149,9 +149,10 @@ open({str(tmp_path)!r} + "/pid" + os.environ["RANK"], "w").write(f"{{os.getpid()
 {SLEEP}
 """
     parent = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from mm1_pipeline.training import processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 processes._COMMAND = [sys.executable, "-c", {worker!r}]
 with processes.WorkerProcesses(2, "cpu", Path({str(tmp_path / "logs")!r})) as workers:
     workers.wait()
