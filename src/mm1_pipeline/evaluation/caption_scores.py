@@ -14,9 +14,10 @@ from mm1_pipeline.config.corpus_rules import ClipScoreConfig
 from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import Record
-from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS
+from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
 from mm1_pipeline.models.clip import HEADS, load_contrastive
 from mm1_pipeline.models.pairs import ImageTexts
+from mm1_pipeline.staleness.files import hash_file
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.tokenizer import Tokenizer
@@ -42,12 +43,7 @@ class ContrastiveScorer:
         folder = Path(config.checkpoint)
         model = load_contrastive(folder)
         assert model.inputs is not None, "a stored model has them"
-        broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-        if broken:
-            raise ValueError(
-                f"{folder}: found weights that are no numbers ({broken[0]}), expected a training "
-                "that did not diverge."
-            )
+        check_finite(model, folder)
         self._tokenizer = Tokenizer.load(config.tokenizer)
         if self._tokenizer.sha256 != model.inputs.tokenizer_sha256:
             raise ValueError(
@@ -60,8 +56,7 @@ class ContrastiveScorer:
         digest = hashlib.sha256(self._tokenizer.sha256.encode())
         for part in (folder, folder / HEADS):
             for path in (part / CONFIG, part / WEIGHTS):
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(bytes.fromhex(hash_file(path, "sha256")))
         self._identity = digest.hexdigest()
 
     @property

@@ -23,7 +23,8 @@ from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.resolution import square_keys
-from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS
+from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
+from mm1_pipeline.staleness.files import hash_file
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import SHARDS_FILE
@@ -52,7 +53,7 @@ class LocalWriter:
         assert config.tokenizer is not None, "SynthesisConfig is checked"
         self._config, self._instruction, self._version = config, instruction, version
         self._chat = _open(config.checkpoint, config.tokenizer)
-        self._sha256 = _hash(Path(config.checkpoint) / WEIGHTS)
+        self._sha256 = hash_file(Path(config.checkpoint) / WEIGHTS, "sha256")
         features = cast(Any, _NoImages())
         chat = self._chat
         self._generator = Generator(chat.model, chat.tokenizer, features, config.batch_size)
@@ -111,7 +112,7 @@ class ModelCaptioner:
         self._config, self._version = config, version
         self._chat = _open(config.checkpoint, config.tokenizer, config.shards)
         folder = Path(config.checkpoint)
-        self._sha256 = {name: _hash(folder / name) for name in (WEIGHTS, CONFIG)}
+        self._sha256 = {name: hash_file(folder / name, "sha256") for name in (WEIGHTS, CONFIG)}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -179,18 +180,8 @@ def _open(checkpoint: str, tokenizer: str, shards: str | None = None) -> ChatMod
     if folder is not None and folder.name == SHARDS_FILE:
         folder = folder.parent
     chat = ChatModel.open(Path(checkpoint), Path(tokenizer), folder)
-    broken = [name for name, value in chat.model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{checkpoint}: found weights that are no numbers ({broken[0]}), expected a training "
-            "that did not diverge."
-        )
+    check_finite(chat.model, checkpoint)
     return chat
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _NoImages:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import ExecutionConfig
+from mm1_pipeline.lab.folders import whole_folder
 from mm1_pipeline.lab.grid import ENVIRONMENT, ArmRun, write_conf
 from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import collect_results, read_json
@@ -162,10 +163,8 @@ def _find(run: PlannedRun, place: Place, store: RunStore | None) -> bool:
         if found is None:
             return False
         logger.info("%s: taken from %s.", run.name, found)
-        fresh = results.with_name(f".{results.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(found, fresh)
-        fresh.rename(results)
+        with whole_folder(results) as fresh:
+            shutil.copytree(found, fresh, dirs_exist_ok=True)
     elif store and not store.has(run.name, run.whole):
         store.put(run.name, results)
     return True
@@ -275,14 +274,11 @@ def _run(run: PlannedRun, place: Place, processes: Processes, share: dict[str, s
         )
     begun, lane = time.monotonic(), run.lane(place)
     _kedro(run.run, run.name, lane, place, processes, share)
-    results = run.results(place)
-    fresh = results.with_name(f".{results.name}.run")
-    collect_results(run.run.goal, run.run.parameters, lane, fresh)
-    seconds = round(time.monotonic() - begun, 1)
-    about = {"arm": run.run.arm, "seed": run.run.seed, "goal": run.run.goal.value}
-    describe(fresh, run.whole, {**about, **place.about, "seconds": seconds})
-    shutil.rmtree(results, ignore_errors=True)
-    fresh.rename(results)
+    with whole_folder(run.results(place)) as fresh:
+        collect_results(run.run.goal, run.run.parameters, lane, fresh)
+        seconds = round(time.monotonic() - begun, 1)
+        about = {"arm": run.run.arm, "seed": run.run.seed, "goal": run.run.goal.value}
+        describe(fresh, run.whole, {**about, **place.about, "seconds": seconds})
 
 
 def _kedro(

@@ -44,30 +44,25 @@ _MAX_ROWS = 100
 def collect_results(
     goal: Goal, parameters: Mapping[str, Any], data_root: Path, target: Path
 ) -> None:
-    """Copies what is kept of a run that has just ended, all or nothing.
+    """Copies what is kept of a run that has just ended.
 
     Args:
         goal: What it ran.
         parameters: What it was given.
         data_root: Where its reports and predictions lie.
-        target: The folder, which is replaced.
+        target: The folder, which is there.
     """
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     reports, prefix = data_root / "08_reporting", _PREFIXES[goal]
     for name in (EVALUATION, HELD_OUT_LOSS):
-        shutil.copyfile(reports / f"{prefix}{name}", fresh / name)
+        shutil.copyfile(reports / f"{prefix}{name}", target / name)
     for stage in _STAGES[goal]:
         name = f"training_{stage}.jsonl"
         rows = [json.loads(row) for row in (reports / name).read_text("utf-8").splitlines()]
-        _write_rows(fresh / name, _thinned(rows))
+        _write_rows(target / name, _thinned(rows))
     predictions = data_root / "07_model_output" / f"{prefix}predictions"
     version = (predictions / "CURRENT").read_text(encoding="utf-8").strip()
-    write_json(fresh / SCORES, _read_predictions(predictions / version))
-    write_json(fresh / PARAMETERS, parameters)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    write_json(target / SCORES, _read_predictions(predictions / version))
+    write_json(target / PARAMETERS, parameters)
 
 
 def read_json(path: Path) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.lab.folders import whole_folder
 from mm1_pipeline.lab.identity import Identity
 from mm1_pipeline.lab.results import read_json, write_json
 
@@ -80,15 +81,10 @@ class RunStore:
             results: Its folder, described by `describe`.
         """
         target = self.folder / name
-        fresh, aside = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
-        for leftover in (fresh, aside):
-            shutil.rmtree(leftover, ignore_errors=True)
-        shutil.copytree(results, fresh)
         if target.exists():
             logger.warning("%s: a run that was made from something else is replaced.", target)
-            target.rename(aside)
-        fresh.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        with whole_folder(target) as fresh:
+            shutil.copytree(results, fresh, dirs_exist_ok=True)
 
 
 def describe(results: Path, identity: Identity, about: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from pydantic import TypeAdapter
 from mm1_pipeline.config.lab import WorldConfig
 from mm1_pipeline.config.validation import build_parameters
 from mm1_pipeline.lab import scenes
+from mm1_pipeline.lab.folders import whole_folder
 from mm1_pipeline.lab.scenes import Attribute, Scene
 
 logger = logging.getLogger(__name__)
@@ -99,12 +99,8 @@ def prepare_world(parameters: Mapping[str, Any], folder: Path) -> dict[str, int]
             f"{folder}: found files but no {WORLD_FILE}; expected a world or an empty folder. "
             "Remove it, or choose another."
         )
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    counts = write_world(config, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-    return counts
+    with whole_folder(folder) as fresh:
+        return write_world(config, fresh)
 
 
 def _read_world(folder: Path) -> dict[str, Any] | None:

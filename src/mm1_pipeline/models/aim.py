@@ -14,8 +14,7 @@ from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import AimConfig
 from mm1_pipeline.models.checkpoint import (
     check_weights,
-    load_part,
-    load_vision_encoder,
+    load_trained_encoder,
     save_part,
     save_vision_encoder,
 )
@@ -167,13 +166,7 @@ def load_patch_prediction(directory: Path) -> PatchPrediction:
         ValueError: there is no encoder, it was not trained by this objective, or files are
             damaged or do not fit each other.
     """
-    encoder = load_vision_encoder(directory)
-    if not (directory / HEAD).is_dir():
-        raise ValueError(
-            f"{directory}: found an encoder without a folder {HEAD!r}, expected what the stage "
-            "vision_pretrain writes with source: train and objective: aim."
-        )
-    weights, shape = load_part(directory / HEAD, HEAD)
+    encoder, weights, shape = load_trained_encoder(directory, HEAD, "aim")
     model = PatchPrediction(encoder, TypeAdapter(AimConfig).validate_python(shape), seed=0)
     check_weights(weights, model.head, directory / HEAD)
     model.head.load_state_dict(weights)

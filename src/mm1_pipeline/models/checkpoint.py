@@ -287,6 +287,49 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
+def load_trained_encoder(
+    directory: Path, kind: str, objective: str
+) -> tuple[VisionTransformer, dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads an encoder, and what its objective stored beside it with `save_part`.
+
+    Args:
+        directory: of the encoder; the other folder in it is named like its kind.
+        kind: as `save_part` was given it.
+        objective: which stores such a part, for the message.
+
+    Returns:
+        The encoder, and weights and shape of the part.
+
+    Raises:
+        ValueError: there is no encoder, it was not trained by this objective, or files are damaged.
+    """
+    encoder = load_vision_encoder(directory)
+    if not (directory / kind).is_dir():
+        raise ValueError(
+            f"{directory}: found an encoder without a folder {kind!r}, expected what the stage "
+            f"vision_pretrain writes with source: train and objective: {objective}."
+        )
+    return encoder, *load_part(directory / kind, kind)
+
+
+def check_finite(model: nn.Module, place: str | Path) -> None:
+    """Refuses a model whose training diverged.
+
+    Args:
+        model: any.
+        place: where it was read, for the message.
+
+    Raises:
+        ValueError: a weight is no number.
+    """
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{place}: found weights that are no numbers ({broken[0]}), expected a training "
+            "that did not diverge."
+        )
+
+
 def check_weights(weights: Mapping[str, torch.Tensor], module: nn.Module, directory: Path) -> None:
     """Checks that weights are those of a module, by names and shapes.
 

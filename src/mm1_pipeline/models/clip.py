@@ -17,8 +17,7 @@ from mm1_pipeline.config.shard import ImageTransform
 from mm1_pipeline.models.attention import DocumentLayout, packed_attention
 from mm1_pipeline.models.checkpoint import (
     check_weights,
-    load_part,
-    load_vision_encoder,
+    load_trained_encoder,
     save_part,
     save_vision_encoder,
 )
@@ -249,13 +248,7 @@ def load_contrastive(directory: Path) -> Contrastive:
         ValueError: there is no encoder, it was not trained by this objective, or files are
             damaged or do not fit each other.
     """
-    encoder = load_vision_encoder(directory)
-    if not (directory / HEADS).is_dir():
-        raise ValueError(
-            f"{directory}: found an encoder without a folder {HEADS!r}, expected what the stage "
-            "vision_pretrain writes with source: train and objective: clip."
-        )
-    weights, shape = load_part(directory / HEADS, HEADS)
+    encoder, weights, shape = load_trained_encoder(directory, HEADS, "clip")
     heads = TypeAdapter(_Heads).validate_python(shape)
     model = Contrastive(
         encoder,

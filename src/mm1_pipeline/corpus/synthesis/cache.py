@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import RecordImage
 from mm1_pipeline.corpus.synthesis.concepts import ConceptSource
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
+
+Asked = TypeVar("Asked")
 
 
 def content_hash(provenance: Mapping[str, Any], prompt: str) -> str:
@@ -86,13 +88,11 @@ class CachedWriter:
         """A caption for each request; what is new is stored before this returns."""
         provenance = self.provenance
         hashes = [content_hash(provenance, self.prompt(request)) for request in requests]
-        known = {h: text for h in hashes if (text := self._store.find(h)) is not None}
-        # Equal prompts are asked once.
-        new = {h: r for h, r in zip(hashes, requests, strict=True) if h not in known}
-        self.num_asked += len(new)
-        answers = dict(zip(new, self._inner.write(list(new.values())), strict=True))
-        self._store.keep({h: text for h, text in answers.items() if isinstance(text, str)})
-        return [known[digest] if digest in known else answers[digest] for digest in hashes]
+        return _ask_new(self._store, hashes, requests, self._write)
+
+    def _write(self, requests: list[CaptionRequest]) -> list[str | Rejected]:
+        self.num_asked += len(requests)
+        return self._inner.write(requests)
 
 
 class CachedConcepts:
@@ -122,10 +122,24 @@ class CachedConcepts:
         if provenance is None:
             return self._inner.detect(images)
         hashes = [content_hash(provenance, image.sha256) for image in images]
-        known = {h: text for h in hashes if (text := self._store.find(h)) is not None}
-        new = {h: image for h, image in zip(hashes, images, strict=True) if h not in known}
-        told = self._inner.detect(list(new.values())) if new else []
-        answers = dict(zip(new, told, strict=True))
-        told_texts = {h: json.dumps(a) for h, a in answers.items() if not isinstance(a, Rejected)}
-        self._store.keep(told_texts)
-        return [json.loads(known[h]) if h in known else answers[h] for h in hashes]
+        told = _ask_new(self._store, hashes, images, self._detect)
+        return [json.loads(text) if isinstance(text, str) else text for text in told]
+
+    def _detect(self, images: list[RecordImage]) -> list[str | Rejected]:
+        told = self._inner.detect(images)
+        return [said if isinstance(said, Rejected) else json.dumps(said) for said in told]
+
+
+def _ask_new(
+    store: AnswerStore,
+    hashes: Sequence[str],
+    asked: Sequence[Asked],
+    ask: Callable[[list[Asked]], Sequence[str | Rejected]],
+) -> list[str | Rejected]:
+    """Answers by hash: those that the store has, and new ones, which it gets unless they failed."""
+    known = {h: text for h in hashes if (text := store.find(h)) is not None}
+    # What is equal is asked once.
+    new = {h: thing for h, thing in zip(hashes, asked, strict=True) if h not in known}
+    answers = dict(zip(new, ask(list(new.values())) if new else (), strict=True))
+    store.keep({h: text for h, text in answers.items() if isinstance(text, str)})
+    return [known[h] if h in known else answers[h] for h in hashes]
