@@ -43,6 +43,17 @@ class LawFitConfig:
             raise ValueError(f"target_sizes: found {self.target_sizes}, expected parameters.")
 
 
+class Attribute(StrEnum):
+    """What can be asked about a scene of the synthetic world."""
+
+    COLOUR = "colour"
+    SHAPE = "shape"
+    POSITION = "position"
+    BACKGROUND = "background"
+    WORD = "word"
+    NUMBER = "number"
+
+
 @parameters
 class WorldConfig:
     """The synthetic world of the lab: how many scenes, and how badly alt texts describe them.
@@ -51,16 +62,22 @@ class WorldConfig:
     """
 
     canvas: int = 96
-    """Pixels of a side. A shape is about a third as wide and letters a ninth as high: at 96,
+    """Pixels of a side. A shape is about a third as wide and letters a tenth as high: at 96,
     a 64-px encoder still gets shapes of 20 px, and one of 32 px can read no word."""
     num_captions: int = 4_000
     """Images with an alt text, and as many with a dense caption."""
     num_documents: int = 3_000
     num_texts: int = 4_000
     num_conversations: int = 3_000
-    """Images with three questions each, for fine-tuning."""
+    """Conversations of three questions, for fine-tuning."""
+    several_images: float = 0.25
+    """Share of conversations whose questions are each about an image of its own."""
     num_items: int = 200
     """Items of each evaluation set."""
+    num_values: dict[Attribute, int] = dataclasses.field(default_factory=dict)
+    """How many values an attribute has, the first of `lab.scenes.VALUES`; all where it is not
+    named. The fewer the other attributes have, the more an encoder needs the word to tell the
+    images of a contrastive batch apart."""
     max_examples: int = 9
     """Images of the longest document: eight shots and a query."""
     caption_documents: float = 0.2
@@ -76,7 +93,7 @@ class WorldConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")
-        for name in ("caption_documents", "drop", "wrong"):
+        for name in ("caption_documents", "several_images", "drop", "wrong"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.drop + self.wrong > 1:
@@ -88,6 +105,12 @@ class WorldConfig:
                 f"canvas: found {self.canvas}, expected at least 48 pixels: letters would be "
                 "smaller than 5 and nobody could read them."
             )
+        for name, count in self.num_values.items():
+            if count < 2:
+                raise ValueError(
+                    f"num_values.{name}: found {count}, expected at least 2, or there is nothing "
+                    "to ask."
+                )
         if self.max_examples < 2:
             raise ValueError(f"max_examples: found {self.max_examples}, expected at least 2.")
 

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mm1_pipeline.config.lab import Attribute
+
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
-
-
-class Attribute(StrEnum):
-    """What can be asked about a scene."""
-
-    COLOUR = "colour"
-    SHAPE = "shape"
-    POSITION = "position"
-    BACKGROUND = "background"
-    WORD = "word"
-    NUMBER = "number"
 
 
 COLOURS: dict[str, Colour] = {
@@ -43,12 +34,18 @@ COLOURS: dict[str, Colour] = {
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 
-POSITIONS = (
-    "top left", "top", "top right",
-    "left", "middle", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
-"""Row by row."""
+POSITIONS: dict[str, tuple[int, int]] = {
+    "top left": (0, 0),
+    "top right": (0, 2),
+    "bottom left": (2, 0),
+    "bottom right": (2, 2),
+    "middle": (1, 1),
+    "top": (0, 1),
+    "left": (1, 0),
+    "right": (1, 2),
+    "bottom": (2, 1),
+}
+"""Row and column of nine cells; those that are easiest to tell apart come first."""
 
 BACKGROUNDS: dict[str, Colour] = {
     "white": (250, 250, 250),
@@ -63,10 +60,13 @@ WORDS = (
 
 NUMBERS = tuple(str(number) for number in range(10))
 
-VALUES: dict[Attribute, tuple[str, ...]] = {
+Values = Mapping[Attribute, tuple[str, ...]]
+"""What each attribute of a world's scenes may be."""
+
+VALUES: Values = {
     Attribute.COLOUR: tuple(COLOURS),
     Attribute.SHAPE: SHAPES,
-    Attribute.POSITION: POSITIONS,
+    Attribute.POSITION: tuple(POSITIONS),
     Attribute.BACKGROUND: tuple(BACKGROUNDS),
     Attribute.WORD: WORDS,
     Attribute.NUMBER: NUMBERS,
@@ -74,6 +74,9 @@ VALUES: dict[Attribute, tuple[str, ...]] = {
 
 _STRIP = 1 / 6
 """Height of the line of text, as a share of the canvas."""
+
+_FONT = 0.1
+"""Size of its font, as a share of the canvas; capitals are 0.7 of the size."""
 
 _SHAPE = 0.32
 """Width of a shape, as a share of the canvas, before it varies by a tenth."""
@@ -97,11 +100,25 @@ class Scene:
         return self.values[attribute]
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
+def first_values(num_values: Mapping[Attribute, int]) -> Values:
+    """The first values of the attributes that are named, all values of the others.
+
+    Raises:
+        ValueError: An attribute has fewer values.
+    """
+    for name, count in num_values.items():
+        if count > len(VALUES[name]):
+            raise ValueError(
+                f"world.num_values.{name}: found {count}, expected at most {len(VALUES[name])}."
+            )
+    return {name: found[: num_values.get(name)] for name, found in VALUES.items()}
+
+
+def draw_scene(rng: np.random.Generator, values: Values) -> Scene:
     """A random scene; every value of an attribute is equally likely."""
-    values = {name: str(rng.choice(found)) for name, found in VALUES.items()}
+    drawn = {name: str(rng.choice(found)) for name, found in values.items()}
     shift_x, shift_y, size, shade = rng.uniform(-1, 1, 4).tolist()
-    return Scene(values, (shift_x, shift_y, size, shade))
+    return Scene(drawn, (shift_x, shift_y, size, shade))
 
 
 def render(scene: Scene, canvas: int) -> bytes:
@@ -111,7 +128,7 @@ def render(scene: Scene, canvas: int) -> bytes:
     image = Image.new("RGB", (side, side), background)
     draw = ImageDraw.Draw(image)
     shift_x, shift_y, size, shade = scene.jitter
-    row, column = divmod(POSITIONS.index(scene[Attribute.POSITION]), 3)
+    row, column = POSITIONS[scene[Attribute.POSITION]]
     cell_width, cell_height = side / 3, side * (1 - _STRIP) / 3
     width = side * _SHAPE * (1 + 0.1 * size)
     free_x, free_y = (cell_width - width) / 2, (cell_height - width) / 2
@@ -160,24 +177,27 @@ def describe(values: dict[Attribute, str]) -> str:
     return " ".join(parts) or "image"
 
 
-def alt_text(scene: Scene, rng: np.random.Generator, drop: float, wrong: float) -> str:
+def alt_text(
+    scene: Scene, rng: np.random.Generator, values: Values, drop: float, wrong: float
+) -> str:
     """What the web writes: attributes left out, and wrong ones.
 
     Args:
         scene: What the image shows.
         rng: Decides what is left out.
+        values: What may stand in place of the right ones.
         drop: Probability that an attribute is left out.
         wrong: Probability that another value stands in its place.
     """
-    values = {}
+    written = {}
     for name, value in scene.values.items():
         chance = rng.random()
         if chance < drop:
             continue
         if chance < drop + wrong:
-            value = str(rng.choice([other for other in VALUES[name] if other != value]))
-        values[name] = value
-    return describe(values)
+            value = str(rng.choice([other for other in values[name] if other != value]))
+        written[name] = value
+    return describe(written)
 
 
 def dense_caption(scene: Scene) -> str:
@@ -240,10 +260,10 @@ def _write_text(image: Image.Image, text: str, background: Colour) -> None:
     side = image.width
     colour = (0, 0, 0) if sum(background) > 3 * 100 else (255, 255, 255)
     middle = (side / 2, side * (1 - _STRIP / 2))
-    ImageDraw.Draw(image).text(middle, text, colour, font=_font(side // 8), anchor="mm")
+    ImageDraw.Draw(image).text(middle, text, colour, font=_font(round(side * _FONT)), anchor="mm")
 
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that no machine needs one; capitals are 0.7 of the size."""
+    """Pillow's own font, so that no machine needs one."""
     return ImageFont.load_default(size)

@@ -8,7 +8,8 @@
     eval_captions/          COCO captions
     eval_<attribute>/       VQAv2 questions that all ask `what?`: the shots tell what is asked
     eval_text/              jsonl: text whose last word follows from the rest
-    conversations/          LLaVA's JSON: questions that name what they ask, with short answers
+    conversations/          LLaVA's JSON: questions that name what they ask, with short answers,
+                            of one image or one each
     eval_questions/         VQAv2 questions of that kind, about what is large
     eval_reading/           VQAv2 questions of that kind, about the small letters
     world.json              what was made
@@ -20,6 +21,7 @@ here on the world goes the way of real data: ingest, shard, pretrain, evaluate.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import time
@@ -34,11 +36,11 @@ import pyarrow.parquet as pq
 import zstandard
 from pydantic import TypeAdapter
 
-from mm1_pipeline.config.lab import WorldConfig
+from mm1_pipeline.config.lab import Attribute, WorldConfig
 from mm1_pipeline.config.validation import build_parameters
 from mm1_pipeline.lab import scenes
 from mm1_pipeline.lab.folders import whole_folder
-from mm1_pipeline.lab.scenes import Attribute, Scene
+from mm1_pipeline.lab.scenes import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +189,14 @@ def _generator(config: WorldConfig, name: str, number: int) -> np.random.Generat
     return np.random.default_rng([config.seed, zlib.crc32(name.encode()), number])
 
 
+def _draw_scene(config: WorldConfig, rng: np.random.Generator) -> Scene:
+    return scenes.draw_scene(rng, scenes.first_values(config.num_values))
+
+
 def _write_alt_texts(config: WorldConfig, folder: Path) -> int:
     def text(scene: Scene, rng: np.random.Generator) -> str:
-        return scenes.alt_text(scene, rng, config.drop, config.wrong)
+        values = scenes.first_values(config.num_values)
+        return scenes.alt_text(scene, rng, values, config.drop, config.wrong)
 
     return _write_captions(config, folder, text)
 
@@ -204,7 +211,7 @@ def _write_captions(
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(config.num_captions):
             rng = _generator(config, folder.name, number)
-            scene = scenes.draw_scene(rng)
+            scene = _draw_scene(config, rng)
             yield {"image": scenes.render(scene, config.canvas), "caption": text(scene, rng)}
 
     return _write_parquet(rows(), {"image": pa.binary(), "caption": pa.string()}, folder)
@@ -219,7 +226,7 @@ def _write_documents(config: WorldConfig, folder: Path) -> int:
             images: list[bytes | None] = []
             texts: list[str | None] = []
             for _ in range(num_examples):
-                scene = scenes.draw_scene(rng)
+                scene = _draw_scene(config, rng)
                 images += [scenes.render(scene, config.canvas), None]
                 texts += [None, answer(scene)]
             yield {"images": images, "texts": texts}
@@ -283,7 +290,7 @@ def _text_lines(rng: np.random.Generator) -> list[str]:
 
 def _write_caption_items(config: WorldConfig, folder: Path) -> int:
     images, annotations = [], []
-    for number, scene in _scenes(config, folder, config.num_items):
+    for number, scene in itertools.islice(_scenes(config, folder), config.num_items):
         name = f"{number:06d}.png"
         size = {"width": config.canvas, "height": config.canvas}
         images.append({"id": number, "file_name": name, **size})
@@ -300,7 +307,7 @@ def _question_writer(
 
     def write(config: WorldConfig, folder: Path) -> int:
         questions, annotations = [], []
-        for number, scene in _scenes(config, folder, config.num_items):
+        for number, scene in itertools.islice(_scenes(config, folder), config.num_items):
             attribute = attributes[number % len(attributes)]
             ids = {"question_id": number, "image_id": number}
             answer = scene[attribute]
@@ -315,34 +322,37 @@ def _question_writer(
 
 
 def _write_conversations(config: WorldConfig, folder: Path) -> int:
-    """Writes LLaVA's JSON: an image, and some of its attributes asked in turns."""
-    conversations = []
-    for number, scene in _scenes(config, folder, config.num_conversations):
+    """Writes LLaVA's JSON: attributes asked in turns, of one image or each of its own."""
+    conversations, scenes_drawn = [], _scenes(config, folder)
+    for number in range(config.num_conversations):
         rng = _generator(config, f"{folder.name}/turns", number)
         asked = rng.choice(list(Attribute), _TURNS, replace=False).tolist()
+        has_several = rng.random() < config.several_images
+        shown = [next(scenes_drawn) for _ in range(_TURNS if has_several else 1)]
         turns = []
         for place, attribute in enumerate(map(Attribute, asked)):
-            image = "<image>\n" if place == 0 else ""
+            image = "<image>\n" if place < len(shown) else ""
+            _, scene = shown[min(place, len(shown) - 1)]
             turns.append({"from": "human", "value": f"{image}{ASKED[attribute]}"})
             turns.append({"from": "gpt", "value": scene[attribute]})
-        image = f"{number:06d}.png"
+        names = [f"{image:06d}.png" for image, _ in shown]
+        image = names if has_several else names[0]
         conversations.append({"id": f"{number:06d}", "image": image, "conversations": turns})
-    text = json.dumps(conversations)
-    (folder / "conversations.json").write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / "conversations.json", conversations)
     return len(conversations)
 
 
-def _scenes(config: WorldConfig, folder: Path, count: int) -> Iterator[tuple[int, Scene]]:
-    """Scenes of a set, whose images are written on the way."""
+def _scenes(config: WorldConfig, folder: Path) -> Iterator[tuple[int, Scene]]:
+    """Scenes of a set, numbered, without end; their images are written on the way."""
     (folder / "images").mkdir()
-    for number in range(count):
-        scene = scenes.draw_scene(_generator(config, folder.name, number))
+    for number in itertools.count():
+        scene = _draw_scene(config, _generator(config, folder.name, number))
         image = scenes.render(scene, config.canvas)
         (folder / "images" / f"{number:06d}.png").write_bytes(image)
         yield number, scene
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

@@ -99,12 +99,10 @@ class TestScenes:
                 assert np.abs(one - other).max() > 60
 
     def test_a_shape_is_where_its_position_says(self):
-        for index, position in enumerate(scenes.POSITIONS):
+        for position, cell in scenes.POSITIONS.items():
             grey = pixels(scene(position=position, background="white"))[:80]
             rows, columns = np.nonzero(np.abs(grey - 250).max(axis=-1) > 60)
-            row, column = divmod(index, 3)
-            assert row == int(3 * rows.mean() / 80)
-            assert column == int(3 * columns.mean() / 96)
+            assert cell == (int(3 * rows.mean() / 80), int(3 * columns.mean() / 96))
 
     def test_shapes_have_sixteen_pixels_for_an_encoder_of_sixty_four(self):
         for shape in scenes.SHAPES:
@@ -148,12 +146,12 @@ class TestScenes:
         shown = scene()
         counts = Counter()
         for _ in range(2_000):
-            text = scenes.alt_text(shown, rng, 0.3, 0.15).split()
+            text = scenes.alt_text(shown, rng, scenes.VALUES, 0.3, 0.15).split()
             word = [found for found in scenes.WORDS if found in text]
             counts["none" if not word else "right" if word == ["cat"] else "wrong"] += 1
         shares = {name: count / 2_000 for name, count in counts.items()}
         assert shares == pytest.approx({"none": 0.3, "right": 0.55, "wrong": 0.15}, abs=0.03)
-        assert scenes.alt_text(shown, rng, 0, 0) == scenes.caption(shown)
+        assert scenes.alt_text(shown, rng, scenes.VALUES, 0, 0) == scenes.caption(shown)
 
 
 def test_the_readers_take_everything(world, records):
@@ -195,15 +193,32 @@ def test_an_evaluation_set_asks_the_same_of_all_and_answers_by_its_attribute(rec
         assert len({r.references[0] for r in found}) > 1
 
 
-def test_a_conversation_asks_three_things_of_one_image(records):
+def test_a_conversation_asks_three_things_of_one_image_or_one_of_each(records):
     folder, _ = records
     attributes = {question: name for name, question in ASKED.items()}
+    counts = Counter()
     for record in read_records(folder, "conversations"):
-        assert len(record.images) == 1
+        kinds = [segment.type for segment in record.segments]
         texts = [s.text for s in record.segments if s.type == SegmentType.TEXT]
         asked = [attributes[text] for text in texts[::2]]
         assert len(set(asked)) == 3
         assert all(t in scenes.VALUES[a] for t, a in zip(texts[1::2], asked, strict=True))
+        places = [place for place, kind in enumerate(kinds) if kind == SegmentType.IMAGE]
+        assert places in ([0], [0, 3, 6]), "before the questions"
+        counts[len(places)] += 1
+    assert set(counts) == {1, 3}
+
+
+def test_a_world_of_fewer_values_has_the_first_of_them():
+    values = scenes.first_values({Attribute.COLOUR: 2, Attribute.POSITION: 4})
+    rng = np.random.default_rng(0)
+    drawn = [scenes.draw_scene(rng, values) for _ in range(200)]
+    assert {shown[Attribute.COLOUR] for shown in drawn} == {"red", "green"}
+    assert {shown[Attribute.SHAPE] for shown in drawn} == set(scenes.SHAPES)
+    written = " ".join(scenes.alt_text(shown, rng, values, 0.0, 1.0) for shown in drawn)
+    assert not {"blue", "middle"} & set(written.split()), "nor do mistakes name others"
+    with pytest.raises(ValueError, match=r"num_values\.shape: found 9, expected at most 6"):
+        scenes.first_values({Attribute.SHAPE: 9})
 
 
 @pytest.mark.parametrize("name", list(QUESTION_SETS))
@@ -290,6 +305,8 @@ def test_a_world_is_drawn_once_and_anew_for_other_parameters(tmp_path):
         ({"wrong": -0.1}, "0 to 1"),
         ({"num_items": 0}, "at least 1"),
         ({"max_examples": 1}, "at least 2"),
+        ({"num_values": {"word": 1}}, "at least 2"),
+        ({"several_images": 2.0}, "0 to 1"),
     ],
 )
 def test_what_no_world_can_have_is_refused(change, message):
