@@ -64,21 +64,34 @@ pipeline_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
 conf_source_option = click.option("--conf-source", default=None, help="Another conf folder.")
+params_option = click.option(
+    "--params",
+    type=click.UNPROCESSED,
+    default="",
+    callback=next(option for option in kedro_run.params if option.name == "params").callback,
+    help="Parameters in place of the environment's, as `kedro run` takes them.",
+)
 
 
 @mm1.command(cls=UserErrorCommand)
 @pipeline_option
 @json_option
+@params_option
 @env_option
 @conf_source_option
 @click.pass_context
 def status(
-    ctx: click.Context, pipeline: str | None, as_json: bool, env: str, conf_source: str | None
+    ctx: click.Context,
+    pipeline: str | None,
+    as_json: bool,
+    params: dict[str, Any],
+    env: str,
+    conf_source: str | None,
 ) -> None:
     """Shows a row a node: fresh, stale or missing, and why. Exit code 3 if any is not fresh."""
     from mm1_pipeline.staleness import maintenance, render
 
-    rows = maintenance.status(_open_session(env, conf_source).planner(pipeline))
+    rows = maintenance.status(_open_session(env, conf_source, params).planner(pipeline))
     _show(rows, render.render_status, as_json)
     ctx.exit(maintenance.exit_code(rows))
 
@@ -87,28 +100,37 @@ def status(
 @click.argument("node")
 @pipeline_option
 @json_option
+@params_option
 @env_option
 @conf_source_option
 def explain(
-    node: str, pipeline: str | None, as_json: bool, env: str, conf_source: str | None
+    node: str,
+    pipeline: str | None,
+    as_json: bool,
+    params: dict[str, Any],
+    env: str,
+    conf_source: str | None,
 ) -> None:
     """Shows what decides a node's outputs, and how that differs from the last run."""
     from mm1_pipeline.staleness import maintenance, render
 
-    planner = _open_session(env, conf_source).planner(pipeline, node)
+    planner = _open_session(env, conf_source, params).planner(pipeline, node)
     _show(maintenance.explain(planner, node), render.render_explanation, as_json)
 
 
 @mm1.command(cls=UserErrorCommand)
 @click.argument("node")
 @pipeline_option
+@params_option
 @env_option
 @conf_source_option
-def accept(node: str, pipeline: str | None, env: str, conf_source: str | None) -> None:
+def accept(
+    node: str, pipeline: str | None, params: dict[str, Any], env: str, conf_source: str | None
+) -> None:
     """Declares a node's outputs fresh without running it: the change altered no result."""
     from mm1_pipeline.staleness import maintenance, render
 
-    planner = _open_session(env, conf_source).planner(pipeline, node)
+    planner = _open_session(env, conf_source, params).planner(pipeline, node)
     _show([maintenance.accept(planner, node)], render.render_status, as_json=False)
 
 
@@ -260,6 +282,7 @@ def chat(
 @click.option("--mfu", default=None, type=float, help="Share of the peak reached, 0 to 1.")
 @click.option("--price", default=None, type=float, help="Of a device an hour.")
 @json_option
+@params_option
 @env_option
 @conf_source_option
 def plan(
@@ -268,6 +291,7 @@ def plan(
     mfu: float | None,
     price: float | None,
     as_json: bool,
+    params: dict[str, Any],
     env: str,
     conf_source: str | None,
 ) -> None:
@@ -278,7 +302,7 @@ def plan(
     from mm1_pipeline.lab import plan_table
     from mm1_pipeline.lab.plan import plan_environment
 
-    raw = _open_session(env, conf_source).load_context().config_loader["parameters"]
+    raw = _open_session(env, conf_source, params).load_context().config_loader["parameters"]
     options = {
         "device": device,
         "num_devices": num_devices,
@@ -293,10 +317,14 @@ def plan(
         _show(planned, plan_table.render_plan, as_json=False)
 
 
-def _open_session(env: str, conf_source: str | None) -> StalenessSession:
+def _open_session(
+    env: str, conf_source: str | None, params: dict[str, Any] | None = None
+) -> StalenessSession:
     from kedro.framework.project import settings
 
-    return settings.SESSION_CLASS.create(Path.cwd(), env=env, conf_source=conf_source)
+    return settings.SESSION_CLASS.create(
+        Path.cwd(), env=env, conf_source=conf_source, runtime_params=params
+    )
 
 
 def _show(value: Any, render: Any, as_json: bool) -> None:

@@ -213,6 +213,18 @@ def test_a_changed_parameter_makes_stale_what_it_touches_and_nothing_else(
         assert reason in next(row for row in rows if row["node"] == stale[0])["reasons"]
 
 
+def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
+    project, _ = finished
+    changed = "--params=pretrain.optimizer.learning_rate=0.01"
+    status, output = project.run("mm1", "status", "--json", changed)
+    rows = json.loads(output[output.index("[\n") :])
+    stale = {row["node"] for row in rows if row["state"] != "fresh"}
+    assert status == 3
+    assert "pretrain_model" in stale
+    assert not {"pack_shards", "plan_mixture"} & stale
+    assert project.run("mm1", "status")[0] == 0, "and changes nothing"
+
+
 WATCH_IMPORTS = """
 import sys
 from kedro.framework.cli.cli import main
