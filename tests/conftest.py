@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(place in item.path.as_posix() for place in STREAMING_TESTS):
             item.add_marker(pytest.mark.xdist_group("streaming"))
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """A test draws the same numbers whichever tests ran before it in its process."""
+    torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
