@@ -75,7 +75,7 @@ VALUES: Values = {
 _STRIP = 1 / 6
 """Height of the line of text, as a share of the canvas."""
 
-_FONT = 1 / 9
+_FONT = 1 / 8
 """Size of its font, as a share of the canvas; capitals are 0.7 of the size."""
 
 _SHAPE = 0.32
