@@ -62,7 +62,7 @@ class WorldConfig:
     """
 
     canvas: int = 96
-    """Pixels of a side. A shape is about a third as wide and capitals are an eleventh as high: at 96,
+    """Pixels of a side. A shape is about a third as wide, capitals are an eleventh as high: at 96,
     a 64-px encoder gets shapes of 20 px and capitals of 6, one of 32 px capitals of 3."""
     num_captions: int = 4_000
     """Images with an alt text, and as many with a dense caption."""
