@@ -250,9 +250,22 @@ def judge(claims: Sequence[Claim], *, level: float = LEVEL, min_seeds: int = 2) 
         elif p_contradicted <= level:
             verdict, reason = Verdict.CONTRADICTED, ""
         else:
-            verdict, reason = Verdict.NOT_SHOWN, "the interval holds both"
+            verdict, reason = Verdict.NOT_SHOWN, _why_not_shown(claim, len(claims), level)
         found.append(Judgement(claim, verdict, p_shown, p_contradicted, reason))
     return found
+
+
+def _why_not_shown(claim: Claim, num_claims: int, level: float) -> str:
+    for probability, says in (
+        (claim.p_shown(), "for it"),
+        (claim.p_contradicted(), "against it"),
+    ):
+        if probability <= level:
+            return (
+                f"alone it would speak {says} (p = {probability:.2g}), but chance gives that too "
+                f"easily among {num_claims} tested together; more seeds would tell"
+            )
+    return "the interval holds both"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

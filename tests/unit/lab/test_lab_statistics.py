@@ -145,6 +145,18 @@ def test_the_sign_turns_the_claim_round():
     assert down.as_json()["delta"] == -2.0
 
 
+def test_a_verdict_that_only_the_correction_withholds_says_so():
+    likely = Difference(2.0, 0.3, 3.7, 0.4, 2.0, 3, 60)
+    others = [Claim(f"{n}", Difference(0.0, -1.7, 1.7, 0.4, 2.0, 3, 60), 1) for n in range(9)]
+    up, down = Claim("up", likely, 1), Claim("down", likely, -1)
+    assert judge([up])[0].verdict == Verdict.SHOWN
+    found, other, *_ = judge([up, *others])
+    assert (found.verdict, other.reason) == (Verdict.NOT_SHOWN, "the interval holds both")
+    assert "speak for it (p = 0.038)" in found.reason
+    assert "more seeds would tell" in found.reason
+    assert "speak against it" in judge([down, *others])[0].reason
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
