@@ -278,6 +278,11 @@ def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
 
 
 def _check_names(config: EvaluateConfig, models: Sequence[str]) -> None:
+    if not config.tasks and not config.text_tasks:
+        raise ValueError(
+            f"tasks: found none that asks {', '.join(models)}, and no text_tasks; expected at "
+            "least one under evaluate.tasks or evaluate.text_tasks."
+        )
     for name, task in config.tasks.items():
         if models and not any(map(task.is_asked_of, models)):
             raise ValueError(

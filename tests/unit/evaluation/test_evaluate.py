@@ -207,6 +207,8 @@ def test_a_task_may_be_asked_of_some_models_only(world, first, tmp_path):
     }
     with pytest.raises(ValueError, match=r"tasks.captions.models: found \['later'\]"):
         run(world, tmp_path / "c", tasks={"captions": other})
+    with pytest.raises(ValueError, match="tasks: found none that asks"):
+        run(world, tmp_path / "d", tasks={}, text_tasks={})
 
 
 def test_models_of_another_kind_are_refused(world, tmp_path, model, tokenizer):
