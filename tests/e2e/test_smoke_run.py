@@ -221,7 +221,7 @@ def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
     stale = {row["node"] for row in rows if row["state"] != "fresh"}
     assert status == 3
     assert "pretrain_model" in stale
-    assert not {"pack_shards", "plan_mixture"} & stale
+    assert not {"ingest_sources", "prepare_tokenizer", "pack_shards"} & stale
     assert project.run("mm1", "status")[0] == 0, "and changes nothing"
 
 
