@@ -142,7 +142,7 @@ def evaluate(
             or a model belongs to another tokenizer or image size.
         JudgeError: If the judge cannot be asked.
     """
-    _check_names(config, [*models, *(chat.models if chat is not None else ())])
+    _check_tasks(config, [*models, *(chat.models if chat is not None else ())])
     documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
     judge = _judge(config, work_dir)
     device = _device(config.device)
@@ -277,7 +277,7 @@ def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
         )
 
 
-def _check_names(config: EvaluateConfig, models: Sequence[str]) -> None:
+def _check_tasks(config: EvaluateConfig, models: Sequence[str]) -> None:
     if not config.tasks and not config.text_tasks:
         raise ValueError(
             f"tasks: found none that asks {', '.join(models)}, and no text_tasks; expected at "

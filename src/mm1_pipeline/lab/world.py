@@ -189,13 +189,10 @@ def _generator(config: WorldConfig, name: str, number: int) -> np.random.Generat
     return np.random.default_rng([config.seed, zlib.crc32(name.encode()), number])
 
 
-def _draw_scene(config: WorldConfig, rng: np.random.Generator) -> Scene:
-    return scenes.draw_scene(rng, scenes.first_values(config.num_values))
-
-
 def _write_alt_texts(config: WorldConfig, folder: Path) -> int:
+    values = scenes.first_values(config.num_values)
+
     def text(scene: Scene, rng: np.random.Generator) -> str:
-        values = scenes.first_values(config.num_values)
         return scenes.alt_text(scene, rng, values, config.drop, config.wrong)
 
     return _write_captions(config, folder, text)
@@ -208,16 +205,20 @@ def _write_dense_captions(config: WorldConfig, folder: Path) -> int:
 def _write_captions(
     config: WorldConfig, folder: Path, text: Callable[[Scene, np.random.Generator], str]
 ) -> int:
+    values = scenes.first_values(config.num_values)
+
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(config.num_captions):
             rng = _generator(config, folder.name, number)
-            scene = _draw_scene(config, rng)
+            scene = scenes.draw_scene(rng, values)
             yield {"image": scenes.render(scene, config.canvas), "caption": text(scene, rng)}
 
     return _write_parquet(rows(), {"image": pa.binary(), "caption": pa.string()}, folder)
 
 
 def _write_documents(config: WorldConfig, folder: Path) -> int:
+    values = scenes.first_values(config.num_values)
+
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(config.num_documents):
             rng = _generator(config, folder.name, number)
@@ -226,7 +227,7 @@ def _write_documents(config: WorldConfig, folder: Path) -> int:
             images: list[bytes | None] = []
             texts: list[str | None] = []
             for _ in range(num_examples):
-                scene = _draw_scene(config, rng)
+                scene = scenes.draw_scene(rng, values)
                 images += [scenes.render(scene, config.canvas), None]
                 texts += [None, answer(scene)]
             yield {"images": images, "texts": texts}
@@ -331,11 +332,11 @@ def _write_conversations(config: WorldConfig, folder: Path) -> int:
         shown = [next(scenes_drawn) for _ in range(_TURNS if has_several else 1)]
         turns = []
         for place, attribute in enumerate(map(Attribute, asked)):
-            image = "<image>\n" if place < len(shown) else ""
+            tag = "<image>\n" if place < len(shown) else ""
             _, scene = shown[min(place, len(shown) - 1)]
-            turns.append({"from": "human", "value": f"{image}{ASKED[attribute]}"})
+            turns.append({"from": "human", "value": f"{tag}{ASKED[attribute]}"})
             turns.append({"from": "gpt", "value": scene[attribute]})
-        names = [f"{image:06d}.png" for image, _ in shown]
+        names = [f"{scene_number:06d}.png" for scene_number, _ in shown]
         image = names if has_several else names[0]
         conversations.append({"id": f"{number:06d}", "image": image, "conversations": turns})
     _write_json(folder / "conversations.json", conversations)
@@ -344,9 +345,10 @@ def _write_conversations(config: WorldConfig, folder: Path) -> int:
 
 def _scenes(config: WorldConfig, folder: Path) -> Iterator[tuple[int, Scene]]:
     """Scenes of a set, numbered, without end; their images are written on the way."""
+    values = scenes.first_values(config.num_values)
     (folder / "images").mkdir()
     for number in itertools.count():
-        scene = _draw_scene(config, _generator(config, folder.name, number))
+        scene = scenes.draw_scene(_generator(config, folder.name, number), values)
         image = scenes.render(scene, config.canvas)
         (folder / "images" / f"{number:06d}.png").write_bytes(image)
         yield number, scene

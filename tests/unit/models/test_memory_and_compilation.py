@@ -63,7 +63,6 @@ def test_compiled_layers_compute_the_same_under_the_same_names():
             vocab_size=32, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, d_ff=32
         ),
     )
-    torch.manual_seed(0)
     plain = NextToken(build_model(config, 3, seed=0)).double()
     compiled = copy.deepcopy(plain)
     assert compile_layers(compiled, backend="aot_eager") == 4
