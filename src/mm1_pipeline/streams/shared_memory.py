@@ -2,9 +2,10 @@
 
 Streaming gives every dataset a number, the first for which neither blocks of shared memory
 (`000007_locals`) nor lock files are found, and frees blocks when the process ends, lock files
-never. So a process that builds many loaders runs out of file handles, numbers grow with every
-run on a machine, and a killed run stands in its own way. Its remedy
-(`clean_stale_shared_memory`) also takes the blocks of other runs that are alive.
+never. To find the number it opens what others have, and keeps that open. So a process that
+builds many loaders runs out of file handles, numbers grow with every run on a machine, and a
+killed run stands in its own way. Its remedy (`clean_stale_shared_memory`) also takes the blocks
+of other runs that are alive.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import count
 from multiprocessing.shared_memory import SharedMemory as PlainSharedMemory
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 from streaming.base.constant import (
     BARRIER_FILELOCK,
@@ -27,6 +29,7 @@ from streaming.base.constant import (
 )
 from streaming.base.dataset import StreamingDataset
 from streaming.base.shared import SharedMemory, _get_path
+from streaming.base.shared import prefix as streaming_prefix
 from streaming.base.shared.prefix import _unpack_locals
 
 
@@ -60,6 +63,29 @@ def remove_leftovers(cache_dir: Path) -> None:
             _remove_locks(prefix)
 
 
+@contextmanager
+def others_closed() -> Iterator[None]:
+    """Closes what Streaming opens of other datasets to find a free number.
+
+    For use around the building of one dataset. Each block is read before the next is opened, and
+    the last is the dataset's own.
+    """
+    opened: list[SharedMemory] = []
+
+    class OneAtATime(SharedMemory):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            _close(opened)
+            opened.clear()
+            super().__init__(*arguments, **options)
+            opened.append(self)
+
+    streaming_prefix.SharedMemory = OneAtATime  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        streaming_prefix.SharedMemory = SharedMemory  # pyright: ignore[reportPrivateImportUsage]
+
+
 def blocks_of(dataset: StreamingDataset) -> list[SharedMemory]:
     """The blocks of shared memory that a dataset has open."""
     scalars = (dataset._next_epoch, dataset._cache_usage)
@@ -81,11 +107,15 @@ def release(blocks: Sequence[SharedMemory], prefix: int, owner: int) -> None:
     """
     if os.getpid() != owner:
         return
+    _close(blocks)
+    if any(block.created_shms for block in blocks):
+        _remove_locks(prefix)
+
+
+def _close(blocks: Sequence[SharedMemory]) -> None:
     for block in blocks:
         atexit.unregister(block.cleanup)
         block.cleanup()
-    if any(block.created_shms for block in blocks):
-        _remove_locks(prefix)
 
 
 def _datasets_alive_or_dead() -> Iterator[tuple[int, list[str]]]:

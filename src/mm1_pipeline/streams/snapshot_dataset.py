@@ -38,6 +38,7 @@ from mm1_pipeline.streams.shard_index import Split, dataset_directory
 from mm1_pipeline.streams.shared_memory import (
     blocks_of,
     one_run_at_a_time,
+    others_closed,
     release,
     remove_leftovers,
 )
@@ -70,7 +71,7 @@ class SnapshotDataset(StreamingDataset):
         """Step that the next epoch starts with; `load_state_dict` moves it."""
         self._snapshot_sha256 = snapshot.describe()["sha256"]
         self._failure: BaseException | None = None
-        with one_run_at_a_time(world.is_local_leader):
+        with one_run_at_a_time(world.is_local_leader), others_closed():
             if world.is_local_leader:
                 shutil.rmtree(cache_dir, ignore_errors=True)
                 remove_leftovers(cache_dir)

@@ -29,7 +29,7 @@ from mm1_pipeline.streams.loader import (
     read_sequences,
 )
 from mm1_pipeline.streams.mixture import MixtureSnapshot
-from mm1_pipeline.streams.shared_memory import remove_leftovers
+from mm1_pipeline.streams.shared_memory import blocks_of, remove_leftovers
 
 BATCH_SIZE, NUM_STEPS = 20, 7
 
@@ -309,9 +309,23 @@ def test_a_loader_that_is_gone_keeps_nothing_open(shards_dir: Path) -> None:
 
 def num_freed_but_open() -> int:
     """Blocks of shared memory that have no name any more, but a handle of this process."""
+    return sum(name.endswith("(deleted)") for name in open_blocks())
+
+
+def test_a_loader_opens_only_its_own_shared_memory(shards_dir: Path) -> None:
+    """Streaming looks at every dataset of the machine for a free number."""
+    other = loader_of(shards_dir, num_steps=2)
+    before = open_blocks()
+    loader = loader_of(shards_dir, num_steps=2)
+    handles = 2 * len(blocks_of(loader.dataset))  # of a block's file, and of its map
+    assert len(open_blocks()) - len(before) == handles
+    rows_of(other)
+
+
+def open_blocks() -> list[str]:
     handles = Path("/proc/self/fd").iterdir()
     targets = [os.readlink(handle) for handle in handles if os.path.lexists(handle)]
-    return sum(name.startswith("/dev/shm/") and name.endswith("(deleted)") for name in targets)
+    return [name for name in targets if name.startswith("/dev/shm/")]
 
 
 def test_shards_are_not_written_to(shards_dir: Path, tmp_path: Path) -> None:
