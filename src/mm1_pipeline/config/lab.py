@@ -222,6 +222,9 @@ class GridConfig(ExecutionConfig):
     """Arms to run, with spaces between them; None runs all. Lessons of other arms are left out."""
     max_seeds: int | None = None
     """Takes the first seeds only."""
+    num_seeds: Annotated[dict[str, int], NULL_REMOVES] = dataclasses.field(default_factory=dict)
+    """Arms that take fewer, also the first: dear ones, or such that tell soon. Two arms are
+    compared by the seeds that both have."""
     goal: Goal = Goal.EVALUATE_PRETRAIN
     """The pipeline that every arm runs; what arms have in common is made once."""
     goals: Annotated[dict[str, Goal], NULL_REMOVES] = dataclasses.field(default_factory=dict)
@@ -249,6 +252,13 @@ class GridConfig(ExecutionConfig):
             raise ValueError(
                 f"only: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
             )
+        for arm, number in self.num_seeds.items():
+            if arm not in self.arms:
+                raise ValueError(
+                    f"num_seeds: found {arm}, expected one of the arms {', '.join(self.arms)}."
+                )
+            if number < 1:
+                raise ValueError(f"num_seeds.{arm}: found {number}, expected at least 1.")
 
     @property
     def chosen_arms(self) -> dict[str, Overrides]:
@@ -262,8 +272,13 @@ class GridConfig(ExecutionConfig):
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """Seeds that are run."""
+        """Seeds that are run, with an arm or another."""
         return self.seeds[: self.max_seeds]
+
+    def seeds_of(self, *arms: str) -> tuple[int, ...]:
+        """Seeds that all of these arms are run with."""
+        seeds = self.chosen_seeds
+        return seeds[: min(self.num_seeds.get(arm, len(seeds)) for arm in arms)]
 
 
 @parameters

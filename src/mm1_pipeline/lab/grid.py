@@ -65,6 +65,8 @@ def resolve_arms(config: GridConfig, parameters: Mapping[str, Any]) -> list[ArmR
     runs = []
     for seed in config.chosen_seeds:
         for arm, overrides in config.chosen_arms.items():
+            if seed not in config.seeds_of(arm):
+                continue
             changed = apply_overrides(raw, {**overrides, **dict.fromkeys(config.seed_paths, seed)})
             typed = {
                 name: group

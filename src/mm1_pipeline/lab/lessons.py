@@ -53,7 +53,7 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
         for name, lesson in config.chosen_lessons.items()
     ]
     judgements = judge(claims, min_seeds=config.min_seeds)
-    seeds = [str(seed) for seed in config.grid.chosen_seeds]
+    seeds_of = config.grid.seeds_of
     lessons = {
         name: {
             "title": lesson.title,
@@ -64,7 +64,9 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
             "model": lesson.model or config.grid.model,
             "paper": lesson.paper,
             **judgement.as_json(),
-            "per_seed": dict(zip(seeds, measured[name][1], strict=True)),
+            "per_seed": dict(
+                zip(map(str, seeds_of(lesson.first, lesson.second)), measured[name][1], strict=True)
+            ),
         }
         for (name, lesson), judgement in zip(config.chosen_lessons.items(), judgements, strict=True)
     }
@@ -72,6 +74,7 @@ def judge_lessons(config: AblateConfig, results: Path) -> dict[str, Any]:
         arm: {
             "overrides": overrides,
             "goal": config.grid.goal_of(arm).value,
+            "seeds": list(seeds_of(arm)),
             "positions": _num_positions(config.grid, arm, results),
             "scores": _mean_scores(config.grid, arm, results),
         }
@@ -90,7 +93,7 @@ def read_runs(config: LrLawConfig, grid: GridConfig, results: Path) -> list[Run]
     """
     runs = []
     for arm in grid.chosen_arms:
-        for seed in grid.chosen_seeds:
+        for seed in grid.seeds_of(arm):
             folder = results / arm / f"seed{seed}"
             parameters = read_json(folder / PARAMETERS)
             decoder = TypeAdapter(DecoderConfig).validate_python(
@@ -133,8 +136,9 @@ def _difference(
 ) -> tuple[Difference, list[float]]:
     """The difference of a lesson's arms, and its mean for each seed."""
     model = lesson.model or config.grid.model
+    seeds = config.grid.seeds_of(lesson.first, lesson.second)
     runs = {
-        arm: [results / arm / f"seed{seed}" for seed in config.grid.chosen_seeds]
+        arm: [results / arm / f"seed{seed}" for seed in seeds]
         for arm in (lesson.first, lesson.second)
     }
     if (stream := lesson.held_out) is not None:
@@ -202,7 +206,7 @@ def _held_out(folder: Path, model: str, stream: str) -> float:
 
 def _num_positions(grid: GridConfig, arm: str, results: Path) -> int:
     """Positions that a run of an arm is trained on, by its parameters."""
-    parameters = read_json(results / arm / f"seed{grid.chosen_seeds[0]}" / PARAMETERS)
+    parameters = read_json(results / arm / f"seed{grid.seeds_of(arm)[0]}" / PARAMETERS)
     stages = [("pretrain", "shard")]
     if grid.goal_of(arm) != Goal.EVALUATE_PRETRAIN:
         stages.append(("sft", "sft_shard"))
@@ -219,7 +223,7 @@ def _mean_scores(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Mean over seeds of every task's value, by trained model, task and shots."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for seed in grid.chosen_seeds:
+    for seed in grid.seeds_of(arm):
         for model, tasks in task_values(results / arm / f"seed{seed}").items():
             for task, values in tasks.items():
                 for shots, value in values.items():

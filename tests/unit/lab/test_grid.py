@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,26 @@ class TestLessons:
         assert found["lessons"]["wrong"]["paper"] == "+3"
         assert found["arms"]["mix"]["scores"] == {"pretrain": {"vqa": {"0": 1.0, "4": 2.0}}}
         json.dumps(found, allow_nan=False)
+
+    def test_an_arm_may_have_fewer_seeds(self, results):
+        part = dataclasses.replace(GRID, num_seeds={"captions": 2})
+        names = [run.name for run in resolve_arms(part, PARAMETERS)]
+        assert "mix/seed5" in names
+        assert "captions/seed5" not in names
+        shutil.rmtree(results / "captions" / "seed5")
+        found = judge_lessons(config(grid=part), results)
+        assert list(found["lessons"]["few_shot"]["per_seed"]) == ["3", "4"]
+        assert found["lessons"]["few_shot"]["seeds"] == 2
+        assert found["arms"]["mix"]["seeds"] == [3, 4, 5]
+        assert found["arms"]["captions"]["seeds"] == [3, 4]
+
+    @pytest.mark.parametrize(
+        ("number", "says"),
+        [({"other": 2}, "num_seeds: found other"), ({"mix": 0}, "num_seeds.mix: found 0")],
+    )
+    def test_seeds_of_an_arm_are_checked(self, number, says):
+        with pytest.raises(ValueError, match=says):
+            dataclasses.replace(GRID, num_seeds=number)
 
     def test_lessons_of_arms_that_are_not_run_are_left_out(self):
         part = GridConfig(arms={**GRID.arms, "other": {}}, only="mix captions")
