@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def render_lessons(lessons: Content, costs: Content) -> str:
     Returns:
         The page; equal inputs give equal bytes.
     """
+    lessons = {**lessons, "lessons": _by_number(lessons["lessons"])}
     sections = [_index(lessons, costs)]
     sections += [_lesson(name, lessons, costs) for name in lessons["lessons"]]
     sections.append(_arms(lessons, costs))
@@ -56,6 +58,16 @@ def render_law(law: Content) -> str:
         The page; equal inputs give equal bytes.
     """
     return render_page("The lab: learning-rate law", [_law(law)])
+
+
+def _by_number(lessons: Content) -> Content:
+    """L1, L1_x, L2 ..., whichever parameter file declares them; others follow as they are."""
+
+    def number(name: str) -> float:
+        found = re.match(r"L(\d+)(_|$)", name)
+        return int(found[1]) if found else math.inf
+
+    return {name: lessons[name] for name in sorted(lessons, key=number)}
 
 
 def _index(lessons: Content, costs: Content) -> Section:

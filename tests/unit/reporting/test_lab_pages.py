@@ -87,6 +87,14 @@ class TestLessons:
         ):
             assert wanted in text, wanted
 
+    def test_lessons_stand_by_number_whatever_the_order_of_their_files(self):
+        names = ["L13_half", "mine", "L7_captions", "L1_resolution", "L7_few_shot"]
+        page = render_lessons({**LESSONS, "lessons": {name: lesson() for name in names}}, COSTS)
+        found = re.findall(r'<section[^>]* id="([^"]+)"', page)
+        assert found == [
+            "lessons", "l1-resolution", "l7-captions", "l7-few-shot", "l13-half", "mine", "arms",
+        ]  # fmt: skip
+
     def test_losses_have_their_own_scale(self):
         text = text_of(render_lessons(LESSONS, COSTS))
         assert "−0.125 [−0.200, −0.050]" in text
