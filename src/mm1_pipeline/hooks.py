@@ -15,6 +15,9 @@ from mm1_pipeline.config.wiring import choose_edges
 
 logger = logging.getLogger(__name__)
 
+REPORTS = ("report", "lessons_report", "lr_law_report")
+"""Pages that a person wants to open when a run ends."""
+
 COMMAND_GROUPS = {"world": WorldConfig, "cluster": ClusterConfig}
 """Parameter groups that a command reads and no node; an environment need not have them."""
 
@@ -69,9 +72,15 @@ class ClosingHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
-        """Prints the path of the report, where the run has one."""
-        if "report" in pipeline.outputs():
-            logger.info("Report: %s", catalog["report"]._describe()["filepath"])
+        """Prints the verdicts and the paths of the reports, where the run has any."""
+        pages = [name for name in REPORTS if name in pipeline.outputs()]
+        if "lessons_report" in pages:
+            from mm1_pipeline.reporting.lessons import verdict_lines
+
+            for line in verdict_lines(catalog.load("lessons")):
+                logger.info(line)
+        for name in pages:
+            logger.info("Report: %s", catalog[name]._describe()["filepath"])
 
 
 def _check_sources(catalog: Any) -> None:

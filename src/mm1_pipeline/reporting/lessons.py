@@ -48,6 +48,19 @@ def render_lessons(lessons: Content, costs: Content) -> str:
     return render_page("The lab: MM1's lessons", sections)
 
 
+def verdict_lines(lessons: Content) -> list[str]:
+    """Says every verdict in a line, e.g. for a terminal.
+
+    Args:
+        lessons: content of lessons.json.
+    """
+    return [
+        f"{name}: {lesson['verdict']}, {_points(lesson['delta'], lesson)} "
+        f"{_interval(lesson)} {_unit(lesson)} (seeds: {lesson['seeds']})"
+        for name, lesson in _by_number(lessons["lessons"]).items()
+    ]
+
+
 def render_law(law: Content) -> str:
     """Shows the learning-rate law beside the paper's.
 

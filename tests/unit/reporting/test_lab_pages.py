@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 
-from mm1_pipeline.reporting.lessons import render_law, render_lessons
+from mm1_pipeline.reporting.lessons import render_law, render_lessons, verdict_lines
 
 
 def lesson(**changes):
@@ -94,6 +94,13 @@ class TestLessons:
         assert found == [
             "lessons", "l1-resolution", "l7-captions", "l7-few-shot", "l13-half", "mine", "arms",
         ]  # fmt: skip
+
+    def test_every_verdict_is_a_line(self):
+        assert verdict_lines(LESSONS) == [
+            "L1_resolution: shown, +4.2 [+1.0, +7.5] points (seeds: 3)",
+            "L6_connector: not shown, −0.5 [−4.0, +3.0] points (seeds: 3)",
+            "L8_text: contradicted, −0.125 [−0.200, −0.050] nats a token (seeds: 3)",
+        ]
 
     def test_losses_have_their_own_scale(self):
         text = text_of(render_lessons(LESSONS, COSTS))

@@ -1,0 +1,48 @@
+"""Draws when each connector begins to read: the caption loss of the stored runs by step.
+
+python docs/experiments/2026-11-25-small-lab-600-steps/plateaus.py
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+HERE = Path(__file__).parent
+ARMS = {
+    "average pooling": "mix_long",
+    "attention pooling": "attention_pooling_long",
+    "C-Abstractor": "c_abstractor_long",
+}
+NUM_SMOOTHED = 7
+"""Rows of the log, each 12 steps apart."""
+
+
+def caption_losses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and smoothed losses in nats a token."""
+    lines = (folder / "training_pretrain.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "caption" in row["losses"]]
+    window = np.full(NUM_SMOOTHED, 1 / NUM_SMOOTHED)
+    steps, losses = ([row["step"] for row in rows], [row["losses"]["caption"] for row in rows])
+    return np.convolve(steps, window, "valid"), np.convolve(losses, window, "valid")
+
+
+def main() -> None:
+    """Writes the drawing beside this file."""
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for index, (name, arm) in enumerate(ARMS.items()):
+        for number, folder in enumerate(sorted((HERE / "runs" / arm).glob("seed*"))):
+            axes.plot(
+                *caption_losses(folder), color=f"C{index}", lw=1.3, label=None if number else name
+            )
+    axes.axvline(600, color="grey", lw=0.8, ls=":")
+    axes.annotate("the grid's arms end here", (606, 0.53), color="grey", fontsize=8)
+    axes.set(xlabel="step", ylabel="loss on captions, nats a token", ylim=(0.2, 0.56))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(HERE / "plateaus.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
