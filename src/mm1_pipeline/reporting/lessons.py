@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from mm1_pipeline.reporting.charts import NUM_SERIES, WIDE, Dot, dot_chart
 from mm1_pipeline.reporting.formatting import MISSING, compact, decimal, duration, signed
 from mm1_pipeline.reporting.html import render_page
@@ -124,19 +126,29 @@ def _index(lessons: Content, costs: Content) -> Section:
 
 
 def _overview(found: Content) -> list[Block]:
-    """All differences in one drawing; held-out losses have a scale of their own."""
+    """All differences, drawn by scale: CIDEr's may be far larger than those of accuracies.
+
+    Held-out losses have a scale of their own and are left to their sections.
+    """
     scored = {name: x for name, x in found.items() if not _is_loss(x)}
-    if not scored:
-        return []
-    svg = dot_chart(
-        {name: [_dot(lesson)] for name, lesson in scored.items()},
-        title="Difference of the two arms of every lesson, with its 95 % interval",
+    large = {name: x for name, x in scored.items() if abs(x["delta"]) > 100}
+    usual = {name: x for name, x in scored.items() if name not in large}
+    legend = tuple((name, series) for name, series in _SERIES.items())
+    drawings = {
+        "Differences with their 95 % intervals": usual,
+        "Differences beyond 100 points, with their 95 % intervals": large,
+    }
+    return [Chart(title, _dots(title, part), legend) for title, part in drawings.items() if part]
+
+
+def _dots(title: str, lessons: Content) -> Markup:
+    return dot_chart(
+        {name: [_dot(lesson)] for name, lesson in lessons.items()},
+        title=title,
         label="first arm less second, points",
         width=WIDE,
         from_zero=True,
     )
-    legend = tuple((name, series) for name, series in _SERIES.items())
-    return [Chart("Differences with their 95 % intervals", svg, legend)]
 
 
 def _lesson(name: str, lessons: Content, costs: Content) -> Section:

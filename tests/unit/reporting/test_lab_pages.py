@@ -102,6 +102,17 @@ class TestLessons:
             "L8_text: contradicted, −0.125 [−0.200, −0.050] nats a token (seeds: 3)",
         ]
 
+    def test_differences_of_cider_do_not_squeeze_those_of_accuracies(self):
+        cider = lesson(delta=576.6, interval=[574.9, 578.3], measure="captions 0-shot")
+        page = render_lessons(
+            {**LESSONS, "lessons": {"L1_resolution": lesson(), "L7_zero_shot": cider}}, COSTS
+        )
+        usual, large = re.findall(r"<figcaption>Differences .*?</figure>", page, re.DOTALL)
+        assert "L1_resolution" in usual
+        assert "L7_zero_shot" not in usual
+        assert "beyond 100 points" in large
+        assert "L7_zero_shot" in large
+
     def test_losses_have_their_own_scale(self):
         text = text_of(render_lessons(LESSONS, COSTS))
         assert "−0.125 [−0.200, −0.050]" in text
