@@ -222,9 +222,11 @@ class GridConfig(ExecutionConfig):
     """Arms to run, with spaces between them; None runs all. Lessons of other arms are left out."""
     max_seeds: int | None = None
     """Takes the first seeds only."""
+    usual_num_seeds: int | None = None
+    """How many of the seeds an arm takes, also the first; None takes all."""
     num_seeds: Annotated[dict[str, int], NULL_REMOVES] = dataclasses.field(default_factory=dict)
-    """Arms that take fewer, also the first: dear ones, or such that tell soon. Two arms are
-    compared by the seeds that both have."""
+    """Arms that take another number: fewer for dear ones, more for small differences. Two arms
+    are compared by the seeds that both have."""
     goal: Goal = Goal.EVALUATE_PRETRAIN
     """The pipeline that every arm runs; what arms have in common is made once."""
     goals: Annotated[dict[str, Goal], NULL_REMOVES] = dataclasses.field(default_factory=dict)
@@ -252,6 +254,8 @@ class GridConfig(ExecutionConfig):
             raise ValueError(
                 f"only: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
             )
+        if self.usual_num_seeds is not None and self.usual_num_seeds < 1:
+            raise ValueError(f"usual_num_seeds: found {self.usual_num_seeds}, expected at least 1.")
         for arm, number in self.num_seeds.items():
             if arm not in self.arms:
                 raise ValueError(
@@ -277,8 +281,8 @@ class GridConfig(ExecutionConfig):
 
     def seeds_of(self, *arms: str) -> tuple[int, ...]:
         """Seeds that all of these arms are run with."""
-        seeds = self.chosen_seeds
-        return seeds[: min(self.num_seeds.get(arm, len(seeds)) for arm in arms)]
+        usual = self.usual_num_seeds or len(self.seeds)
+        return self.chosen_seeds[: min(self.num_seeds.get(arm, usual) for arm in arms)]
 
 
 @parameters

@@ -165,6 +165,15 @@ class TestLessons:
         assert found["arms"]["mix"]["seeds"] == [3, 4, 5]
         assert found["arms"]["captions"]["seeds"] == [3, 4]
 
+    def test_the_usual_number_of_seeds_is_for_all_arms_without_one_of_their_own(self):
+        part = dataclasses.replace(GRID, usual_num_seeds=1, num_seeds={"captions": 2})
+        assert part.seeds_of("mix") == (3,)
+        assert part.seeds_of("captions") == (3, 4)
+        assert part.seeds_of("mix", "captions") == (3,)
+        assert dataclasses.replace(part, max_seeds=1).seeds_of("captions") == (3,)
+        with pytest.raises(ValueError, match="usual_num_seeds: found 0"):
+            dataclasses.replace(GRID, usual_num_seeds=0)
+
     @pytest.mark.parametrize(
         ("number", "says"),
         [({"other": 2}, "num_seeds: found other"), ({"mix": 0}, "num_seeds.mix: found 0")],
