@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from mm1_pipeline.evaluation.answer_markup import marked_answers, plain_text
 from mm1_pipeline.evaluation.formats.base import letter
 
-_NO_LETTER = r"(?![A-Za-z0-9_'+#]|-[A-Za-z]|\.[A-Za-z]\b)"
+_NO_LETTER = r"(?![A-Za-z0-9_'+#]|-[A-Za-z]|\.[A-Za-z](?:\.|$))"
 """What must not follow a letter that stands for an option: B12, C++, A's, U.S."""
 _LETTER = rf"(?<![A-Za-z0-9_])[(\[{{【]*\s?(?P<letter>[A-Za-z])\s?[)\]}}】]*{_NO_LETTER}"
 _REASON = r"(?:because|since|as|which|so|given|due|based|according|for|but)\b"
@@ -28,18 +28,18 @@ _LEAD = (
     r"(?:is\s+)?[:：]?\s*"
 )
 _ANNOUNCED = re.compile(
-    r"\b(?:answers?|ans|option|choice|solution|selection|response|conclusion)\b\.?"
+    r"\b(?:answers?|ans|option|choice|solution|selection|response|conclusion|correct)\b\.?"
     r"(?:(?:\s+(?!option\b|choice\b)[^.:;?!\n]{0,80}?|[,(][^.:;?!\n]{0,80}?)?"
-    r"(?:\s+(?:is|was|be|are|=)\b|:)(?:\s*[:=])?|\s*(?:=+|[-–—]+>?|\n)\s)"
+    r"(?:\s+(?:is|was|be|are|=)\b|:)(?:\s*[:=])?|\s*(?:=+|[-–—]+>?|→)\s|\s*\n\s*)"
     rf"{_LEAD}"
     r"|\bfinal\s+(?:answer|choice)\s+"
-    rf"|(?:答案|正确选项|正确答案)(?:应该|应)?(?:是|为|选|:)*{_LEAD}",
+    rf"|(?:答案|正确选项|正确答案)[】\]]?(?:应该|应)?(?:是|为|选|:)*{_LEAD}",
     re.IGNORECASE,
 )
 """What announces the answer: its letter or text follows."""
 _CONCLUDED = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|in\s+conclusion|it\s+is|it's|(?:must|should|would|"
-    r"could|has\s+to)\s+be|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
+    r"could|has\s+to)\s+be|say|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
     r"leav(?:es?|ing)(?:\s+us)?(?:\s+with)?|corresponds?\s+to|match(?:es)?|but|[=-]+>)\s*[,:]?\s*"
     rf"(?:(?:it|that|this)\s+(?:is|must\s+be)\s+)?{_LEAD}"
     r"|(?:故|因此|所以|应该?|我)?选(?:择|项)?(?:是|为|:)?\s*",
@@ -64,13 +64,15 @@ _DOUBTED = re.compile(
 _ALSO = re.compile(
     rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:{_NOUN}\s+)?{_LETTER}", re.IGNORECASE
 )
+_ALONE = re.compile(r"\W*([A-Za-z])\W*|.*[.!?:→>]\s+\W*([A-Z])\W*")
+"""A letter that is a line, or its last sentence."""
 _HEADING = re.compile(
     r"[(\[【]?(?P<letter>[A-Za-z])(?:[)\]】]+[.:,]?|[.:,])(?=\s|$|[A-Za-z]{2}|\d|[^\x00-\x7f])"
     r"|(?P<capital>[A-Z])(?=\s+(?:[-–—]\s|\(|(?:because|since)\b))"
 )
 _MENTIONED = re.compile(
     rf"(?<![A-Za-z0-9_])[(\[【](?P<bracketed>[A-Za-z])[)\]】]"
-    rf"|\b(?:{_NOUN})\s+(?P<named>[A-Z](?!\s+[a-z])|[B-HJ-Z]|A(?=\s+(?:is|was|and|or)\b))"
+    rf"|\b(?i:{_NOUN})\s+(?P<named>[A-Z](?!\s+[a-z])|[B-HJ-Z]|A(?=\s+(?:is|was|and|or)\b))"
     rf"{_NO_LETTER}",
 )
 _DENIED = re.compile(
@@ -134,19 +136,20 @@ class _Reading:
         text = plain_text(answer).strip()
         given = " ".join(text.split()).casefold()
         same = [at for at, option in enumerate(self._texts) if option.casefold() == given]
-        if len(same) == 1 and len(given) > 1:
+        if len(same) == 1 and not re.fullmatch("[a-z]", given):
             return letter(same[0])
         for marked in reversed(marked_answers(answer)):
             if marked.strip() != answer.strip() and (found := self.option(marked)):
                 return found
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         alone = [
-            found[1].upper() for line in lines if (found := re.fullmatch(r"\W*([A-Za-z])\W*", line))
+            (found[1] or found[2]).upper() for line in lines if (found := _ALONE.fullmatch(line))
         ]
         for named in (
             self._conclusions(text)[-1:],
             self._known(alone),
             self._headings(text, lines),
+            self._headed_by_text(lines),
             self._mentions(text),
         ):
             if named:
@@ -164,7 +167,7 @@ class _Reading:
             while match := pattern.search(text, start):
                 # A gap that leads to nothing may hide a shorter one that leads to the answer.
                 start = match.start() + 1
-                said = re.split(r"[.,;:!?\n]", text[: match.end()].rstrip(" :\n"))[-1]
+                said = re.split(r"[.,;:!?\n]|\bbut\b", text[: match.end()].rstrip(" :\n"))[-1]
                 if not _DOUBTED.search(said):
                     name = self._at(text, match.end(), ends_clause=pattern is _CONCLUDED)
                     if name is not None:
@@ -218,7 +221,7 @@ class _Reading:
         found: dict[str, str] = {}
         for given in (line, _ARTICLE.sub("", line, count=1) if _ARTICLE.match(line) else line):
             for at, option in enumerate(self._texts):
-                is_text = len(option) > 1 and given.casefold().startswith(option.casefold())
+                is_text = not re.fullmatch("[A-Za-z]?", option) and given.casefold().startswith(option.casefold())
                 if is_text and _CLAUSE_END.match(given[len(option) :]):
                     found.setdefault(letter(at), option)
         longest = max(map(len, found.values()), default=0)
@@ -250,6 +253,11 @@ class _Reading:
         if len(set(names)) > 1 and names.count(names[-1]) > 1 and _HEADING.match(lines[-1]):
             return names[-1:]
         return [*names, ""] if names and len(listed) > 1 else names
+
+    def _headed_by_text(self, lines: Sequence[str]) -> list[str]:
+        """`False. It is not so`: an option whose text is the first clause."""
+        name = self._text_at(lines[0]) if lines else None
+        return [name] if name else []
 
     def _is_own_text(self, line: str) -> bool:
         own = self._texts[ord(line[0]) - ord("A")]
