@@ -26,6 +26,7 @@ from mm1_pipeline.evaluation.judge import Judge
 from mm1_pipeline.evaluation.judged import Judged, judge_items, ratio_statistic
 from mm1_pipeline.evaluation.mathvista import mathvista_score
 from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
+from mm1_pipeline.evaluation.mmmu import open_answer_match
 from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import (
@@ -36,12 +37,7 @@ from mm1_pipeline.evaluation.statistics import (
 )
 from mm1_pipeline.evaluation.submission import Submission, make_submission
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
-from mm1_pipeline.evaluation.text_metrics import (
-    anls,
-    exact_match,
-    open_answer_match,
-    relaxed_accuracy,
-)
+from mm1_pipeline.evaluation.text_metrics import anls, exact_match, relaxed_accuracy
 
 logger = logging.getLogger(__name__)
 
