@@ -25,7 +25,7 @@ _INNER_EMPHASIS = re.compile(r"\*{2,}|`+")
 _APOSTROPHES = re.compile(r"(?<!\w)'+|'+(?!\w)")
 _LIKE = str.maketrans(
     {
-        **dict.fromkeys("“”„‟«»「」『』《》\"", ""),
+        **dict.fromkeys('“”„‟«»「」『』《》"', ""),
         **dict.fromkeys("‘’‚′", "'"),
         **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", ""),
         "。": ".",
