@@ -39,7 +39,7 @@ _ANNOUNCED = re.compile(
 """What announces the answer: its letter or text follows."""
 _CONCLUDED = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|in\s+conclusion|it\s+is|it's|(?:must|should|would|"
-    r"could|has\s+to)\s+be|say|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
+    r"has\s+to)\s+be|say|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
     r"leav(?:es?|ing)(?:\s+us)?(?:\s+with)?|corresponds?\s+to|match(?:es)?|but|[=-]+>)\s*[,:]?\s*"
     rf"(?:(?:it|that|this)\s+(?:is|must\s+be)\s+)?{_LEAD}"
     r"|(?:故|因此|所以|应该?|我)?选(?:择|项)?(?:是|为|:)?\s*",
@@ -63,7 +63,8 @@ _DOUBTED = re.compile(
 )
 _CONDITION = re.compile(r"(?:if|unless|otherwise|suppose|assuming)\b", re.IGNORECASE)
 _ALSO = re.compile(
-    rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:{_NOUN}\s+)?{_LETTER}", re.IGNORECASE
+    rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:also\s+)?(?:{_NOUN}\s+)?{_LETTER}",
+    re.IGNORECASE,
 )
 _ALONE = re.compile(r"\W*([A-Za-z])\W*|.*[.!?:→>]\s+\W*([A-Z])\W*")
 """A letter that is a line, or its last sentence."""
@@ -244,7 +245,9 @@ class _Reading:
             if name is not None and name.upper() in self._letters:
                 name = name.upper()
                 names.append(name)
-                if match and not self._with_others(name, line[match.end("letter") :]):
+                if match and not self._with_others(
+                    name, line[line.upper().index(name) + 1 :].lstrip(")]】")
+                ):
                     return [name, ""]
         listed = {
             name
