@@ -5,7 +5,7 @@
     git clone https://github.com/lupantech/MathVista                # 53d525874bdd
     git clone https://github.com/open-compass/VLMEvalKit            # e8e78f05f308
     git clone https://github.com/yuweihao/MM-Vet                    # acde843e02da
-    git clone https://github.com/zjunlp/Deco                        # fee8d757c0a9: MME's calculation
+    git clone https://github.com/zjunlp/Deco                        # fee8d757c0a9, of MME
     pip install Levenshtein pandas pyyaml scikit-learn
     python make_official_scores.py FOLDER_OF_THE_CLONES
 
@@ -46,7 +46,8 @@ def _module(path: Path, *empty: str) -> ModuleType:
     for name in empty:
         sys.modules[name] = MagicMock()
     spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -148,7 +149,7 @@ def mathvista(clones: Path) -> str:
 
 def mmbench(clones: Path) -> str:
     """The option that VLMEvalKit infers without a judge; `-` for none."""
-    logs = "vlmeval vlmeval.smp vlmeval.smp.log".split()
+    logs = ("vlmeval", "vlmeval.smp", "vlmeval.smp.log")
     module = _module(clones / "VLMEvalKit/vlmeval/utils/matching_util.py", *logs)
     taken = [
         module.can_infer(r.answer, dict(zip("ABCDE", r.options, strict=False)))

@@ -6,8 +6,19 @@ import random
 from typing import Any, NamedTuple
 
 _SUBJECTS = ["Accounting", "Biology", "Math", "Music", "History", "Public_Health", "Electronics"]
-_NOUNS = "kite lamp river anvil tulip barrel magnet glacier ladder beetle".split()
-_COLOURS = "red blue amber violet teal olive".split()
+_NOUNS = [
+    "kite",
+    "lamp",
+    "river",
+    "anvil",
+    "tulip",
+    "barrel",
+    "magnet",
+    "glacier",
+    "ladder",
+    "beetle",
+]
+_COLOURS = ["red", "blue", "amber", "violet", "teal", "olive"]
 
 
 class OptionAnswer(NamedTuple):
@@ -75,7 +86,11 @@ _WORDINGS = {
         "({O}) is wrong since it is not shown. Therefore, ({X}) is the correct answer.",
     ],
     "text": ["{T}", "I can see that what is meant there is {T} indeed"],
-    "several": ["({O}) or ({X})", "{O} and {X}", "It could be ({O}) and also ({X}) in this picture"],
+    "several": [
+        "({O}) or ({X})",
+        "{O} and {X}",
+        "It could be ({O}) and also ({X}) in this picture",
+    ],
     "none": ["I cannot tell from this picture.", "", "A bird sings there for a while today."],
 }
 """Wordings by kind; X is the letter meant, x its small one, T its text, O another letter."""
@@ -147,7 +162,8 @@ def _extracted(rng: random.Random, problem: dict[str, Any], answer: str, number:
         given = rng.choice([answer, rng.choice(choices)])
         letter = "ABCDEFG"[choices.index(given)]
         forms = [
-            given, given.lower(), given.upper(), letter, letter.lower(), f"({letter})", f" {given} ",
+            given, given.lower(), given.upper(), letter, letter.lower(), f"({letter})",
+            f" {given} ",
             f"({letter.lower()}) {given}", f"{letter}. {given}", f"The answer is {given}.", "", "Z",
             "None", f"({rng.choice('ABCDEFG')}) {given}", given[: len(given) // 2], "not provided",
         ]  # fmt: skip

@@ -138,7 +138,8 @@ def test_ratios_by_category_are_llava_benchs():
 def test_scores_by_capability_are_mm_vets():
     rows = grades(NUM_REVIEWS)
     items = [
-        item(str(number), category="+".join(sorted(needs))) for number, (needs, _) in enumerate(rows)
+        item(str(number), category="+".join(sorted(needs)))
+        for number, (needs, _) in enumerate(rows)
     ]
     values = np.array([grade for _, grade in rows])
     found = details(Metric.JUDGE_GRADE, items, values, [""] * len(items))
