@@ -6,6 +6,8 @@ import copy
 import fnmatch
 import io
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,7 +16,12 @@ from typing import Any, BinaryIO, cast
 import fsspec.core
 
 from mm1_pipeline.corpus.images import RejectedImage
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
+
+_SUFFIX = re.compile(
+    r"(?<=[^/])\.(tar|parquet|jsonl?|tsv|csv|warc)(\.(gz|zst))?$", re.IGNORECASE | re.ASCII
+)
+"""What is taken off a file's name to make the keys of its records; nothing else is."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,8 @@ class SourceFile:
     name: str
     """Relative to the source's folder, with forward slashes."""
     size: int
-
-    @property
-    def stem(self) -> str:
-        """The name without its suffixes: `a/00000.tar` -> `a/00000`, the start of record keys."""
-        name = PurePosixPath(self.name)
-        return str(name.with_name(name.name.split(".", 1)[0] or name.name))
+    key: str
+    """The start of its records' keys: the name without its format's suffix, unlike any other's."""
 
 
 class SourceFiles:
@@ -54,15 +57,18 @@ class SourceFiles:
         is_file = self.fs.isfile(root)
         self.folder = posixpath.dirname(root) if is_file else root
         listed = {root: self.fs.info(root)} if is_file else _find(self.fs, root)
+        names = {path: _relative(path, self.folder) for path in sorted(listed)}
+        wanted = [
+            name
+            for name in names.values()
+            if is_file or (_matches(name, patterns, also) and (below or "/" not in name))
+        ]
+        keys = _file_keys(wanted)
         self._all = [
-            SourceFile(name, _relative(name, self.folder), int(info["size"] or 0))
-            for name, info in sorted(listed.items())
+            SourceFile(path, name, int(listed[path]["size"] or 0), keys.get(name, name))
+            for path, name in names.items()
         ]
-        self._files = [
-            file
-            for file in self._all
-            if is_file or (_matches(file.name, patterns, also) and (below or "/" not in file.name))
-        ]
+        self._files = [file for file in self._all if file.name in keys]
         self._whole = tuple(self._files)
         self.expected_records: int | None = None
         """Set by readers that know how many records there are."""
@@ -235,6 +241,23 @@ def _find(fs: Any, root: str) -> dict[str, dict[str, Any]]:
         raise FileNotFoundError(root)
     hidden = {name for name in found if "/." in f"/{_relative(name, root)}"}
     return {name: info for name, info in found.items() if name not in hidden}
+
+
+def _file_keys(names: list[str]) -> dict[str, str]:
+    """A key for every name of a folder; only a known suffix is taken off (`part.1.json`).
+
+    Names that would share a key, such as `a.json` and `a.jsonl`, keep their suffixes.
+    """
+    short = {name: storable(_SUFFIX.sub("", name) or name) for name in names}
+    times = Counter(short.values())
+    keys = {name: key if times[key] == 1 else storable(name) for name, key in short.items()}
+    taken: set[str] = set()
+    for name, key in keys.items():
+        # Two names that print alike, or a name that is another one without its suffix.
+        numbered = (key, *(f"{key}#{number}" for number in range(2, len(names) + 2)))
+        keys[name] = next(free for free in numbered if free not in taken)
+        taken.add(keys[name])
+    return keys
 
 
 def _relative(name: str, folder: str) -> str:

@@ -46,6 +46,7 @@ from mm1_pipeline.corpus.steps import (
     finish_folder,
     index_partition,
     judge_partition,
+    passed_over_to_json,
     read_partition,
     write_partition,
 )
@@ -58,7 +59,7 @@ _WORK = ".ingest"
 _COMPLETED = "completed.json"
 _STARTED = "started.json"
 _INDEX = ".evaluation"
-_LAYOUT = 3
+_LAYOUT = 4
 """Raise it when the files of a source change their layout, so that none is reused."""
 
 
@@ -302,6 +303,7 @@ def _finish_source(
         "format": source.format.value,
         "split": source.split.value,
         **counts.records.to_json(),
+        "passed_over": passed_over_to_json(counts.passed_over),
         "images": counts.images.to_json(),
         "steps": {name: counts.steps[name].to_json() for name in STEPS},
     }

@@ -6,7 +6,7 @@ from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
 from mm1_pipeline.corpus.files import ImageFolder
 from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
-from mm1_pipeline.corpus.readers.base import FILE_ERRORS, Source
+from mm1_pipeline.corpus.readers.base import Source, is_files_fault
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
 
@@ -101,7 +101,9 @@ def _content_problems(source: Source, expected: str) -> list[str]:
     for file in source.files:
         try:
             return problems(source, file)
-        except FILE_ERRORS:
+        except Exception as error:
+            if not is_files_fault(error):
+                raise
             continue  # a damaged file is no wrong parameter; reading puts it into quarantine
     return []
 

@@ -1,4 +1,4 @@
-"""What was rejected and why: nothing is dropped silently."""
+"""What was rejected or passed over, and why: nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -151,6 +151,22 @@ class Reason(StrEnum):
     CAPTION_TOO_FREQUENT = "caption_too_frequent"
 
 
+class Passed(StrEnum):
+    """What lies in a file and is no record of its format."""
+
+    DIRECTORY = "directory"
+    """A folder in an archive."""
+    RESOURCE_FORK = "resource_fork"
+    """What macOS writes beside every file: `._name`, `.DS_Store`, `__MACOSX/`."""
+    OTHER_MEMBER = "other_member"
+    """A member of an archive with a suffix that the format does not read."""
+    ARCHIVED_FILE = "archived_file"
+    """A response of a web archive that is no page: images, which pages may show, and the rest."""
+    OTHER_WARC_RECORD = "other_warc_record"
+    """A record of a web archive that is no response: requests, metadata, information."""
+    BLANK_LINE = "blank_line"
+
+
 class Rejected(ValueError):  # noqa: N818 - it is an outcome first, an error only in flight
     """Why something is not kept.
 
@@ -273,7 +289,19 @@ class Quarantine:
             self._rows = []
 
 
+def storable(text: str) -> str:
+    r"""Text that any file can hold, unlike for unlike: what is not UTF-8 becomes `\xff`.
+
+    File names hold bytes that are not UTF-8 as single surrogates (`os.fsdecode`), and JSON may
+    escape half a pair of them.
+    """
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        encoded = text.encode("utf-8", "backslashreplace")
+    return encoded.decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
-    """Text that can be stored and that is the same in every run: no surrogates, no addresses."""
-    stored = text.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r" at 0x[0-9A-Fa-f]+", "", stored)
+    """Text that can be stored and that is the same in every run: no addresses of objects."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", storable(text))

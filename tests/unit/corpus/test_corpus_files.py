@@ -6,7 +6,7 @@ import pytest
 from corpus_builders import write_bytes
 
 from mm1_pipeline.corpus import progress
-from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, safe_name
+from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, _file_keys, safe_name
 from mm1_pipeline.corpus.images import RejectedImage
 
 
@@ -37,7 +37,7 @@ def test_files_are_listed_in_the_order_of_their_names(tmp_path):
         write_bytes(tmp_path / name, b"x")
     files = SourceFiles(str(tmp_path), patterns=("*.tar",))
     assert [file.name for file in files] == ["a/10.tar", "a/2.tar", "b/2.tar", "c.TAR"]
-    assert [file.stem for file in files] == ["a/10", "a/2", "b/2", "c"]
+    assert [file.key for file in files] == ["a/10", "a/2", "b/2", "c"]
     assert [f.name for f in SourceFiles(str(tmp_path), patterns=("*.tar",), also="1*")] == [
         "a/10.tar"
     ]
@@ -99,3 +99,31 @@ def test_without_a_terminal_progress_goes_to_the_log(tmp_path, caplog, monkeypat
     assert "pictures: 2 records read, " in caplog.text
     assert "s left" in caplog.text
     assert "pictures: 2 records read in " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["val.part1.json", "val.part2.json", "val.part3.json"],
+        ["part.0.parquet", "part.1.parquet"],
+        ["shard.000000.tar", "shard.000001.tar"],
+        ["site.example.com-00000.warc.gz", "site.example.com-00001.warc.gz"],
+        ["c4-train.00000-of-01024.json.gz", "c4-train.00001-of-01024.json.gz"],
+        ["a.json", "a.jsonl", "a.JSON", "a.json.json"],
+        ["a/b.json", "a.b.json", "a b.json", ".json", "json"],
+        ["n\udce9.json", "n\\xe9.json", "n\u00e9.json", "ne\u0301.json"],
+    ],
+)
+def test_files_never_share_the_start_of_their_keys(names):
+    keys = _file_keys(names)
+    assert len(set(keys.values())) == len(names)
+    assert all(key.encode() for key in keys.values())
+
+
+def test_only_a_known_suffix_is_taken_off_a_key():
+    assert _file_keys(["x/val.part1.json", "v1.2.jsonl.zst", "b.tar.bak", "t.WARC.GZ"]) == {
+        "x/val.part1.json": "x/val.part1",
+        "v1.2.jsonl.zst": "v1.2",
+        "b.tar.bak": "b.tar.bak",
+        "t.WARC.GZ": "t",
+    }

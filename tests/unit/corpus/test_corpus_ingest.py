@@ -89,6 +89,7 @@ def test_files_report_and_schema(tmp_path):
         "read": 8,
         "kept": 7,
         "rejected": {"image_undecodable": 1},
+        "passed_over": {},
         "images": {"read": 8, "kept": 7, "rejected": {"image_undecodable": 1}},
         "steps": {
             "read": {"read": 8, "kept": 8, "rejected": {}},
@@ -328,4 +329,4 @@ def test_a_column_that_is_missing_later_stops_the_run(tmp_path):
 
 
 def test_details_can_be_stored_and_are_the_same_in_every_run():
-    assert printable("<BytesIO object at 0x7f00Ab>: \ud83d") == "<BytesIO object>: ?"
+    assert printable("<BytesIO object at 0x7f00Ab>: \ud83d") == "<BytesIO object>: \\ud83d"

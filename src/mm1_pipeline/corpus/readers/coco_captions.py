@@ -21,6 +21,7 @@ from mm1_pipeline.corpus.readers.annotations import (
     read_json,
 )
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
@@ -31,7 +32,7 @@ from mm1_pipeline.corpus.readers.base import (
 from mm1_pipeline.corpus.records import Segment
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all annotation files."""
     return read_each_file(source, partial(_read_annotations, open_image_folder(source)))
 
@@ -41,7 +42,7 @@ def _read_annotations(folder: ImageFolder, source: Source, file: SourceFile) -> 
     images: dict[Any, dict[str, Any]] = {}
     for identifier, image in index_by(entries(content, "images"), "id"):
         if isinstance(image, Rejected):
-            yield RejectedRecord(f"{file.stem}/image_{identifier}", image)
+            yield RejectedRecord(f"{file.key}/image_{identifier}", image)
         else:
             images[identifier] = image
     captions: dict[Any, list[tuple[Any, str]]] = {identifier: [] for identifier in images}
@@ -50,7 +51,7 @@ def _read_annotations(folder: ImageFolder, source: Source, file: SourceFile) -> 
             image_id, caption = _check_caption(annotation, images)
             captions[image_id].append((identifier, caption))
         except Rejected as error:
-            yield RejectedRecord(f"{file.stem}/caption_{identifier}", error)
+            yield RejectedRecord(f"{file.key}/caption_{identifier}", error)
     source.files.expected_records = sum(
         1 if source.is_evaluation else max(1, len(found)) for found in captions.values()
     )
@@ -82,16 +83,16 @@ def _to_items(
     metadata = {"image_id": image_id, "file_name": image.get("file_name")}
     if not captions:
         why = Rejected(Reason.IMAGE_WITHOUT_CAPTION)
-        yield RejectedRecord(f"{file.stem}/image_{image_id}", why)
+        yield RejectedRecord(f"{file.key}/image_{image_id}", why)
     elif source.is_evaluation:
         references = tuple(caption for _, caption in captions)
         raw = image_by_name(folder, image.get("file_name"))
         segments = (Segment.of_image(0),)
-        yield RawRecord(f"{file.stem}/{image_id}", segments, (raw,), references, metadata)
+        yield RawRecord(f"{file.key}/{image_id}", segments, (raw,), references, metadata)
     else:
         for identifier, caption in captions:
             raw = image_by_name(folder, image.get("file_name"))
-            key = f"{file.stem}/{identifier}"
+            key = f"{file.key}/{identifier}"
             yield caption_record(
                 source, key, raw, caption, {**metadata, "annotation_id": identifier}
             )

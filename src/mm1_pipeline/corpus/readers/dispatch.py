@@ -17,7 +17,7 @@ from mm1_pipeline.corpus.readers import (
     synth_dog,
     vqa_v2,
 )
-from mm1_pipeline.corpus.readers.base import Item, Source
+from mm1_pipeline.corpus.readers.base import Found, Source
 
 FORMAT_FILES = {
     SourceFormat.IMG2DATASET: ("*.tar",),
@@ -41,7 +41,7 @@ FORMAT_FILES = {
 """Names of the files in a folder that hold each format, in lower case."""
 
 
-def read_source(source: Source) -> Iterator[Item]:
+def read_source(source: Source) -> Iterator[Found]:
     """Reads a source record by record, in the order of its files.
 
     Yields:

@@ -9,7 +9,9 @@ import pyarrow as pa
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    ParameterError,
     RejectedRecord,
     Source,
     caption_record,
@@ -17,14 +19,14 @@ from mm1_pipeline.corpus.readers.base import (
 )
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
     return read_each_file(source, _read_table)
 
 
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
     if found := problems(source, file):
-        raise ValueError("\n".join(found))
+        raise ParameterError("\n".join(found))
     image_column, text_column = source.config.image_column, source.config.text_column
     for item in parquet.read_rows(source, file):
         if isinstance(item, RejectedRecord):

@@ -19,13 +19,14 @@ from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile, read_limited, safe_name
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
-    FILE_ERRORS,
+    Found,
     Item,
     RawImage,
     RejectedRecord,
     Source,
     caption_record,
     file_error,
+    is_files_fault,
     read_each_file,
 )
 
@@ -35,7 +36,7 @@ _END_OF_ARCHIVE_BYTES = 2 * tarfile.BLOCKSIZE
 _SUCCESS = "success"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all shards."""
     return read_each_file(source, _read_shard)
 
@@ -53,7 +54,7 @@ def _read_shard(source: Source, file: SourceFile) -> Iterator[Item]:
     seen: set[str] = set()
     with source.files.open(file) as stream:
         for sample in _read_samples(source, stream):
-            key = f"{file.stem}/{sample.name}"
+            key = f"{file.key}/{sample.name}"
             if sample.name in seen:
                 why = Rejected(Reason.DUPLICATE_KEY, "found a second sample of this name")
                 yield RejectedRecord(key, why)
@@ -183,13 +184,15 @@ def _missing_samples(source: Source, file: SourceFile, seen: set[str]) -> Iterat
         return
     try:
         promised = _promised_samples(source, table)
-    except FILE_ERRORS as error:
+    except Exception as error:
+        if not is_files_fault(error):
+            raise
         yield RejectedRecord(table.name, file_error(error))
         return
     for name in promised:
         if name not in seen:
             why = Rejected(Reason.MISSING_FROM_ARCHIVE, "the table says it was downloaded")
-            yield RejectedRecord(f"{file.stem}/{name}", why)
+            yield RejectedRecord(f"{file.key}/{name}", why)
 
 
 def _promised_samples(source: Source, table: SourceFile) -> list[str]:

@@ -24,7 +24,9 @@ from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    ParameterError,
     RawImage,
     RawRecord,
     RejectedRecord,
@@ -40,7 +42,7 @@ CONTENTS = ("bytes", "image")
 _FETCH = "fetch them first with the stage `download` and download.kind: interleaved"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
     return read_each_file(source, _read_table)
 
@@ -48,7 +50,7 @@ def read(source: Source) -> Iterator[Item]:
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
     found = problems(source, file)
     if found:
-        raise ValueError("\n".join(found))
+        raise ParameterError("\n".join(found))
     to_record = _matched if _is_mmc4(parquet.read_schema(source, file)) else _parallel
     for item in parquet.read_rows(source, file):
         if isinstance(item, RejectedRecord):

@@ -22,6 +22,7 @@ from mm1_pipeline.corpus.files import ImageFolder, SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import image_by_name, open_image_folder
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
@@ -45,7 +46,7 @@ _ROLES = {
 Turn = tuple[Role, str]
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all conversation files."""
     return read_each_file(source, partial(_read_conversations, open_image_folder(source)))
 
@@ -58,7 +59,7 @@ def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -
         for number, entry in parse(chunks, source.limits.max_line_bytes):
             if not _is_wanted(entry, source.config.ids):
                 continue
-            key = f"{file.stem}/{number:08d}"
+            key = f"{file.key}/{number:08d}"
             try:
                 record = _to_record(folder, key, entry)
                 if source.is_evaluation:

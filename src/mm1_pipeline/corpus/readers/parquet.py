@@ -32,7 +32,7 @@ def read_rows(
     ):
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
             for row in _to_rows(batch):
-                key = f"{file.stem}/{number:08d}"
+                key = f"{file.key}/{number:08d}"
                 yield RejectedRecord(key, row) if isinstance(row, Rejected) else (key, row)
                 number += 1
 

@@ -39,6 +39,7 @@ from mm1_pipeline.corpus.readers.annotations import (
     read_json_value,
 )
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawImage,
     RawRecord,
@@ -102,7 +103,7 @@ class _Layout(NamedTuple):
     """The example behind an entry; raises Rejected."""
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all files of a set."""
     images = _Images(open_image_folder(source))
     return read_each_file(source, partial(_read_file, images))
@@ -117,7 +118,7 @@ def _read_file(images: _Images, source: Source, file: SourceFile) -> Iterator[It
     for name, entry in layout.find(content):
         if source.config.format == SourceFormat.OCR_VQA and not _is_of_split(entry, source):
             continue
-        key = f"{file.stem}/{name}"
+        key = f"{file.key}/{name}"
         try:
             if not isinstance(entry, dict):
                 found = f"found {type(entry).__name__}, expected an object"
@@ -231,7 +232,7 @@ def _doc_vqa(images: _Images, name: str, entry: Entry) -> _Example:
 def _text_caps(images: _Images, source: Source, file: SourceFile, content: Any) -> Iterator[Item]:
     for number, entry in enumerate(entries(_object(content), "data")):
         fields = entry if isinstance(entry, dict) else {}
-        key = f"{file.stem}/{fields.get('caption_id', f'entry_{number}')}"
+        key = f"{file.key}/{fields.get('caption_id', f'entry_{number}')}"
         image_id = fields.get("image_id")
         if image_id is None:
             yield RejectedRecord(key, Rejected(Reason.CAPTION_WITHOUT_IMAGE))

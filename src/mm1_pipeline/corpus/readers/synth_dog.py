@@ -13,6 +13,7 @@ from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RejectedRecord,
     Source,
@@ -23,7 +24,7 @@ from mm1_pipeline.corpus.readers.base import (
 _TEXT_COLUMN = "ground_truth"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
     return read_each_file(source, _read_table)
 

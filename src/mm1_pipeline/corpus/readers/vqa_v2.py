@@ -23,6 +23,7 @@ from mm1_pipeline.corpus.readers.annotations import (
     read_json,
 )
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
@@ -34,7 +35,7 @@ from mm1_pipeline.corpus.records import Role, Segment
 _COPIED = ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer")
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all annotation files, then the questions."""
     images = NumberedImages(open_image_folder(source))
     annotations: dict[Any, dict[str, Any]] = {}
@@ -69,7 +70,7 @@ def _collect_annotations(
     found = entries(read_json(source, file), "annotations")
     for question_id, annotation in index_by(found, "question_id"):
         if isinstance(annotation, Rejected):
-            yield RejectedRecord(f"{file.stem}/{question_id}", annotation)
+            yield RejectedRecord(f"{file.key}/{question_id}", annotation)
         else:
             annotations[question_id] = annotation
 
@@ -84,7 +85,7 @@ def _read_questions(
     questions = entries(read_json(source, file), "questions")
     source.files.expected_records = len(questions) + (source.files.expected_records or 0)
     for question_id, question in index_by(questions, "question_id"):
-        key = f"{file.stem}/{question_id}"
+        key = f"{file.key}/{question_id}"
         asked.add(question_id)
         try:
             if isinstance(question, Rejected):

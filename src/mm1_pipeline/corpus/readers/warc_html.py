@@ -18,6 +18,7 @@ from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.html import Image, extract_document
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
@@ -32,7 +33,7 @@ _MAX_HEADER_BYTES = 100_000
 _REPLACEMENT = "\ufffd"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all pages, archive by archive."""
     with closing(ArchivedImages(source)) as images:
         for file in source.files:
@@ -47,7 +48,7 @@ def _read_pages(images: ArchivedImages, source: Source, file: SourceFile) -> Ite
             is_response = record.record_type in _RECORD_TYPES
             if not is_response or http.content_type(record) not in http.PAGE_TYPES:
                 continue
-            key = f"{file.stem}/{number:06d}"
+            key = f"{file.key}/{number:06d}"
             number += 1
             url = http.target_url(record)
             try:

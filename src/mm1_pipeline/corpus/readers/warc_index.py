@@ -21,7 +21,7 @@ from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.html import absolute_url
 from mm1_pipeline.corpus.images import check_url
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
-from mm1_pipeline.corpus.readers.base import FILE_ERRORS, RawImage, Source
+from mm1_pipeline.corpus.readers.base import RawImage, Source, is_files_fault
 
 _MAX_REDIRECTS = 5
 _OPEN_ARCHIVES = 8
@@ -104,7 +104,9 @@ class ArchivedImages:
         stream.seek(position)
         try:
             return next(iter(ArchiveIterator(stream, parse_http=True)), None)
-        except FILE_ERRORS as error:
+        except Exception as error:
+            if not is_files_fault(error):
+                raise
             raise Rejected(Reason.IMAGE_MISSING, f"{type(error).__name__}: {error}") from None
 
 
@@ -165,8 +167,10 @@ def _scan(source: Source, file: SourceFile) -> list[tuple[int, int]]:
                 wanted = http.status(record) == http.OK or is_redirect
                 if wanted and (is_redirect or http.content_type(record) not in http.PAGE_TYPES):
                     found.append((_hash(_url_of(record)), record.stream_pos))
-    except FILE_ERRORS:
-        pass  # damage is reported, and counted, when the pages are read
+    except Exception as error:
+        if not is_files_fault(error):
+            raise
+        # damage is reported, and counted, when the pages are read
     return found
 
 
