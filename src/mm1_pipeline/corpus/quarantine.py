@@ -274,7 +274,7 @@ class Quarantine:
         self._rows.append(
             {
                 "source": self._source,
-                "key": printable(key),
+                "key": storable(key),
                 "unit": unit,
                 "reason": rejected.reason.value,
                 "detail": printable(rejected.detail)[:_MAX_DETAIL],
