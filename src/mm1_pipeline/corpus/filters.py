@@ -199,9 +199,7 @@ def judge_record(record: Record, source: SourceConfig, furniture: Furniture) -> 
         return Verdict(None, record_fault(error), (), num_images)
 
 
-def _judge(
-    record: Record, source: SourceConfig, furniture: Furniture, num_images: int
-) -> Verdict:
+def _judge(record: Record, source: SourceConfig, furniture: Furniture, num_images: int) -> Verdict:
     dropped: list[DroppedImage] = []
     segments = list(record.segments)
     if source.split == SourceSplit.TRAIN:
