@@ -17,7 +17,8 @@ from mm1_pipeline.corpus.readers.base import RawImage, Source
 def open_image_folder(source: Source) -> ImageFolder:
     """The folder that annotations refer to: the configured one, else that of the annotations."""
     path = source.config.image_path or source.files.fs.unstrip_protocol(source.files.folder)
-    return ImageFolder(path, source.config.images.max_bytes)
+    follow_links = source.config.follow_image_links
+    return ImageFolder(path, source.config.images.max_bytes, follow_links=follow_links)
 
 
 def image_by_name(folder: ImageFolder, name: Any) -> RawImage:

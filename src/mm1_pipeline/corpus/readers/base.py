@@ -130,7 +130,7 @@ def read_guarded(
     source: Source, file: SourceFile, read_file: Callable[[Source, SourceFile], Iterator[Found]]
 ) -> Iterator[Found]:
     """Reads one file; see `read_each_file`."""
-    if file.size == 0:
+    if file.size == 0 and not file.unusable:
         yield RejectedRecord(file.name, Rejected(Reason.EMPTY_FILE, "found 0 bytes"))
         return
     try:
