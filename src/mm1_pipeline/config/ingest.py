@@ -220,6 +220,9 @@ class SourceConfig:
     image_path: str | None = input_path(default=None)
     """Folder that the image names of coco_captions, vqa_v2 and llava refer to; None takes the
     folder of the annotations, and `images` inside it."""
+    follow_image_links: bool = False
+    """Whether links in the folder of images may lead out of it. Names of images come with the
+    data, which could reach any file of the machine through them."""
     prompt: str | None = None
     """What the human says in conversations that are made from questions or captions, with
     `{question}` and `{choices}`; None takes the format's (`FORMAT_PROMPTS`)."""

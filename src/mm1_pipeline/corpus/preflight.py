@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
-from mm1_pipeline.corpus.files import ImageFolder
+from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, whole_suffix
 from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
 from mm1_pipeline.corpus.readers.base import Source, is_files_fault
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
@@ -63,10 +63,23 @@ def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> li
             f"{parameter}: found {config.path!r}, which cannot be listed "
             f"({type(error).__name__}: {error}), {expected}."
         ]
+    if packed := _packed_archives(config, files):
+        return [
+            f"{parameter}: found {', '.join(packed[:3])}{', ...' if len(packed) > 3 else ''} in "
+            f"{config.path!r}, {expected}: unpack them (gunzip, unzstd), for archives are not read "
+            "from front to end."
+        ]
     if not len(files):
         match = "" if config.files == "*" else f" that match {config.files!r}"
         return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}."]
     return _content_problems(Source(name, config, files, whole.limits), expected)
+
+
+def _packed_archives(config: SourceConfig, files: SourceFiles) -> list[str]:
+    if config.format != SourceFormat.IMG2DATASET:
+        return []
+    packed = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+    return [file.name for file in files.unread if whole_suffix(file.name) in packed]
 
 
 def _list_problems(parameter: str, config: SourceConfig) -> list[str]:

@@ -165,6 +165,8 @@ class Passed(StrEnum):
     OTHER_WARC_RECORD = "other_warc_record"
     """A record of a web archive that is no response: requests, metadata, information."""
     BLANK_LINE = "blank_line"
+    OTHER_FILE = "other_file"
+    """A file in a source's folder whose name is none of the format's."""
 
 
 class Rejected(ValueError):  # noqa: N818 - it is an outcome first, an error only in flight
@@ -274,7 +276,7 @@ class Quarantine:
         self._rows.append(
             {
                 "source": self._source,
-                "key": printable(key),
+                "key": storable(key),
                 "unit": unit,
                 "reason": rejected.reason.value,
                 "detail": printable(rejected.detail)[:_MAX_DETAIL],

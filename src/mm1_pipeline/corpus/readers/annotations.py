@@ -9,17 +9,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mm1_pipeline.corpus import json_streams
-from mm1_pipeline.corpus.files import ImageFolder, SourceFile
+from mm1_pipeline.corpus.files import IMAGE_SUFFIXES, ImageFolder, SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawImage, Source
-
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})
 
 
 def open_image_folder(source: Source) -> ImageFolder:
     """The folder that annotations refer to: the configured one, else that of the annotations."""
     path = source.config.image_path or source.files.fs.unstrip_protocol(source.files.folder)
-    return ImageFolder(path, source.config.images.max_bytes)
+    follow_links = source.config.follow_image_links
+    return ImageFolder(path, source.config.images.max_bytes, follow_links=follow_links)
 
 
 def image_by_name(folder: ImageFolder, name: Any) -> RawImage:
@@ -45,7 +44,7 @@ class NumberedImages:
         for name in folder.names:
             path = PurePosixPath(name)
             number = re.search(r"\d+$", path.stem)
-            if number and path.suffix.lower() in _IMAGE_SUFFIXES:
+            if number and path.suffix.lower() in IMAGE_SUFFIXES:
                 self._names.setdefault(int(number[0]), []).append(name)
 
     def find(self, number: Any) -> RawImage:

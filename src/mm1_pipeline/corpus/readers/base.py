@@ -130,7 +130,7 @@ def read_guarded(
     source: Source, file: SourceFile, read_file: Callable[[Source, SourceFile], Iterator[Found]]
 ) -> Iterator[Found]:
     """Reads one file; see `read_each_file`."""
-    if file.size == 0:
+    if file.size == 0 and not file.unusable:
         yield RejectedRecord(file.name, Rejected(Reason.EMPTY_FILE, "found 0 bytes"))
         return
     try:
@@ -152,13 +152,17 @@ def read_one(key: str, read_record: Callable[[], Item]) -> Item:
     """
     try:
         return read_record()
-    except Rejected as error:
-        return RejectedRecord(key, error)
     except Exception as error:
-        if not is_files_fault(error):
-            raise
-        found = f"{type(error).__name__}: {error}"
-        return RejectedRecord(key, Rejected(Reason.MALFORMED_RECORD, found))
+        return RejectedRecord(key, record_fault(error))
+
+
+def record_fault(error: Exception) -> Rejected:
+    """Why a record is rejected that raised an error; raises it again if no record is to blame."""
+    if isinstance(error, Rejected):
+        return error
+    if not is_files_fault(error):
+        raise error
+    return Rejected(Reason.MALFORMED_RECORD, f"{type(error).__name__}: {error}")
 
 
 def file_error(error: BaseException) -> Rejected:
