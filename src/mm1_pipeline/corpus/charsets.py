@@ -15,6 +15,7 @@ import codecs
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 REPLACEMENT = "\ufffd"
 """Stands for bytes that an encoding lacks."""
@@ -179,7 +180,8 @@ def decode(body: bytes, name: str) -> str:
         case "x-user-defined":
             return body.decode("latin-1").translate({n: n + 0xF700 for n in range(128, 256)})
         case _:
-            return codecs.charmap_decode(body, "replace", _single_bytes(name))[0]
+            characters: Any = _single_bytes(name)
+            return codecs.charmap_decode(body, "replace", characters)[0]
 
 
 def declared_encoding(body: bytes) -> str | None:
