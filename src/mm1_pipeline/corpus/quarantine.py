@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus.columns import to_table
+from mm1_pipeline.corpus.urls import without_secrets
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -283,7 +284,7 @@ class Quarantine:
                 "key": printable(key),
                 "unit": unit,
                 "reason": rejected.reason.value,
-                "detail": printable(rejected.detail)[:_MAX_DETAIL],
+                "detail": without_secrets(printable(rejected.detail))[:_MAX_DETAIL],
             }
         )
         if len(self._rows) >= _BUFFERED_ROWS:
