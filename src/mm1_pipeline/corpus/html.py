@@ -107,7 +107,7 @@ def absolute_url(base: str, address: str) -> str | None:
 
 def normal_url(url: str) -> str:
     """A URL with its unsafe characters escaped, as crawlers write it."""
-    return quote(url, safe="%/:=&?~#+!$,;'@()*[]|")
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]|", errors="replace")
 
 
 def _choose_root(body: Element) -> Element:

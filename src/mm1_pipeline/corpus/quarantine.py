@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus.columns import to_table
+from mm1_pipeline.corpus.urls import without_secrets
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -40,6 +41,10 @@ class Reason(StrEnum):
     """An archive, compressed file or JSON array that ends too early; the rest of it is lost."""
     UNREADABLE_FILE = "unreadable_file"
     """A file that is not what its name says, or is damaged; the rest of it is lost."""
+    DAMAGED_MEMBER = "damaged_member"
+    """Bytes between intact records of an archive that are no record; reading goes on behind."""
+    COMPRESSION_BOMB = "compression_bomb"
+    """A compressed file or member that swells more than any honest one."""
     TOO_MANY_MEMBERS = "too_many_members"
     """An archive with more members than allowed; the rest of it is not read."""
     MISSING_FROM_ARCHIVE = "missing_from_archive"
@@ -80,6 +85,8 @@ class Reason(StrEnum):
     """A page that the server did not answer with success."""
     HTTP_ENCODING = "http_encoding"
     """A body that cannot be unpacked, or in a compression that is not supported."""
+    ORIGINAL_MISSING = "original_missing"
+    """A revisit record whose page no archive of the source holds."""
     PAGE_TOO_LARGE = "page_too_large"
     PAGE_TOO_COMPLEX = "page_too_complex"
     """Elements nested deeper, or with more attributes, than on any honest page."""
@@ -279,7 +286,7 @@ class Quarantine:
                 "key": storable(key),
                 "unit": unit,
                 "reason": rejected.reason.value,
-                "detail": printable(rejected.detail)[:_MAX_DETAIL],
+                "detail": without_secrets(printable(rejected.detail))[:_MAX_DETAIL],
             }
         )
         if len(self._rows) >= _BUFFERED_ROWS:

@@ -26,11 +26,12 @@ from mm1_pipeline.corpus.download.fetch import FetchedImage, Fetcher
 from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
 from mm1_pipeline.corpus.files import SourceFiles
+from mm1_pipeline.corpus.urls import without_secrets
 from mm1_pipeline.corpus.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 2
+_AHEAD = 8
 """Images that may be fetched, or wait for an earlier one, for each that is fetched at once."""
 
 
@@ -62,9 +63,9 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
     folder.mkdir(parents=True, exist_ok=True)
     identity = _identity(config, files)
     statistics = asyncio.run(_download_all(config, lists, identity, total, folder, resolver))
-    number = len(statistics)
+    number, shown = len(statistics), without_secrets(str(folder))
     while finished := list(folder.glob(f"{number:05d}*")):  # of an earlier, longer list
-        logger.warning("%s: removes shard %05d, which the lists no longer fill.", folder, number)
+        logger.warning("%s: removes shard %05d, which the lists no longer fill.", shown, number)
         remove_shard(folder, number)
         for path in finished:
             path.unlink(missing_ok=True)
@@ -95,8 +96,8 @@ async def _download_all(
                 if found is None:
                     remove_shard(folder, number)
                     shard = lists.open(folder, number, mine)
-                    fetch = _bounded(fetcher, config.concurrency)
                     limit = _AHEAD * config.concurrency
+                    fetch = _bounded(fetcher, limit)
                     found = await _download_shard(lists, fetch, rows, shard, limit, progress)
                 else:
                     progress.skip(len(rows))
@@ -164,14 +165,16 @@ def _check_lists(config: DownloadConfig, lists: Lists[Any, Any], files: SourceFi
             lists.check(file.name, parquet.schema_arrow)
             total += parquet.metadata.num_rows
     if not total:
-        raise ValueError(f"download.lists: found no rows in {config.lists}.")
+        raise ValueError(f"download.lists: found no rows in {without_secrets(config.lists or '')}.")
     return total if config.max_images is None else min(total, config.max_images)
 
 
 def _identity(config: DownloadConfig, files: SourceFiles) -> str:
     """What the outcome depends on, as far as it is known without asking servers."""
     ignored = {"output": None, "lists": None, "concurrency": None, "max_images": None}
-    content = [{**asdict(config), **ignored}, files.listing()]
+    settings = {**asdict(config), **ignored}
+    del settings["limits"]["host_failures"]
+    content = [settings, files.listing()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

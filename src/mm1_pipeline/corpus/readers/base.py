@@ -143,7 +143,7 @@ def read_guarded(
         yield RejectedRecord(file.name, file_error(error))
 
 
-def read_one(key: str, read_record: Callable[[], Item]) -> Item:
+def read_one(key: str, read_record: Callable[[], Found]) -> Found:
     """Reads one record; whatever is wrong with it costs it alone, its neighbours stay.
 
     Args:
