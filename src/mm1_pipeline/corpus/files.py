@@ -27,15 +27,6 @@ _SUFFIX = re.compile(
 )
 """What is taken off a file's name to make the keys of its records; nothing else is."""
 
-IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib"),
-        *("tif", "tiff", "avif", "heic", "heif", "jp2", "jxl"),
-    )
-)
-"""Suffixes of image files, in lower case. What no decoder reads is rejected by its content."""
-
 
 @dataclass(frozen=True)
 class SourceFile:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mm1_pipeline.config.ingest import SourceConfig, SourceFormat
-from mm1_pipeline.corpus.files import IMAGE_SUFFIXES, SourceFiles, matches, whole_suffix
+from mm1_pipeline.corpus.files import SourceFiles, matches, whole_suffix
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.readers import (
     coco_captions,
     image_parquet,
@@ -155,4 +156,4 @@ def _is_beside(config: SourceConfig, name: str) -> bool:
     if config.format == SourceFormat.IMG2DATASET:
         return suffix == ".parquet"
     has_image_files = config.format not in _WITHOUT_IMAGE_FILES and config.image_path is None
-    return has_image_files and suffix in IMAGE_SUFFIXES
+    return has_image_files and suffix[1:] in IMAGE_SUFFIXES

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus import json_streams
-from mm1_pipeline.corpus.files import IMAGE_SUFFIXES, SourceFile, safe_name
+from mm1_pipeline.corpus.files import SourceFile, safe_name
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected, storable
 from mm1_pipeline.corpus.readers.base import (
     Found,
@@ -39,7 +40,11 @@ from mm1_pipeline.corpus.readers.base import (
 from mm1_pipeline.corpus.tar_archives import Damage, Member, MemberType, list_members
 
 _IMAGE, _TEXT, _METADATA = "image", "text", "metadata"
-_KINDS = {**dict.fromkeys(IMAGE_SUFFIXES, _IMAGE), ".txt": _TEXT, ".json": _METADATA}
+_KINDS = {
+    **dict.fromkeys((f".{suffix}" for suffix in IMAGE_SUFFIXES), _IMAGE),
+    ".txt": _TEXT,
+    ".json": _METADATA,
+}
 """What the members of a sample are, by their suffixes."""
 _MOST_FIELDS_IN_A_NAME = 8
 _SUCCESS = "success"
