@@ -25,7 +25,12 @@ from mm1_pipeline.evaluation.answers import Answer
 from mm1_pipeline.evaluation.judge import Judge
 from mm1_pipeline.evaluation.judged import Judged, judge_items, ratio_statistic
 from mm1_pipeline.evaluation.mathvista import mathvista_score
-from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
+from mm1_pipeline.evaluation.metrics import (
+    cider_scores,
+    textvqa_accuracy,
+    vizwiz_accuracy,
+    vqa_accuracy,
+)
 from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import (
@@ -241,19 +246,30 @@ def _score_items(
         [
             judged[item.key].value
             if item.key in judged and judged[item.key].value is not None
-            else _score(task.config.metric, item, processed.get(item.key))
+            else score_answer(task.config.metric, item, processed.get(item.key))
             for item in task.items
         ],
         dtype=np.float64,
     )
 
 
-def _score(metric: Metric, item: TaskItem, answer: str | None) -> float:
+def score_answer(metric: Metric, item: TaskItem, answer: str | None) -> float:
+    """Score of one answer, 0..1, where the metric scores items alone.
+
+    Args:
+        metric: Any but CIDEr.
+        item: With references and options.
+        answer: As `process_answer` gives it; None if the item was not answered.
+    """
     if answer is None:
         return 0.0
     match metric:
         case Metric.VQA_ACCURACY:
             return vqa_accuracy(answer, item.references)
+        case Metric.TEXTVQA_ACCURACY:
+            return textvqa_accuracy(answer, item.references)
+        case Metric.VIZWIZ_ACCURACY:
+            return vizwiz_accuracy(answer, item.references)
         case Metric.ANLS:
             return anls(answer, item.references)
         case Metric.RELAXED_ACCURACY:

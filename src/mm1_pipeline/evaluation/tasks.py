@@ -67,7 +67,7 @@ class TaskItem:
 
 def shown_answer(references: tuple[str, ...], metric: Metric) -> str:
     """The answer a prompt shows for an example: what most of ten people said, else the first."""
-    if metric == Metric.VQA_ACCURACY:
+    if metric.has_ten_answers:
         return Counter(references).most_common(1)[0][0]
     return references[0]
 
@@ -263,7 +263,7 @@ def _failure(item: RawItem, metric: Metric, *, hidden: bool = False) -> str | No
         return "found no question"
     if hidden:
         return None
-    if metric == Metric.VQA_ACCURACY and len(item.references) != NUM_ANSWERS:
+    if metric.has_ten_answers and len(item.references) != NUM_ANSWERS:
         return f"found {len(item.references)} answers, expected {NUM_ANSWERS}"
     if not item.references:
         return "found no reference answer"
@@ -301,7 +301,7 @@ def _read_item(record: Record, metric: Metric) -> TaskItem:
         failure = "found no question"
     elif metric == Metric.CIDER and not any(references):
         failure = "found no reference caption"
-    elif metric == Metric.VQA_ACCURACY and len(references) != NUM_ANSWERS:
+    elif metric.has_ten_answers and len(references) != NUM_ANSWERS:
         failure = f"found {len(references)} answers, expected {NUM_ANSWERS}"
     elif not references:
         failure = "found no reference answer"

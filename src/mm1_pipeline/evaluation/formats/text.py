@@ -20,7 +20,9 @@ from mm1_pipeline.evaluation.formats.base import (
 )
 
 _BRACKETS = re.compile(r"\[.*?\]")
-_DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"]+))\)')
+_DESCRIPTION = re.compile(r'\(description (?:"(?P<quoted>[^"]+)"|(?P<plain>[^)]+))\)')
+"""A name in WebQuestions. One that holds quotes keeps them all, with their backslashes, as in the
+data set that lm-evaluation-harness asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class TextItem:
         options: What may follow, without the space before it.
         right: Places of the right options.
         failure: Why it cannot be asked.
+        gap: What stands between context and continuation in a solved example.
     """
 
     key: str
@@ -40,6 +43,7 @@ class TextItem:
     options: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
     failure: str | None = None
+    gap: str = ""
 
     def pairs(self, shots: str = "") -> list[tuple[str, str]]:
         """Context and continuation of each option, after some solved examples."""
@@ -52,7 +56,7 @@ class TextItem:
     def solved(self) -> str:
         """The item as an example: context and the first right continuation."""
         context, continuation = self.pairs()[self.right[0]]
-        return context + continuation
+        return context + self.gap + continuation
 
 
 def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[TextItem]:
@@ -133,15 +137,16 @@ def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
 
 def _piqa(key: str, pair: Any) -> TextItem:
     row, label = pair
-    options = (text_of(row["sol1"]), text_of(row["sol2"]))
+    options = (_as_it_is(row["sol1"]), _as_it_is(row["sol2"]))
     return TextItem(key, (f"Question: {row['goal']}\nAnswer:",), options, (_place(label, options),))
 
 
 def _lambada(key: str, row: Any) -> TextItem:
-    context, space, last = row["text"].rpartition(" ")
-    if not space or not last:
-        raise ValueError("found no last word after a space")
-    return TextItem(key, (context,), (last,), (0,))
+    context, _, last = _as_it_is(row["text"]).rpartition(" ")
+    if not context and not last:
+        raise ValueError("found no word in the text")
+    # lm-evaluation-harness puts a second space before the last word of a solved example.
+    return TextItem(key, (context,), (last,), (0,), gap=" ")
 
 
 def _winogrande(key: str, row: Any) -> TextItem:
@@ -171,7 +176,7 @@ def _wikihow(text: str) -> str:
 
 def _sciq(key: str, row: Any) -> TextItem:
     options = [row[f"distractor{number}"] for number in (1, 2, 3)]
-    support = text_of(row["support"]) if not row["support"] else row["support"].lstrip()
+    support = _as_it_is(row["support"]).lstrip()
     return TextItem(
         key,
         (f"{support}\nQuestion: {row['question']}\nAnswer:",),
@@ -181,20 +186,19 @@ def _sciq(key: str, row: Any) -> TextItem:
 
 
 def _triviaqa(key: str, row: Any) -> TextItem:
-    aliases = tuple(str(alias) for alias in row["Answer"]["Aliases"])
+    aliases = tuple(text_of(alias) for alias in row["Answer"]["Aliases"])
     if not aliases:
         raise ValueError("found no alias of the answer")
-    return TextItem(
-        key, (f"Question: {row['Question']}?\nAnswer:",), aliases, tuple(range(len(aliases)))
-    )
+    context = f"Question: {text_of(row['Question'])}?\nAnswer:"
+    return TextItem(key, (context,), aliases, tuple(range(len(aliases))))
 
 
 def _webqs(key: str, row: Any) -> TextItem:
     """Names that begin with another one are left out: that one is enough to be right."""
-    names = sorted(quoted or plain for quoted, plain in _DESCRIPTION.findall(row["targetValue"]))
+    found = _DESCRIPTION.finditer(row["targetValue"])
     kept: list[str] = []
-    for name in (name.replace('\\"', '"').strip() for name in names):
-        if name and not (kept and name.startswith(kept[-1])):
+    for name in sorted(match["quoted"] or match["plain"] for match in found):
+        if not (kept and name.startswith(kept[-1])):
             kept.append(name)
     if not kept:
         raise ValueError("found no name in targetValue")
@@ -204,6 +208,13 @@ def _webqs(key: str, row: Any) -> TextItem:
         tuple(kept),
         tuple(range(len(kept))),
     )
+
+
+def _as_it_is(value: Any) -> str:
+    """A text with its outer spaces, which are part of what is asked."""
+    if not isinstance(value, str):
+        raise TypeError(f"found {type(value).__name__}, expected text")
+    return value
 
 
 def _place(label: Any, options: tuple[str, ...]) -> int:
