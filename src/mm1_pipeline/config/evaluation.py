@@ -64,6 +64,11 @@ class Metric(StrEnum):
         """Whether answers are letters of options."""
         return self in (Metric.CHOICE, Metric.CIRCULAR)
 
+    @property
+    def reads_whole_answers(self) -> bool:
+        """Whether the answer is found in all that a model writes, explanations included."""
+        return self.has_letters or self.needs_judge or self == Metric.MATHVISTA
+
 
 @parameters
 class MixedResolution:
@@ -189,7 +194,11 @@ class TaskConfig:
     takes that of the metric (LLaVA-1.5's: a single word or phrase, an option's letter, a
     one-sentence caption)."""
     stop: tuple[str, ...] = ("\n",)
-    """Strings at which an answer ends."""
+    """Strings at which an answer ends; none by default where the metric reads whole answers, for
+    fine-tuned models explain before they settle."""
+    document_stop: tuple[str, ...] | None = None
+    """As `stop`, for a model that continues documents, which goes on with the next question; None
+    takes `stop`."""
     max_new_tokens: int = 30
     """Tokens after which an answer is cut off."""
     shots: tuple[int, ...] = (0, 4, 8)
@@ -212,12 +221,21 @@ class TaskConfig:
     @model_validator(mode="before")
     @classmethod
     def _with_task_file(cls, given: Any) -> Any:
-        match given:
-            case {"task": str()}:
-                return complete_task(given)
-            case ArgsKwargs(kwargs={"task": str()} as named):
-                return complete_task(named)
-        return given
+        named = given.kwargs if isinstance(given, ArgsKwargs) else given
+        if not isinstance(named, dict) or (isinstance(given, ArgsKwargs) and given.args):
+            return given
+        if isinstance(named.get("task"), str):
+            named = complete_task(named)
+        if "stop" not in named and _reads_whole_answers(named.get("metric")):
+            named = {"document_stop": cls.stop, **named, "stop": ()}
+        return named
+
+    @property
+    def for_documents(self) -> TaskConfig:
+        """The task as it is asked of a model that continues documents."""
+        if self.document_stop is None:
+            return self
+        return dataclasses.replace(self, stop=self.document_stop)
 
     @property
     def question_slots(self) -> int:
@@ -236,8 +254,9 @@ class TaskConfig:
                 f"num_shot_draws: found {self.num_shot_draws} of a task with a file to hand in; "
                 "it holds one answer an item, so ask with 1 set of shots."
             )
-        if "" in self.stop:
-            raise ValueError(f"stop: found {self.stop}; an empty string would end every answer.")
+        for name, stop in (("stop", self.stop), ("document_stop", self.document_stop or ())):
+            if "" in stop:
+                raise ValueError(f"{name}: found {stop}; an empty string would end every answer.")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected at least 1.")
         if self.max_items is not None and self.max_items < 2:
@@ -245,6 +264,10 @@ class TaskConfig:
                 f"max_items: found {self.max_items}, expected at least 2: one item has no "
                 "standard error."
             )
+
+
+def _reads_whole_answers(metric: Any) -> bool:
+    return metric in list(Metric) and Metric(metric).reads_whole_answers
 
 
 def _check_data(task: TaskConfig) -> None:

@@ -223,7 +223,8 @@ def build_harness(
             f"written with {index.tokenizer_sha256[:12]}; run the stage `shard` again."
         )
     tasks = tuple(
-        load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
+        load_task(name, task if is_chat else task.for_documents, records_dir, config.seed)
+        for name, task in config.tasks.items()
     )
     prompts: dict[tuple[str, int], Sequence[Prompt]] = {}
     for task in tasks:

@@ -93,11 +93,18 @@ def _mark_grade(config: TaskConfig, item: TaskItem, text: str, judge: Judge | No
 
 def _extract(_config: TaskConfig, item: TaskItem, text: str, judge: Judge | None) -> Judged:
     if judge is None:
-        return Judged(extract_by_rules(text, item), None, None, {"extraction": RULES})
-    reply, record = _ask(EXTRACTION_PROMPT, item, text, judge)
-    answer = reply.strip().splitlines()[0] if reply.strip() else ""
-    extracted = "" if answer.casefold() == "none" else answer
-    return Judged(extracted, None, None, {**record, "extraction": "judge"})
+        extracted = extract_by_rules(text, item)
+        record: dict[str, Any] = {"extraction": RULES}
+    else:
+        reply, record = _ask(EXTRACTION_PROMPT, item, text, judge)
+        record = {**record, "extraction": "judge"}
+        extracted = reply.strip().splitlines()[0] if reply.strip() else None
+        if extracted is not None and extracted.casefold().rstrip(".") == "none":
+            extracted = None
+    if extracted is None:
+        # Not left to the comparison, for which no text is nearest to the shortest option.
+        return Judged("", 0.0, None, record)
+    return Judged(extracted, None, None, record)
 
 
 def _ask(

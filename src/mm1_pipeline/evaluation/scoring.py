@@ -31,6 +31,7 @@ from mm1_pipeline.evaluation.metrics import (
     vizwiz_accuracy,
     vqa_accuracy,
 )
+from mm1_pipeline.evaluation.mmmu import open_answer_match
 from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import (
@@ -41,12 +42,7 @@ from mm1_pipeline.evaluation.statistics import (
 )
 from mm1_pipeline.evaluation.submission import Submission, make_submission
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
-from mm1_pipeline.evaluation.text_metrics import (
-    anls,
-    exact_match,
-    open_answer_match,
-    relaxed_accuracy,
-)
+from mm1_pipeline.evaluation.text_metrics import anls, exact_match, relaxed_accuracy
 
 logger = logging.getLogger(__name__)
 

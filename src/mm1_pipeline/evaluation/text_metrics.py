@@ -1,4 +1,4 @@
-"""Scores of single texts: exact match, ANLS, relaxed accuracy, open answers."""
+"""Scores of single texts: exact match, ANLS, relaxed accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ RELAXED_TOLERANCE = 0.05
 """Relative error that relaxed accuracy forgives. Source: ChartQA."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_OPEN_DIGITS = 2
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
@@ -49,24 +48,6 @@ def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
     correctness, which ChartQA's results are given by.
     """
     return float(any(_relaxed_equal(answer, reference) for reference in references))
-
-
-def open_answer_match(answer: str, references: Sequence[str]) -> float:
-    """1 if an answer in free words holds a reference: its number to 2 digits, or its words.
-
-    Deviation from MMMU's own rules: they first cut out likely answer sentences; here the whole
-    answer counts.
-    """
-    numbers = {round(number, _OPEN_DIGITS) for number in numbers_in(answer)}
-    text = f" {_words(answer)} "
-    for reference in references:
-        value = parse_number(reference)
-        if value is not None:
-            if round(value, _OPEN_DIGITS) in numbers:
-                return 1.0
-        elif f" {_words(reference)} " in text:
-            return 1.0
-    return 0.0
 
 
 def numbers_in(text: str) -> list[float]:
@@ -113,10 +94,6 @@ def _float_of(text: str) -> float | None:
         return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def _plain(text: str) -> str:
