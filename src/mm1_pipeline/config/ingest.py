@@ -333,6 +333,8 @@ class ReaderLimits:
     """Members above which the rest of an archive is refused."""
     max_line_bytes: int = 50_000_000
     """Length above which one line, or one element of an array, of JSON is refused."""
+    max_annotation_bytes: int = 1_000_000_000
+    """Length, unpacked, above which an annotation file that must be held as a whole is refused."""
     max_page_bytes: int = 10_000_000
     """Length above which an HTML page is refused."""
     max_record_bytes: int = 500_000_000

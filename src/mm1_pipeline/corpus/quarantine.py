@@ -45,6 +45,8 @@ class Reason(StrEnum):
     """Bytes between intact records of an archive that are no record; reading goes on behind."""
     COMPRESSION_BOMB = "compression_bomb"
     """A compressed file or member that swells more than any honest one."""
+    FILE_TOO_LARGE = "file_too_large"
+    """An annotation file that, unpacked, is longer than what may be held in memory."""
     TOO_MANY_MEMBERS = "too_many_members"
     """An archive with more members than allowed; the rest of it is not read."""
     MISSING_FROM_ARCHIVE = "missing_from_archive"
@@ -174,6 +176,8 @@ class Passed(StrEnum):
     OTHER_WARC_RECORD = "other_warc_record"
     """A record of a web archive that is no response: requests, metadata, information."""
     BLANK_LINE = "blank_line"
+    OTHER_ENTRY = "other_entry"
+    """An entry of another split, or whose `id` the source's pattern does not match."""
     OTHER_FILE = "other_file"
     """A file in a source's folder whose name is none of the format's."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,25 @@ def read_one(key: str, read_record: Callable[[], Found]) -> Found:
         return read_record()
     except Exception as error:
         return RejectedRecord(key, record_fault(error))
+
+
+def without_doubles(items: Iterable[Found]) -> Iterator[Found]:
+    """Rejects records whose key an earlier one of the same file has: they would share a score.
+
+    Args:
+        items: of one file, whose keys come from what stands in it.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if isinstance(item, PassedOver):
+            yield item
+        elif isinstance(item, RawRecord) and item.key in seen:
+            why = Rejected(Reason.DUPLICATE_KEY, "found a second entry of this name")
+            yield RejectedRecord(item.key, why)
+        else:
+            if isinstance(item, RawRecord):
+                seen.add(item.key)
+            yield item
 
 
 def record_fault(error: Exception) -> Rejected:
