@@ -31,6 +31,8 @@ _LAZY_SOURCE_SETS = ("data-srcset", "data-lazy-srcset")
 _CANDIDATE = re.compile(r"[\s,]*+(\S++)")
 _CANDIDATE_SIZE = re.compile(r"\s++(\d{1,9}(?:\.\d{1,9})?)[wx](?:\s++\d{1,9}h)?\s*+", re.ASCII)
 _MAX_START_DIGITS = 9
+_MAX_BASE = 8_000
+"""Characters of an address above which it is no honest one, and too dear to join with others."""
 _MIN_MAIN_SHARE = 0.25
 _BLANK = re.compile(r"[ \t\r\n\f\v\u00a0\u200b\u2028\u2029]+")
 _CELL_SEPARATOR = " | "
@@ -88,8 +90,9 @@ def extract_document(html: str, url: str) -> HTMLDocument:
     """
     page = parse_page(html)
     base = absolute_url(url, page.base) if page.base else url
+    base = "" if len(base or url) > _MAX_BASE else base or url
     root = _choose_root(page.body)
-    reader = _Reader(base or url, root.num_characters, keeps_headers=root.tag != "body")
+    reader = _Reader(base, root.num_characters, keeps_headers=root.tag != "body")
     reader.read(root)
     return HTMLDocument(page.title, tuple(_to_parts(_without_empty_sections(reader.finish()))))
 
