@@ -89,7 +89,7 @@ class Archive:
             max_bytes: of a record's content that are kept; the rest is passed.
         """
         reader = _Reader(self._file)
-        allowed, found_any = _MAX_DAMAGES, False
+        allowed, found_any, member = _MAX_DAMAGES, False, 0
         damage: Rejected | None = None
         while True:
             try:
@@ -101,10 +101,10 @@ class Archive:
                     damage = None
                 record = reader.next_record(max_bytes)
             except Rejected as found:
-                # What is behind a damaged record in its own member goes with it.
-                if damage is not None and not reader.is_same_member(found):
-                    yield damage
-                damage = found
+                broken = found.position if isinstance(found, BrokenFrame) else None
+                if damage is not None and broken != member:
+                    yield damage  # unless it lies in the member that is found broken now
+                damage, member = found, reader.member if broken is None else broken
                 if not allowed:
                     limit = f"found over {_MAX_DAMAGES} damaged places; the rest is not read"
                     yield Rejected(Reason.UNREADABLE_FILE, limit)
@@ -180,6 +180,11 @@ class _Reader:
             self._offset, state = known
             self._unpacker = state.copy() or state
             self._unpacker.go_on()
+
+    @property
+    def member(self) -> int:
+        """Where the member starts in which the record starts that is being read."""
+        return self._begin[1]
 
     def _start(self, position: int) -> None:
         self._unpacker = self._file.unpack(position)
@@ -313,10 +318,6 @@ class _Reader:
         else:
             self._drop(1)
         return True
-
-    def is_same_member(self, damage: Rejected) -> bool:
-        """Whether a member is broken in which a record was found damaged before."""
-        return isinstance(damage, BrokenFrame) and damage.position == self._begin[1]
 
     def skip_to(self, skip: int, points: _Checkpoints) -> None:
         """Passes text, and notes where one can go on later."""
