@@ -40,6 +40,8 @@ class Reason(StrEnum):
     """An archive, compressed file or JSON array that ends too early; the rest of it is lost."""
     UNREADABLE_FILE = "unreadable_file"
     """A file that is not what its name says, or is damaged; the rest of it is lost."""
+    SWELLS = "swells"
+    """A part of a file that unpacks to a size that no honest data have; it is not unpacked."""
     TOO_MANY_MEMBERS = "too_many_members"
     """An archive with more members than allowed; the rest of it is not read."""
     MISSING_FROM_ARCHIVE = "missing_from_archive"
