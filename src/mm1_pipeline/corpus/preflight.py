@@ -5,7 +5,13 @@ from __future__ import annotations
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
 from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, whole_suffix
-from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
+from mm1_pipeline.corpus.readers import (
+    image_parquet,
+    interleaved_parquet,
+    jsonl,
+    parquet,
+    synth_dog,
+)
 from mm1_pipeline.corpus.readers.base import Source, is_files_fault
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
@@ -97,17 +103,19 @@ def _list_problems(parameter: str, config: SourceConfig) -> list[str]:
 
 
 def _content_problems(source: Source, expected: str) -> list[str]:
-    """What the first readable file of a source shows."""
+    """What the first readable file of a source shows; of tables, all their footers."""
     match source.config.format:
         case SourceFormat.IMAGE_PARQUET:
-            problems = image_parquet.problems
+            return parquet.misfits(source, image_parquet.problems)
         case SourceFormat.INTERLEAVED_PARQUET:
-            problems = interleaved_parquet.problems
+            return parquet.misfits(source, interleaved_parquet.problems)
+        case SourceFormat.SYNTH_DOG:
+            return parquet.misfits(source, synth_dog.problems)
         case SourceFormat.JSONL:
             problems = jsonl.problems
         case SourceFormat.VQA_V2:
             return _missing_halves(source, expected) + _image_folder_problems(source)
-        case SourceFormat.IMG2DATASET | SourceFormat.WARC_HTML | SourceFormat.SYNTH_DOG:
+        case SourceFormat.IMG2DATASET | SourceFormat.WARC_HTML:
             return []
         case _:
             return _image_folder_problems(source)

@@ -47,6 +47,8 @@ class Reason(StrEnum):
     """A compressed file or member that swells more than any honest one."""
     FILE_TOO_LARGE = "file_too_large"
     """An annotation file that, unpacked, is longer than what may be held in memory."""
+    SWELLS = "swells"
+    """A part of a file that unpacks to a size that no honest data have; it is not unpacked."""
     TOO_MANY_MEMBERS = "too_many_members"
     """An archive with more members than allowed; the rest of it is not read."""
     MISSING_FROM_ARCHIVE = "missing_from_archive"

@@ -87,10 +87,10 @@ _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 def parse_option(answer: str, options: Sequence[str]) -> str:
-    """The letter of the option that an answer names; empty if it names none, or several.
+    r"""The letter of the option that an answer names; empty if it names none, or several.
 
     Markdown, quotes, tags, LaTeX and full-width characters are taken off first. Then, in this
-    order: the text of one option and nothing else; what `\\boxed`, `<answer>` or `[[ ]]` holds;
+    order: the text of one option and nothing else; what `\boxed`, `<answer>` or `[[ ]]` holds;
     the last conclusion (`The answer is B`, `so (B)`, `B is correct`); a letter alone on its line
     (`b`, `(B).`); one that heads the answer (`B. a cat`); one in brackets, or after `option`; the
     only option whose text is in the answer.

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 from mm1_pipeline.config.conversation_prompts import CHOICES, fill, option_letter
 from mm1_pipeline.config.ingest import SourceFormat, SourceSplit
-from mm1_pipeline.corpus.files import IMAGE_SUFFIXES, ImageFolder, SourceFile
+from mm1_pipeline.corpus.files import ImageFolder, SourceFile
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.json_streams import all_pairs
 from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
@@ -80,7 +81,7 @@ class _Images:
             self._by_stem = defaultdict(list)
             for name in self._folder.names:
                 path = PurePosixPath(name)
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                if path.suffix[1:].lower() in IMAGE_SUFFIXES:
                     self._by_stem[unicodedata.normalize("NFC", path.stem)].append(name)
         if as_name(stem) is None:
             found = f"found an image of the name {stem!r:.100}, expected a number or text"
