@@ -421,7 +421,7 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
     """A model's entry in evaluation.json."""
     num_samples, seed = harness.config.bootstrap_samples, harness.config.seed
     tasks: dict[str, Any] = {
-        task.name: _task_entry(task)
+        task.name: _task_entry(task, harness.config)
         for task in harness.tasks
         if any(name == task.name for name, _ in scores) and not task.config.hidden_answers
     }
@@ -462,7 +462,7 @@ def _text_entries(harness: Harness, scores: Mapping[tuple[str, int], TaskScores]
     return entries
 
 
-def _task_entry(task: Task) -> dict[str, Any]:
+def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     """Metric and, of official benchmarks, what the number may be compared with."""
     config = task.config
     entry: dict[str, Any] = {"metric": config.metric.value, "shots": {}}
@@ -474,6 +474,10 @@ def _task_entry(task: Task) -> dict[str, Any]:
         entry["paper"] = {"table": config.paper_table, "column": config.paper}
     if config.unconfirmed:
         entry["unconfirmed"] = list(config.unconfirmed)
+    if config.metric == Metric.MATHVISTA and evaluation.judge is None:
+        entry["not_comparable"] = (
+            f"answers were extracted by rules ({RULES}), where the benchmark asks a language model"
+        )
     return entry
 
 

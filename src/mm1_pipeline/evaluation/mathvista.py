@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mm1_pipeline.evaluation.answer_markup import marked_answers, plain_text
 from mm1_pipeline.evaluation.formats.base import letter
 from mm1_pipeline.evaluation.option_parsing import parse_option
+from mm1_pipeline.evaluation.postprocess import DIGITS
 from mm1_pipeline.evaluation.tasks import TaskItem
 from mm1_pipeline.evaluation.text_metrics import edit_distance
 
@@ -32,7 +33,8 @@ _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])[-+]?\.\d+"
 )
 _SETTLES = re.compile(
-    r"\b(?:final answer|answer)\b[^.\n]{0,60}?(?:\bis\b|:|=)|\b(?:therefore|thus|hence|so)\b|=|≈",
+    r"\banswer\b[^.\n]{0,60}?:|\b(?:therefore|thus|hence|so|is|are|was|were|has|have|be|equals?)\b"
+    r"|=|≈",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"\(([a-zA-Z])\)")
@@ -119,7 +121,10 @@ def _number(text: str) -> str | None:
 
 
 def _numbers(text: str) -> list[str]:
-    return [found.replace(",", "").lstrip("+") for found in _NUMBER.findall(text)]
+    """Digits; where there are none, number words."""
+    found = [number.replace(",", "").lstrip("+") for number in _NUMBER.findall(text)]
+    words = re.findall(r"[a-z]+", text.casefold()) if not found else ()
+    return found or [DIGITS[word] for word in words if word in DIGITS and word != "none"]
 
 
 def _float(text: str) -> float | None:

@@ -37,7 +37,11 @@ def open_answer_match(answer: str, references: Sequence[str]) -> float:
     ends = _ends(answer)
     numbers = [found for end in ends for pattern in _NUMBERS for found in pattern.findall(end)]
     for given in (form for text in (*ends, *numbers) for form in _forms(text)):
-        if given in right if isinstance(given, float) else any(text in given for text in texts):
+        if isinstance(given, str):
+            is_right = any(text in given for text in texts)
+        else:
+            is_right = given in right
+        if is_right:
             return 1.0
     return 0.0
 

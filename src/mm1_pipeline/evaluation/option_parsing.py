@@ -57,10 +57,11 @@ _APPROVED = re.compile(
 )
 """An option that is called the right one."""
 _DOUBTED = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|if|whether|unless|suppose|assuming|rather than|instead of)\b"
-    r"|n't\b|不",
+    r"\b(?:not|never|cannot|neither|nor|if|whether|unless|suppose|assuming|rather than|"
+    r"instead of)\b|n't\b|不",
     re.IGNORECASE,
 )
+_CONDITION = re.compile(r"(?:if|unless|otherwise|suppose|assuming)\b", re.IGNORECASE)
 _ALSO = re.compile(
     rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:{_NOUN}\s+)?{_LETTER}", re.IGNORECASE
 )
@@ -83,6 +84,9 @@ _AFTER_A = re.compile(rf"\s+(?:is|was|and|or|would|seems|with|{_REASON})\b", re.
 """Words that follow the letter A and never the article."""
 _ARTICLE = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
 _WORD = re.compile(r"(?:(?<![\w)])-)?\d+(?:[.,]\d+)+|(?<![\w)])-\d+|[^\W_]+")
+_COMMON = re.compile(r"[a-z]|yes|no|not|none|all|both")
+"""Words of every text; as options, they count where they begin or end a sentence, and single
+letters only as letters."""
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
@@ -164,7 +168,8 @@ class _Reading:
                 # A gap that leads to nothing may hide a shorter one that leads to the answer.
                 start = match.start() + 1
                 said = re.split(r"[.,;:!?\n]|\bbut\b", text[: match.end()].rstrip(" :\n"))[-1]
-                if not _DOUBTED.search(said):
+                sentence = re.split(r"[.;!?\n]\s*", text[: match.end()].rstrip(" :\n"))[-1]
+                if not _DOUBTED.search(said) and not _CONDITION.match(sentence):
                     name = self._at(text, match.end(), ends_clause=pattern is _CONCLUDED)
                     if name is not None:
                         found.append((match.end(), name))
@@ -274,12 +279,17 @@ class _Reading:
         equal = [index for index, option in enumerate(self._words) if option == words]
         if words and len(equal) == 1:
             return letter(equal[0])
-        # Single letters as options are words of every text.
         held = [
             index
             for index, option in enumerate(self._words)
-            if not (len(option) == 1 and re.fullmatch(r"[a-z]", option[0]))
-            and any(_places(words, option))
+            if (
+                any(_places(words, option))
+                if len(option) != 1 or not _COMMON.fullmatch(option[0])
+                else re.search(
+                    rf"(?:^|[.!?:\n])\s*{option[0]}\b|\b{option[0]}\s*(?:[.!]|$)", text, re.I
+                )
+                and len(option[0]) > 1
+            )
         ]
         # Of "cat" and "black cat", the longer one is meant.
         longest = [

@@ -19,11 +19,12 @@ from mm1_pipeline.evaluation.aggregates import (
     group_minimum,
     mme_statistic,
     pope_statistic,
+    ratio_of_means,
 )
 from mm1_pipeline.evaluation.answer_processing import process_answer
 from mm1_pipeline.evaluation.answers import Answer
 from mm1_pipeline.evaluation.judge import Judge
-from mm1_pipeline.evaluation.judged import Judged, judge_items, ratio_statistic
+from mm1_pipeline.evaluation.judged import Judged, judge_items, judge_marks
 from mm1_pipeline.evaluation.mathvista import mathvista_score
 from mm1_pipeline.evaluation.metrics import (
     cider_scores,
@@ -205,7 +206,13 @@ def score_outputs(
         rows=rows,
         statistic=_statistic(task, right, given, judged),
         count=_count(task),
-        details=details(task.config.metric, task.items, right, given),
+        details=details(
+            task.config.metric,
+            task.items,
+            right,
+            given,
+            judge_marks(task.items, judged) if task.config.metric == Metric.JUDGE_RATIO else None,
+        ),
         submission=make_submission(task.config, task.items, given),
     )
 
@@ -293,7 +300,7 @@ def _statistic(
         case Metric.CIRCULAR:
             return circular_statistic(task.items, right)
         case Metric.JUDGE_RATIO:
-            return ratio_statistic(task.items, judged)
+            return ratio_of_means(*judge_marks(task.items, judged).T)
     return None
 
 
