@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import ReaderLimits, RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
@@ -66,6 +66,7 @@ class PassedOver:
 
 Item = RawRecord | RejectedRecord
 """One unit of `read`."""
+T = TypeVar("T")
 Found = Item | PassedOver
 """What a reader yields."""
 
@@ -143,7 +144,7 @@ def read_guarded(
         yield RejectedRecord(file.name, file_error(error))
 
 
-def read_one(key: str, read_record: Callable[[], Found]) -> Found:
+def read_one(key: str, read_record: Callable[[], T]) -> T | RejectedRecord:
     """Reads one record; whatever is wrong with it costs it alone, its neighbours stay.
 
     Args:
