@@ -102,6 +102,8 @@ class Reason(StrEnum):
     IMAGE_TOO_MANY_BYTES = "image_too_many_bytes"
     IMAGE_TOO_MANY_PIXELS = "image_too_many_pixels"
     """More pixels than allowed: a decompression bomb, refused before decoding."""
+    IMAGE_TOO_COMPLEX = "image_too_complex"
+    """A file that would cost far more to decode than its pixels do: thousands of scans or parts."""
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_ASPECT_RATIO = "image_aspect_ratio"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import itertools
 import ssl
 import time
@@ -16,7 +15,6 @@ from types import TracebackType
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
-from PIL import Image
 
 from mm1_pipeline.config.download import DownloadConfig, FetchLimits
 from mm1_pipeline.corpus.download.addresses import (
@@ -25,7 +23,13 @@ from mm1_pipeline.corpus.download.addresses import (
     parse_url,
 )
 from mm1_pipeline.corpus.download.failures import Failed, Failure
-from mm1_pipeline.corpus.images import FORMATS, RejectedImage, check_image, check_url
+from mm1_pipeline.corpus.images import (
+    FORMAT_SUFFIXES,
+    RejectedImage,
+    check_image,
+    check_url,
+    image_format,
+)
 
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -182,7 +186,7 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         rules = self._config.images
         size = await loop.run_in_executor(self._decoders, check_image, data, rules)
-        return FetchedImage(data, _suffix(data), *size)
+        return FetchedImage(data, FORMAT_SUFFIXES[image_format(data)][0], *size)
 
 
 @dataclass
@@ -255,12 +259,6 @@ def _named_errors() -> Iterator[None]:
         raise Failed(Failure.CONNECTION, found, is_passing=True) from None
     except (ValueError, UnicodeError) as error:
         raise Failed(Failure.URL_INVALID, str(error)) from None
-
-
-def _suffix(data: bytes) -> str:
-    """File name suffix of an image that was decoded before."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return {"JPEG": "jpg", "TIFF": "tiff"}.get(image.format or "", (image.format or "").lower())
 
 
 def _opted_out(tags: Iterable[str], directives: Iterable[str]) -> str | None:

@@ -10,10 +10,9 @@ from typing import Any
 
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawImage, Source
-
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})
 
 
 def open_image_folder(source: Source) -> ImageFolder:
@@ -45,7 +44,7 @@ class NumberedImages:
         for name in folder.names:
             path = PurePosixPath(name)
             number = re.search(r"\d+$", path.stem)
-            if number and path.suffix.lower() in _IMAGE_SUFFIXES:
+            if number and path.suffix[1:].lower() in IMAGE_SUFFIXES:
                 self._names.setdefault(int(number[0]), []).append(name)
 
     def find(self, number: Any) -> RawImage:

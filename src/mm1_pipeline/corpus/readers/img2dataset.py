@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile, read_limited, safe_name
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
     FILE_ERRORS,
@@ -29,8 +30,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_each_file,
 )
 
-_IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"})
-_READ_SUFFIXES = _IMAGE_SUFFIXES | {"txt", "json"}
+_READ_SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
 _END_OF_ARCHIVE_BYTES = 2 * tarfile.BLOCKSIZE
 _SUCCESS = "success"
 
@@ -208,7 +208,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _is_image(suffix: str) -> bool:
-    return suffix in _IMAGE_SUFFIXES
+    return suffix in IMAGE_SUFFIXES
 
 
 def _as_text(value: Any) -> str | None:
