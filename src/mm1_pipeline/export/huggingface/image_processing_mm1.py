@@ -1,5 +1,8 @@
 """Pictures to pixel values."""
 
+# pyright: reportIncompatibleMethodOverride=false
+# The signatures are those that transformers documents for such classes, not those it writes.
+
 from __future__ import annotations
 
 import base64
@@ -136,9 +139,9 @@ def _read(source: Any) -> bytes:
     if not isinstance(source, str):
         return Path(source).read_bytes()
     if source.startswith(("http://", "https://")):
-        request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0 (mm1)"})
+        request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0 (mm1)"})  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:  # noqa: S310  http(s) only
+            with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:  # noqa: S310
                 return response.read()
         except (OSError, HTTPException, ValueError) as error:
             raise ValueError(

@@ -4,7 +4,7 @@ The network is the project's own `MM1`. Shape letters: B rows, S new positions o
 positions that are seen (those in the cache and the new), V vocabulary.
 """
 
-# pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleMethodOverride=false, reportArgumentType=false
 # The signatures are those that transformers documents for such classes, not those it writes.
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TiedEmbedding(torch.nn.Embedding):
     several devices or on the disk.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Maps int64[...] to float[..., D], and float[..., D] to float[..., V]."""
         return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
 
@@ -61,7 +61,7 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.model = MM1(build(MM1Config, config.shape), config.image_token_id)
         decoder = self.model.decoder
         if decoder.head is None:
-            decoder.embedding = TiedEmbedding(*decoder.embedding.weight.shape)
+            decoder.embedding = TiedEmbedding(decoder.config.vocab_size, decoder.config.d_model)
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -71,7 +71,7 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: torch.nn.Embedding) -> None:
         """Replaces the token embeddings; the output head too where it is tied."""
         if self.model.decoder.head is None and not isinstance(value, TiedEmbedding):
-            value = TiedEmbedding(*value.weight.shape, _weight=value.weight)
+            value = TiedEmbedding.from_pretrained(value.weight, freeze=False)
         self.model.decoder.embedding = value
 
     def get_output_embeddings(self) -> torch.nn.Module | None:
@@ -145,8 +145,8 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = (self.model.decoder.head or self.get_input_embeddings())(hidden[:, kept]).float()
         return CausalLMOutputWithPast(
-            loss=None if labels is None else _next_token_loss(logits, labels),  # pyright: ignore[reportArgumentType]
-            logits=logits,  # pyright: ignore[reportArgumentType]
+            loss=None if labels is None else _next_token_loss(logits, labels),
+            logits=logits,
             **{_CACHE: cache},
         )
 

@@ -1,6 +1,6 @@
 """Text with images to what the model reads."""
 
-# pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleMethodOverride=false, reportCallIssue=false
 # The signatures are those that transformers documents for such classes, not those it writes.
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ class MM1Processor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Inputs of the model.
 
@@ -163,17 +168,17 @@ class MM1Processor(ProcessorMixin):
         if isinstance(content, str):
             return {**message, "content": self._escape(content)}
         parts: list[dict[str, Any]] = []
-        for part in content:
-            kind = "text" if isinstance(part, str) else part.get("type", "text")
+        for each in content:
+            part: Mapping[str, Any] = {"text": each} if isinstance(each, str) else each
+            kind = part.get("type", "text")
             if kind == "text":
-                text = part if isinstance(part, str) else part.get("text") or ""
-                parts.append({"type": "text", "text": self._escape(text)})
+                parts.append({"type": "text", "text": self._escape(part.get("text") or "")})
             elif kind in ("image", "image_url"):
                 given = [part[key] for key in _SOURCES if part.get(key) is not None][:1]
-                sources += [each["url"] if isinstance(each, Mapping) else each for each in given]
+                sources += [one["url"] if isinstance(one, Mapping) else one for one in given]
                 parts.append({"type": "image"})
             else:
-                raise ValueError(f"Found a part of type {kind!r} in a message, expected text or image.")
+                raise ValueError(f"Found a part of type {kind!r}, expected text or image.")
         return {**message, "content": parts}
 
     def _escape(self, text: str) -> str:
@@ -193,11 +198,10 @@ class MM1Processor(ProcessorMixin):
         added = self.tokenizer.added_tokens_decoder.values()
         return sorted((token.content for token in added if token.special), key=len, reverse=True)
 
-    def _token_ids(
-        self, text: str, counts: Iterator[int], options: Mapping[str, Any]
-    ) -> list[int]:
-        """Token ids of one text; pieces between special tokens are encoded alone, as in training."""
-        tokenizer, image_id = self.tokenizer, self.tokenizer.convert_tokens_to_ids(self.image_token)
+    def _token_ids(self, text: str, counts: Iterator[int], options: Mapping[str, Any]) -> list[int]:
+        """Token ids of a text; as in training, what parts special tokens is encoded alone."""
+        tokenizer = self.tokenizer
+        image_id = tokenizer.convert_tokens_to_ids(self.image_token)
         is_prompt = text.startswith(tokenizer.bos_token)
         special = self._special_tokens() if is_prompt else [self.image_token]
         begins = not is_prompt and options.get("add_special_tokens", True)

@@ -12,7 +12,7 @@ class Reason(StrEnum):
     """A file that would cost far more to decode than its pixels do: thousands of scans or parts."""
 
 
-class Rejected(ValueError):
+class Rejected(ValueError):  # noqa: N818  its name in training
     """An image that is not read, with the reason."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
