@@ -298,11 +298,11 @@ def is_image_type(kind: pa.DataType | None) -> bool:
     """Whether a column holds encoded images: bytes, or the struct of Hugging Face datasets."""
     if kind is None:
         return False
-    kind = plain_type(kind)
-    if pa.types.is_struct(kind):
-        fields = [kind.field(place) for place in range(kind.num_fields)]
+    plain = plain_type(kind)
+    if pa.types.is_struct(plain):
+        fields = [plain.field(place) for place in range(plain.num_fields)]
         return any(field.name == "bytes" and is_bytes(field.type) for field in fields)
-    return is_bytes(kind)
+    return is_bytes(plain)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
