@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import io
+import itertools
 import os
 import posixpath
 import re
@@ -247,18 +248,6 @@ def whole_suffix(name: str) -> str:
     return storable(suffix)
 
 
-def read_limited(stream: Any, limit: int, what: str) -> bytes:
-    """Reads a whole stream unless it is longer than allowed.
-
-    Raises:
-        Rejected: the stream goes on beyond the limit.
-    """
-    data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise Rejected(Reason.MEMBER_TOO_LARGE, f"{what}: found more than {limit} bytes, allowed")
-    return data
-
-
 class _Measured(io.RawIOBase):
     """A file that counts what was read of it."""
 
@@ -365,10 +354,10 @@ def _file_keys(names: list[str]) -> dict[str, str]:
         name: key if times[key] == 1 and key not in folders else storable(name)
         for name, key in short.items()
     }
-    taken: set[str] = set()
+    taken = set(folders)
     for name, key in keys.items():
         # Two names that print alike, or a name that is another one without its suffix.
-        numbered = (key, *(f"{key}#{number}" for number in range(2, len(names) + 2)))
+        numbered = itertools.chain((key,), (f"{key}#{number}" for number in itertools.count(2)))
         keys[name] = next(free for free in numbered if free not in taken)
         taken.add(keys[name])
     return keys
