@@ -25,11 +25,11 @@ from mm1_pipeline.corpus.readers.base import RawImage, RejectedRecord, Source, i
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 32
-_BYTES_AT_ONCE = 256_000_000
+_BYTES_AT_ONCE = 64_000_000
 """Unpacked bytes that are held at once, where a row does not have more."""
 _BUFFER_BYTES = 1 << 20
 """Read at once of a column; without it, a column's part of a row group, however large."""
-_MAX_EXPANSION, _FREE_BYTES = 1_000, 256_000_000
+_MAX_EXPANSION, _FREE_BYTES = 1_000, 64_000_000
 """Times its packed size that a row group may unpack to, and what is unpacked in any case. Columns
 that repeat one value shrink a thousand times; bombs, 40,000 times."""
 _ROWS_PER_BYTE, _FREE_ROWS = 100, 100_000
@@ -151,6 +151,7 @@ def _read_batches(
     # One value may be as large as its whole column, and a dictionary repeats it in every row.
     at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, unpacked)))
     for batch in table.iter_batches(batch_size=at_once, row_groups=[group], columns=columns):
+        batch = _without_dictionaries(batch)
         allowed -= batch.nbytes
         if allowed < 0:
             raise _swells(unpacked, packed, values)
@@ -158,6 +159,18 @@ def _read_batches(
         skipped -= batch.num_rows - wanted.num_rows
         if wanted.num_rows:
             yield wanted
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same values, each as large as it is."""
+    packed = any(isinstance(column, pa.DictionaryArray) for column in batch.columns)
+    if not packed:
+        return batch
+    plain = [
+        column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
 
 
 def _swells(unpacked: int, packed: int, values: int) -> Rejected:
