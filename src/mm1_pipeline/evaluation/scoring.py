@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -166,23 +166,13 @@ def score_outputs(
     failures = task.failures | {
         key: answer.failure for key, answer in answered.items() if answer.failure is not None
     }
-    judged = _judged(task, raw, judge)
+    scored = _score(task, raw, judge)
+    judged, processed = scored.judged, scored.processed
     failures |= {key: mark.failure for key, mark in judged.items() if mark.failure is not None}
     for key in failures.keys() - task.failures.keys():
         logger.warning(
             "%s, %d shots: item %s counts as wrong: %s", task.name, num_shots, key, failures[key]
         )
-    processed = {
-        item.key: judged[item.key].text
-        if item.key in judged
-        else process_answer(raw[item.key], task.config, item)
-        for item in task.items
-        if item.key in raw
-    }
-    right = _score_items(task, processed, judged)
-    values = _PERCENT * (
-        group_minimum(task.items, right) if task.config.metric == Metric.CIRCULAR else right
-    )
     rows = tuple(
         {
             "id": f"{task.name}/{num_shots}shot/{item.key}",
@@ -197,24 +187,69 @@ def score_outputs(
             "failure": failures.get(item.key),
             **_facts(task, item, judged.get(item.key)),
         }
-        for item, value in zip(task.items, values, strict=True)
+        for item, value in zip(task.items, scored.values, strict=True)
     )
-    given = [processed.get(item.key, "") for item in task.items]
     return TaskScores(
-        values=values,
+        values=scored.values,
         images=tuple(item.cluster for item in task.items),
         rows=rows,
-        statistic=_statistic(task, right, given, judged),
+        statistic=scored.statistic,
         count=_count(task),
         details=details(
             task.config.metric,
             task.items,
-            right,
-            given,
+            scored.right,
+            scored.given,
             judge_marks(task.items, judged) if task.config.metric == Metric.JUDGE_RATIO else None,
         ),
-        submission=make_submission(task.config, task.items, given),
+        submission=make_submission(task.config, task.items, scored.given),
     )
+
+
+def constant_value(task: Task, answer: str) -> float:
+    """The task's number if every item that can be asked is answered alike, without a judge."""
+    scored = _score(task, {item.key: answer for item in task.items if item.failure is None}, None)
+    if scored.statistic is None:
+        return float(scored.values.mean())
+    return scored.statistic(np.ones(len(scored.values)))
+
+
+class _Scored(NamedTuple):
+    """What a metric makes of raw answers.
+
+    Attributes:
+        judged: By key.
+        processed: By key.
+        given: Processed answers of all items; empty where there is none.
+        right: float64[n], of each item, 0..1 but for CIDEr and ratios.
+        values: float64[n], times 100; of a group judged together, that of the group.
+        statistic: As in `TaskScores`.
+    """
+
+    judged: Mapping[str, Judged]
+    processed: Mapping[str, str]
+    given: Sequence[str]
+    right: np.ndarray
+    values: np.ndarray
+    statistic: Statistic | None
+
+
+def _score(task: Task, raw: Mapping[str, str], judge: Judge | None) -> _Scored:
+    judged = _judged(task, raw, judge)
+    processed = {
+        item.key: judged[item.key].text
+        if item.key in judged
+        else process_answer(raw[item.key], task.config, item)
+        for item in task.items
+        if item.key in raw
+    }
+    right = _score_items(task, processed, judged)
+    given = [processed.get(item.key, "") for item in task.items]
+    values = _PERCENT * (
+        group_minimum(task.items, right) if task.config.metric == Metric.CIRCULAR else right
+    )
+    statistic = _statistic(task, right, given, judged)
+    return _Scored(judged, processed, given, right, values, statistic)
 
 
 def _facts(task: Task, item: TaskItem, judged: Judged | None) -> dict[str, Any]:

@@ -645,15 +645,6 @@ def test_malformed_lines_of_pope_and_mme_stay_in_their_split_and_category(tmp_pa
     assert score(task, tokenizer, outputs).value == pytest.approx(90 + 80 + 200)
 
 
-def test_a_key_that_comes_twice_fails_the_second_time(tmp_path):
-    files = benchmark_files.textvqa(tmp_path)
-    content = json.loads(Path(files["annotations"]).read_text())
-    content["data"].append(content["data"][3])
-    Path(files["annotations"]).write_text(json.dumps(content))
-    task = load_task("textvqa", TaskConfig(task="textvqa", files=files), tmp_path, 0)
-    assert list(task.failures.values()) == ["malformed: found '3' twice"]
-
-
 def test_missing_files_say_what_was_expected(tmp_path):
     files = {**benchmark_files.textvqa(tmp_path), "annotations": str(tmp_path / "gone.json")}
     with pytest.raises(ValueError, match=r"Found no readable JSON at .*gone.json"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from mm1_pipeline.config.text_tasks import TextFormat
 from mm1_pipeline.evaluation.formats.base import (
     RawItem,
     letter,
-    listed,
     parse_keyed,
-    read_json,
     read_json_lines,
+    read_table,
+    read_text,
     text_of,
 )
+
+logger = logging.getLogger(__name__)
 
 _BRACKETS = re.compile(r"\[.*?\]")
 _DESCRIPTION = re.compile(r'\(description (?:"(?P<quoted>[^"]+)"|(?P<plain>[^)]+))\)')
@@ -82,12 +85,11 @@ def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[Tex
         case TextFormat.HELLASWAG:
             return _items(_numbered(read_json_lines(path)), _hellaswag)
         case TextFormat.SCIQ:
-            return _items(_numbered(_list(path)), _sciq)
+            return _items(_numbered(read_json_lines(path)), _sciq)
         case TextFormat.TRIVIAQA:
-            rows = listed(read_json(path), "Data", path)
-            return _items(_numbered(rows, "QuestionId"), _triviaqa)
+            return _items(_numbered(read_table(path, "Data"), "QuestionId"), _triviaqa)
         case TextFormat.WEBQS:
-            return _items(_numbered(_list(path)), _webqs)
+            return _items(_numbered(read_json_lines(path)), _webqs)
 
 
 def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
@@ -104,14 +106,27 @@ def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
             yield TextItem(raw.key, failure=raw.failure)
 
 
-def _numbered(rows: Iterable[Any], name: str = "") -> Iterator[tuple[str, Any]]:
+def _numbered(rows: Sequence[Any], name: str = "") -> Iterator[tuple[str, Any]]:
     """Rows with their id; with their place where they have none, or one that came before."""
     seen: set[str] = set()
+    repeated: list[str] = []
     for number, row in enumerate(rows):
-        key = str(row.get(name, number)) if isinstance(row, Mapping) else str(number)
-        key = f"{key} (row {number})" if key in seen else key
+        found = str(row.get(name, number)) if isinstance(row, Mapping) else str(number)
+        key = found
+        while key in seen:
+            key = f"{key} (row {number})"
+        if key != found:
+            repeated.append(key)
         seen.add(key)
         yield key, row
+    if repeated:
+        logger.warning(
+            "found %d of %d questions under ids that others have; they are asked and scored under "
+            "keys of their own, such as %r.",
+            len(repeated),
+            len(seen),
+            repeated[0],
+        )
 
 
 def _arc(key: str, row: Any) -> TextItem:
@@ -127,7 +142,7 @@ def _arc(key: str, row: Any) -> TextItem:
 
 def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
     rows = read_json_lines(files["questions"])
-    labels = files["labels"].read_text(encoding="utf-8").split()
+    labels = read_text(files["labels"]).split()
     if len(rows) != len(labels):
         raise ValueError(
             f"Found {len(rows)} questions in {files['questions']}, but {len(labels)} labels."
@@ -222,10 +237,3 @@ def _place(label: Any, options: tuple[str, ...]) -> int:
     if not 0 <= index < len(options):
         raise ValueError(f"found {letter(index) if index >= 0 else index} as the right option")
     return index
-
-
-def _list(path: Path) -> list[Any]:
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"Found no list in {path}; expected the official format.")
-    return content
