@@ -10,6 +10,8 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|rm|it|sf|tt|bb|cal)?|mbox|operatorname|bm|"
     r"boldsymbol)\s*\{([^{}]*)\}"
 )
+_MAX_NESTED = 4
+"""Fonts inside of fonts."""
 _BOX = re.compile(r"\\(?:f|frame)?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _ANSWER_TAG = re.compile(
     r"<\s*((?:final_?)?answer|choice|option)\s*>(.*?)(?:<\s*/\s*\1\s*>|$)",
@@ -63,6 +65,6 @@ def marked_answers(text: str) -> list[str]:
 def _unboxed(text: str) -> str:
     """Without thoughts and fonts; marks of answers stay."""
     plain = unicodedata.normalize("NFKC", _THOUGHT.sub("", text))
-    while (stripped := _FONT.sub(r"\1", plain)) != plain:
-        plain = stripped
+    for _ in range(_MAX_NESTED):
+        plain = _FONT.sub(r"\1", plain)
     return plain

@@ -53,8 +53,11 @@ def _ends(answer: str) -> list[str]:
     ends = []
     for line in lines:
         cues = (*_CUES, "=") if line is lines[-1] else _CUES
-        tails = [line.rpartition(cue)[2].strip() for cue in cues if cue in line]
-        shortest = min(filter(None, tails), key=len, default="")
+        shortest = ""
+        for tail in (line.rpartition(cue)[2].strip() for cue in cues if cue in line):
+            # An empty one is the shortest, and the next one replaces it.
+            if not shortest or len(tail) < len(shortest):
+                shortest = tail
         if shortest and shortest not in _TRIVIAL:
             ends.append(shortest)
     return ends or [text]

@@ -39,7 +39,7 @@ _ANNOUNCED = re.compile(
 """What announces the answer: its letter or text follows."""
 _CONCLUDED = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|in\s+conclusion|it\s+is|it's|(?:must|should|would|"
-    r"could|has\s+to)\s+be|say|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
+    r"has\s+to)\s+be|say|choose|chose|pick|select|selected|(?:go|going)\s+(?:with|for)|opt\s+for|"
     r"leav(?:es?|ing)(?:\s+us)?(?:\s+with)?|corresponds?\s+to|match(?:es)?|but|[=-]+>)\s*[,:]?\s*"
     rf"(?:(?:it|that|this)\s+(?:is|must\s+be)\s+)?{_LEAD}"
     r"|(?:故|因此|所以|应该?|我)?选(?:择|项)?(?:是|为|:)?\s*",
@@ -63,9 +63,10 @@ _DOUBTED = re.compile(
 )
 _CONDITION = re.compile(r"(?:if|unless|otherwise|suppose|assuming)\b", re.IGNORECASE)
 _ALSO = re.compile(
-    rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:{_NOUN}\s+)?{_LETTER}", re.IGNORECASE
+    rf"\s*(?:,\s*(?:and|or)?|and/or|/|&|\band\b|\bor\b)\s*(?:also\s+)?(?:{_NOUN}\s+)?{_LETTER}",
+    re.IGNORECASE,
 )
-_ALONE = re.compile(r"\W*([A-Za-z])\W*|.*[.!?:→>]\s+\W*([A-Z])\W*")
+_ALONE = re.compile(r"\W*([A-Za-z])[^\w+#]*|.*[.!?:→>]\s+\W*([A-Z])[^\w+#]*")
 """A letter that is a line, or its last sentence."""
 _HEADING = re.compile(
     r"[(\[【]?(?P<letter>[A-Za-z])(?:[)\]】]+[.:,]?|[.:,])(?=\s|$|[A-Za-z]{2}|\d|[^\x00-\x7f])"
@@ -84,6 +85,10 @@ _AFTER_A = re.compile(rf"\s+(?:is|was|and|or|would|seems|with|{_REASON})\b", re.
 """Words that follow the letter A and never the article."""
 _ARTICLE = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
 _WORD = re.compile(r"(?:(?<![\w)])-)?\d+(?:[.,]\d+)+|(?<![\w)])-\d+|[^\W_]+")
+_WINDOW = 400
+"""Characters around a word that are looked at: longer than a sentence with its option."""
+_MAX_MARKED = 3
+"""Marked answers that are tried, from the last one."""
 _COMMON = re.compile(r"[a-z]|yes|no|not|none|all|both")
 """Words of every text; as options, they count where they begin or end a sentence, and single
 letters only as letters."""
@@ -130,20 +135,23 @@ class _Reading:
     def __init__(self, options: Sequence[str]) -> None:
         self._letters = frozenset(map(letter, range(len(options))))
         self._texts = [" ".join(plain_text(option).split()) for option in options]
+        self._clauses = [text.rstrip(" .;,!") or text for text in self._texts]
         self._words = [_words(text) for text in self._texts]
 
-    def option(self, answer: str) -> str:
+    def option(self, answer: str, *, is_marked: bool = False) -> str:
         text = plain_text(answer).strip()
         given = " ".join(text.split()).casefold()
         same = [at for at, option in enumerate(self._texts) if option.casefold() == given]
         if len(same) == 1 and not re.fullmatch("[a-z]", given):
             return letter(same[0])
-        for marked in reversed(marked_answers(answer)):
-            if marked.strip() != answer.strip() and (found := self.option(marked)):
+        for marked in () if is_marked else reversed(marked_answers(answer)[-_MAX_MARKED:]):
+            if found := self.option(marked, is_marked=True):
                 return found
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         alone = [
-            (found[1] or found[2]).upper() for line in lines if (found := _ALONE.fullmatch(line))
+            (found[1] or found[2]).upper()
+            for line in lines
+            if (found := _ALONE.fullmatch(line[-_WINDOW:]))
         ]
         for named in (
             self._conclusions(text)[-1:],
@@ -167,22 +175,23 @@ class _Reading:
             while match := pattern.search(text, start):
                 # A gap that leads to nothing may hide a shorter one that leads to the answer.
                 start = match.start() + 1
-                said = re.split(r"[.,;:!?\n]|\bbut\b", text[: match.end()].rstrip(" :\n"))[-1]
-                sentence = re.split(r"[.;!?\n]\s*", text[: match.end()].rstrip(" :\n"))[-1]
+                before = text[max(0, match.end() - _WINDOW) : match.end()].rstrip(" :\n")
+                said = re.split(r"[.,;:!?\n]|\bbut\b", before)[-1]
+                sentence = re.split(r"[.;!?\n]\s*", before)[-1]
                 if not _DOUBTED.search(said) and not _CONDITION.match(sentence):
                     name = self._at(text, match.end(), ends_clause=pattern is _CONCLUDED)
                     if name is not None:
                         found.append((match.end(), name))
         for match in _APPROVED.finditer(text):
             name = (match["letter"] or match["chinese"]).upper()
-            said = re.split(r"[.,;:!?\n]", text[: match.end()])[-1]
+            said = re.split(r"[.,;:!?\n]", text[max(0, match.end() - _WINDOW) : match.end()])[-1]
             if name in self._letters and not _DOUBTED.search(said):
                 found.append((match.end(), name))
         return [name for _, name in sorted(found, key=lambda place: place[0])]
 
     def _at(self, text: str, start: int, *, ends_clause: bool) -> str | None:
         """The option named at a place: by its letter, or by its text; empty for several."""
-        tail = text[start : start + 400]
+        tail = text[start : start + _WINDOW]
         by_text = self._text_at(tail)
         match = re.match(_LETTER, tail)
         if match is None or match["letter"].upper() not in self._letters:
@@ -192,14 +201,14 @@ class _Reading:
         ends = _CLAUSE_END.match(rest) is not None
         if by_text is not None and not is_bracketed and not ends:
             return by_text  # `B cells` where that is an option, and `a cat`.
-        if by_text is not None and len(self._texts[ord(by_text) - ord("A")]) > len(match[0]) + 1:
+        if by_text is not None and len(self._clauses[ord(by_text) - ord("A")]) > len(match[0]) + 1:
             own = self._texts[ord(by_text) - ord("A")].casefold()
             if own.startswith(match[0].strip().casefold()):
                 return by_text  # `E. coli` is an option's text, and no letter E.
         if not (is_bracketed or ends):
             if ends_clause or (name.islower() and name in "ai"):
                 return None
-            is_first = not re.search(r"\w\s*$", text[:start])
+            is_first = not re.search(r"\w\s*$", text[max(0, start - 9) : start])
             if name in "AI" and (is_first or name == "I") and not _AFTER_A.match(rest):
                 return None
         return self._with_others(name.upper(), rest)
@@ -218,10 +227,10 @@ class _Reading:
 
     def _text_at(self, tail: str) -> str | None:
         """The longest option whose text a clause consists of, with or without its article."""
-        line = " ".join(tail.split("\n", 1)[0].split())
+        line = " ".join(tail[:_WINDOW].split("\n", 1)[0].split())
         found: dict[str, str] = {}
         for given in (line, _ARTICLE.sub("", line, count=1) if _ARTICLE.match(line) else line):
-            for at, option in enumerate(self._texts):
+            for at, option in enumerate(self._clauses):
                 is_text = not re.fullmatch("[A-Za-z]?", option) and given.casefold().startswith(
                     option.casefold()
                 )
@@ -234,7 +243,7 @@ class _Reading:
     def _headings(self, text: str, lines: Sequence[str]) -> list[str]:
         """Letters that head lines; of a list that the last line comes back to, the last one."""
         names: list[str] = []
-        for line in lines:
+        for line in (line[:_WINDOW] for line in lines):
             match = _HEADING.match(line)
             name = (match["letter"] or match["capital"]) if match else None
             if name is None and line[0] in self._letters and self._is_own_text(line):
@@ -242,7 +251,9 @@ class _Reading:
             if name is not None and name.upper() in self._letters:
                 name = name.upper()
                 names.append(name)
-                if match and not self._with_others(name, line[match.end("letter") :]):
+                if match and not self._with_others(
+                    name, line[line.upper().index(name) + 1 :].lstrip(")]】")
+                ):
                     return [name, ""]
         listed = {
             name
@@ -269,8 +280,11 @@ class _Reading:
     def _mentions(self, text: str) -> list[str]:
         names = []
         for match in _MENTIONED.finditer(text):
-            before = re.split(r"[.,;:!?\n]", text[: match.start()])[-1]
-            if not _DENIED.match(text[match.end() :]) and not _DOUBTED.search(before):
+            before = re.split(r"[.,;:!?\n]", text[max(0, match.start() - _WINDOW) : match.start()])[
+                -1
+            ]
+            after = text[match.end() : match.end() + _WINDOW]
+            if not _DENIED.match(after) and not _DOUBTED.search(before):
                 names.append((match["bracketed"] or match["named"]).upper())
         return self._known(names)
 

@@ -84,7 +84,9 @@ def _details_tables(inputs: ReportInputs, task: str) -> list[Table]:
     score = inputs.score(model, task, shots) if model else None
     tables = []
     for division, parts in (score or {}).get("details", {}).items():
-        if not all(isinstance(part, dict) and "n" in part for part in parts.values()):
+        if not isinstance(parts, dict) or not all(
+            isinstance(part, dict) and "n" in part for part in parts.values()
+        ):
             continue
         names = list(dict.fromkeys(name for part in parts.values() for name in part if name != "n"))
         columns = (
