@@ -32,6 +32,10 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 SYSTEM, USER, ASSISTANT = "System:", "User:", "Assistant:"
 
 CHAT_TEMPLATE = """\
+{%- macro plain(text) %}
+  {{- text | trim | replace('<|image|>', '<\\u2060|image|>') | replace('<|eos|>', '<\\u2060|eos|>')
+      | replace('<|bos|>', '<\\u2060|bos|>') | replace('<|pad|>', '<\\u2060|pad|>') }}
+{%- endmacro %}
 {{- bos_token }}
 {%- set state = namespace(after='') %}
 {%- for message in messages %}
@@ -48,7 +52,7 @@ CHAT_TEMPLATE = """\
       {{- ('\\n' if state.after == 'text' else '') + '<|image|>' }}
       {%- set state.after = 'image' %}
     {%- elif part.text | trim %}
-      {{- ('\\n' if state.after == 'text' else ' ') + part.text | trim }}
+      {{- ('\\n' if state.after == 'text' else ' ') + plain(part.text) }}
       {%- set state.after = 'text' %}
     {%- endif %}
   {%- endfor %}
@@ -59,7 +63,8 @@ CHAT_TEMPLATE = """\
 """
 """The same rule as a Jinja template for an exported tokenizer: neighbours of one role are one
 turn, contents are a text or a list of parts. `<|image|>` stands once an image; the processor
-repeats it for the image's tokens."""
+repeats it for the image's tokens. Special tokens that a message writes are parted by a word
+joiner, so that they stay text; the processor takes it out again."""
 
 
 class TurnSegment(SegmentLike, Protocol):

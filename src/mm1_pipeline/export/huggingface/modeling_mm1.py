@@ -252,5 +252,5 @@ def _attend(cache: Any, visible: Tensor, num_rows: int) -> Callable[..., Tensor]
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    targets = labels[:, 1:].flatten()
+    targets = labels[:, 1:].flatten().to(logits.device)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED)
