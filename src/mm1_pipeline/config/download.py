@@ -50,7 +50,8 @@ class DownloadConfig:
     """Parameters of the stage `download`."""
 
     lists: str | None = input_path(default=None)
-    """Parquet file, or folder of them: a row an image, or a document. Any URL that fsspec opens."""
+    """File, or folder of files, with a row an image or a document: Parquet; for images also TSV
+    (CC3M, CC12M), for documents also JSON lines (MMC4). Any URL that fsspec opens."""
     kind: Literal["caption", "interleaved"] = "caption"
     """`caption`: a row is an image and its caption. `interleaved`: a row is a document that names
     its images, laid out as OBELICS and OmniCorpus do (`texts` and `images`) or as MMC4 does

@@ -16,6 +16,19 @@ from mm1_pipeline.corpus.readers.base import Source, is_files_fault
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
 
+_WITH_IMAGES_IN_THEM = frozenset(
+    {
+        SourceFormat.IMG2DATASET,
+        SourceFormat.IMAGE_PARQUET,
+        SourceFormat.INTERLEAVED_PARQUET,
+        SourceFormat.SYNTH_DOG,
+    }
+)
+_FETCH_FIRST = (
+    "Lists of addresses (the TSV of CC3M and CC12M, MMC4's JSON lines, LAION's Parquet) hold no "
+    "images: fetch them first with the stage `download`."
+)
+
 
 def check_sources(
     config: IngestConfig, load_scorer: LoadScorer | None = None
@@ -77,7 +90,8 @@ def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> li
         ]
     if not len(files):
         match = "" if config.files == "*" else f" that match {config.files!r}"
-        return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}."]
+        hint = f" {_FETCH_FIRST}" if config.format in _WITH_IMAGES_IN_THEM else ""
+        return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}.{hint}"]
     return _content_problems(Source(name, config, files, whole.limits), expected)
 
 

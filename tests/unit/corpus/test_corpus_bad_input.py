@@ -564,3 +564,33 @@ def test_details_are_the_same_in_every_run(tmp_path):
         (tmp_path / out / "out" / "quarantine" / "source.parquet").read_bytes() for out in "ab"
     )
     assert first == second
+
+
+def test_lines_of_text_end_where_json_lines_do(tmp_path):
+    """At a newline alone, whatever else a line holds; names as C4 and others give them."""
+    lines = [
+        '{"text": "one\u2028and two\u0085 and three", "id": 1}\r',
+        '{"text": "a\\u0000b"}',
+        "",
+        '{"text": "' + "x" * 100_000 + '"}',
+        "[" * 100_000,
+        '{"text": "deep", "meta": ' + '{"a":' * 500 + "1" + "}" * 501,
+        '{"text": "last"}',
+    ]
+    data = "\n".join(lines).encode()
+    for name in ("c4-train.00000-of-01024.json.gz", "B.JSONL.GZ"):
+        write_bytes(tmp_path / "raw" / name, gzip.compress(data))
+    write_bytes(tmp_path / "raw" / "plain.json", data)
+    write_bytes(tmp_path / "raw" / "utf16.jsonl", '{"text": "a"}\n'.encode("utf-16"))
+    write_bytes(tmp_path / "raw" / "mark.jsonl", b"\xef\xbb\xbf" + lines[1].encode())
+    deduplication = {"deduplication": {"exact": False}}
+    result = run(
+        tmp_path / "out", "text", "jsonl", tmp_path / "raw", text_column="text", top=deduplication
+    )
+    assert result.report["kept"] == 3 * 5 + 1, result.rejected
+    texts = [record.segments[0].text for record in result.records]
+    assert texts[0] == "one\u2028and two\u0085 and three"
+    assert texts.count("deep") == 3
+    assert texts.count("a\0b") == 4
+    assert set(result.rejected) <= {"invalid_json", "invalid_utf8", "malformed_record"}
+    assert len([key for key in result.rejected_keys("invalid_json") if "utf16" not in key]) == 3

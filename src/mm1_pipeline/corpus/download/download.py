@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from aiohttp.abc import AbstractResolver
 
 from mm1_pipeline.config.download import DownloadConfig
@@ -25,12 +24,14 @@ from mm1_pipeline.corpus.download.failures import Failed
 from mm1_pipeline.corpus.download.fetch import FetchedImage, Fetcher
 from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
+from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.urls import without_secrets
 from mm1_pipeline.corpus.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
+_LISTED_PROBLEMS = 10
 _AHEAD = 8
 """Images that may be fetched, or wait for an earlier one, for each that is fetched at once."""
 
@@ -53,10 +54,10 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
     """
     if config.lists is None:
         raise ValueError(
-            "download.lists: found none, expected a Parquet file of image addresses and captions, "
-            "or a folder of them."
+            "download.lists: found none, expected a Parquet or TSV file of image addresses and "
+            "captions, or a folder of them."
         )
-    files = SourceFiles(config.lists, patterns=("*.parquet",))
+    files = SourceFiles(config.lists, patterns=PATTERNS[config.kind])
     lists = _open_lists(config, files)
     total = _check_lists(config, lists, files)
     folder = Path(config.output)
@@ -158,14 +159,24 @@ async def _download_shard(
 
 
 def _check_lists(config: DownloadConfig, lists: Lists[Any, Any], files: SourceFiles) -> int:
-    """Number of rows that will be taken; every list has the columns that are needed."""
+    """Number of rows that will be taken, about; every list has the columns that are needed."""
     total = 0
+    problems: list[str] = []
     for file in files:
-        with files.open_aside(file) as stream, pq.ParquetFile(stream) as parquet:
-            lists.check(file.name, parquet.schema_arrow)
-            total += parquet.metadata.num_rows
+        try:
+            schema, num_rows = read_head(config, files, file)
+            lists.check(file.name, schema)
+            total += num_rows
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - _LISTED_PROBLEMS
+        rest = [f"download.lists: found {more} more files with problems."] if more > 0 else []
+        raise ValueError("\n".join([*problems[:_LISTED_PROBLEMS], *rest]))
     if not total:
-        raise ValueError(f"download.lists: found no rows in {without_secrets(config.lists or '')}.")
+        expected = " or ".join(PATTERNS[config.kind])
+        found = without_secrets(config.lists or "")
+        raise ValueError(f"download.lists: found no rows in {found}, expected {expected}.")
     return total if config.max_images is None else min(total, config.max_images)
 
 

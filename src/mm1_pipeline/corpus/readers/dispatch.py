@@ -46,7 +46,10 @@ FORMAT_FILES = {
     SourceFormat.DOC_VQA: _json("*"),
     SourceFormat.SYNTH_DOG: ("*.parquet",),
     SourceFormat.WARC_HTML: ("*.warc", "*.warc.gz", "*.warc.zst"),
-    SourceFormat.JSONL: ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst"),
+    SourceFormat.JSONL: (
+        *("*.jsonl", "*.jsonl.gz", "*.jsonl.zst"),
+        *("*.json", "*.json.gz", "*.json.zst"),  # C4 calls JSON lines so
+    ),
 }
 """Names of the files in a folder that hold each format, in lower case."""
 

@@ -20,6 +20,8 @@ from mm1_pipeline.corpus.readers.base import (
     read_one,
 )
 
+_ADDRESSES = frozenset({"url", "image_url", "urls"})
+
 
 def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
@@ -58,4 +60,6 @@ def problems(source: Source, file: SourceFile, schema: pa.Schema) -> list[str]:
                 f"{source.parameter(parameter)}: found {column!r}, expected one column of "
                 f"{content}; {file.name} has {parquet.describe_columns(schema)}."
             )
+    if found and any(name.lower() in _ADDRESSES for name in schema.names):
+        found[-1] += " Images that a table only names are fetched first, by the stage `download`."
     return found

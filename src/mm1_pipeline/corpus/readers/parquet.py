@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ that repeat one value shrink a thousand times; bombs, 40,000 times."""
 _ROWS_PER_BYTE, _FREE_ROWS = 100, 100_000
 """Rows, or values of a column, that a byte of a file may stand for, and that any file may have."""
 _FOOTERS_AT_ONCE = 8
+_LINES = re.compile(r"\.(tsv|csv|jsonl?)(\.\w+)?$", re.IGNORECASE)
 _LISTED_FILES = 3
 _LISTED_COLUMNS = 30
 
@@ -249,6 +251,11 @@ def _file_problems(
     problems: Callable[[Source, SourceFile, pa.Schema], list[str]],
     file: SourceFile,
 ) -> list[str]:
+    if _LINES.search(file.name):
+        return [
+            f"{source.parameter('path')}: found {file.name}, lines of text, expected a Parquet "
+            "file; a list of addresses is fetched first with the stage `download`."
+        ]
     try:
         schema = read_schema(source, file)
     except Exception as error:
