@@ -30,12 +30,12 @@ CC12M = "http://x.example/1.jpg\ta very typical bus station\nhttps://y/2\tsierra
 NAMED = "caption\turl\nhttp://in.a.caption\thttp://x.example/1.jpg\nsierra\thttps://y/2\n"
 
 
-def listed(folder: Path, **more) -> list[ListedImage]:
+def listed(folder: Path, *, is_counted: bool = True, **more) -> list[ListedImage]:
     config = DownloadConfig(lists=str(folder), output=str(folder / "out"), **more)
     files = SourceFiles(str(folder), patterns=PATTERNS[config.kind])
     total = sum(read_head(config, files, file)[1] for file in files)
     rows = [row for shard in ImageLists(config, files).read(None) for row in shard]
-    assert total >= len(rows)
+    assert not is_counted or total >= len(rows)
     return rows
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_list_is_named_or_counted(tmp_path, caplog, monkeypatch):
     with pytest.raises(ValueError, match=r"found c\.tsv\.gz, which cannot be read"):
         listed(tmp_path)
     monkeypatch.setattr(tables, "_COUNTED_BYTES", 1_000)  # too long to be looked through before
-    cut = listed(tmp_path)
+    cut = listed(tmp_path, is_counted=False)
     assert cut[-1].url is None
     assert cut[0].url == "http://x.example/1.jpg"
 
