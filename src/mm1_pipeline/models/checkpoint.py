@@ -267,8 +267,9 @@ def _reading(directory: Path) -> Iterator[None]:
             raise
         found = " ".join(str(error).split())[:_MAX_FOUND]
         raise ValueError(
-            f"{directory}: found no whole {CONFIG} and {WEIGHTS} ({type(error).__name__}: {found})."
-            " Copy them anew, or remove the folder so that it is made again."
+            f"{directory}: found no readable safetensors file {WEIGHTS} with its {CONFIG} "
+            f"({type(error).__name__}: {found}). Copy both anew, or remove the folder so that it "
+            "is made again."
         ) from error
 
 
