@@ -42,7 +42,7 @@ def open_chat_model(
     """
     from mm1_pipeline.evaluation.chat import ChatModel
 
-    folder = Path(model) if model is not None and Path(model).is_dir() else None
+    folder = Path(model).resolve() if model is not None and Path(model).is_dir() else None
     if model is not None and folder is None and model not in STAGES:
         raise StalenessError(
             f"--model: found {model!r}, which is no folder; expected the folder of a checkpoint, "

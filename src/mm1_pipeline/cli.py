@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import env_option
+from kedro.framework.cli.utils import env_option, validate_conf_source
+from kedro.utils import load_obj
 
 if TYPE_CHECKING:
     from mm1_pipeline.staleness.session import StalenessSession
@@ -22,7 +24,8 @@ class UserErrorCommand(click.Command):
         """Runs the command.
 
         Raises:
-            click.ClickException: when parameters, sources or arguments cannot be used.
+            click.ClickException: when configuration, parameters, sources, names or arguments
+                cannot be used.
         """
         with warnings.catch_warnings():
             # `--pipeline` and `--pipelines` both work here; OmegaConf's own resolvers warn.
@@ -35,22 +38,43 @@ class UserErrorCommand(click.Command):
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
+    from kedro.config import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
     from mm1_pipeline.comparing import ComparisonError
     from mm1_pipeline.config.validation import ParameterError
     from mm1_pipeline.staleness.errors import StalenessError
 
-    return ParameterError, StalenessError, ComparisonError
+    of_project = ParameterError, StalenessError, ComparisonError
+    return *of_project, MissingConfigException, OmegaConfBaseException, YAMLError
+
+
+def _run(**options: Any) -> dict[str, Any]:
+    """Kedro's `run`, after a look at the runner: Kedro loads it before it opens the session."""
+    from mm1_pipeline.staleness.errors import StalenessError, unknown_name
+    from mm1_pipeline.staleness.selection import refuse_runner
+
+    try:
+        refuse_runner(load_obj(options["runner"] or "SequentialRunner", "kedro.runner"))
+    except (AttributeError, ImportError, ValueError) as error:
+        if isinstance(error, StalenessError):
+            raise
+        raise StalenessError(
+            unknown_name("--runner", options["runner"], ["SequentialRunner"])
+        ) from error
+    if unknown := sorted(options["runner_params"].keys() - {"is_async"}):
+        raise StalenessError(unknown_name("--runner-params", unknown[0], ["is_async"]))
+    return kedro_run.callback(**options)  # pyright: ignore[reportOptionalCall]
 
 
 @click.group(name="mm1_pipeline")
 def cli() -> None:
-    """Commands of mm1-pipeline."""
+    """Commands of mm1-pipeline. Give them in a folder of the project, or name --conf-source."""
 
 
 cli.add_command(
-    UserErrorCommand(
-        name="run", callback=kedro_run.callback, params=kedro_run.params, help=kedro_run.help
-    )
+    UserErrorCommand(name="run", callback=_run, params=kedro_run.params, help=kedro_run.help)
 )
 
 
@@ -59,11 +83,16 @@ def mm1() -> None:
     """What is fresh, what is stale, and why."""
 
 
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path, resolve_path=True)
+"""Options are paths of the folder that the command is given in; the session changes it."""
+
 pipeline_option = click.option(
     "--pipeline", default=None, help="A registered pipeline; the default one if not given."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
-conf_source_option = click.option("--conf-source", default=None, help="Another conf folder.")
+conf_source_option = click.option(
+    "--conf-source", default=None, callback=validate_conf_source, help="Another conf folder."
+)
 params_option = click.option(
     "--params",
     type=click.UNPROCESSED,
@@ -171,7 +200,7 @@ def verify(
 @click.option(
     "--output",
     default=None,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, resolve_path=True),
     help="Where to; `00_world` beside the environment's other data if not given.",
 )
 @env_option
@@ -192,7 +221,7 @@ def world(output: Path | None, env: str, conf_source: str | None) -> None:
 @click.argument("run_b")
 @click.option("--model", default=None, help="The model of RUN_A; needed if it has several.")
 @click.option("--other-model", default=None, help="The model of RUN_B; as --model if not given.")
-@click.option("--html", default=None, type=click.Path(dir_okay=False), help="Writes a page here.")
+@click.option("--html", default=None, type=OUTPUT_FILE, help="Writes a page here.")
 @json_option
 @env_option
 @conf_source_option
@@ -201,7 +230,7 @@ def compare(
     run_b: str,
     model: str | None,
     other_model: str | None,
-    html: str | None,
+    html: Path | None,
     as_json: bool,
     env: str,
     conf_source: str | None,
@@ -214,11 +243,15 @@ def compare(
     from mm1_pipeline import comparing
     from mm1_pipeline.staleness.files import write_atomically
 
-    is_path = all(Path(run).is_dir() for run in (run_a, run_b))
-    root = None if is_path else _open_session(env, conf_source).data_root()
+    root = None
+    if not all(Path(run).is_dir() for run in (run_a, run_b)):
+        run_a, run_b = (
+            str(Path(run).resolve()) if Path(run).is_dir() else run for run in (run_a, run_b)
+        )
+        root = _open_session(env, conf_source).data_root()
     found = comparing.compare_runs(run_a, run_b, model, other_model, root)
     if html is not None:
-        write_atomically(Path(html), comparing.page(found))
+        write_atomically(html, comparing.page(found))
     if as_json:
         click.echo(json.dumps(comparing.data(found), indent=2))
     else:
@@ -232,13 +265,13 @@ def compare(
 @click.option(
     "--tokenizer",
     default=None,
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, path_type=Path, resolve_path=True),
     help="Folder of the tokenizer; the environment's if not given.",
 )
 @click.option(
     "--shards",
     default=None,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path, resolve_path=True),
     help="Shards that the model was trained on, for its image transform.",
 )
 @click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer.")
@@ -261,6 +294,7 @@ def chat(
     """Talks with a checkpoint, in the terminal or on a page in the browser."""
     from mm1_pipeline.chat_terminal import open_chat_model, talk
 
+    here = Path.cwd()
     chat_model = open_chat_model(
         lambda: _open_session(env, conf_source).data_root(),
         model,
@@ -268,6 +302,7 @@ def chat(
         shards,
         max_new_tokens,
     )
+    os.chdir(here)  # The paths of images that will be typed begin here.
     if page:
         from mm1_pipeline.chat_page import serve
 
@@ -322,9 +357,7 @@ def _open_session(
 ) -> StalenessSession:
     from kedro.framework.project import settings
 
-    return settings.SESSION_CLASS.create(
-        Path.cwd(), env=env, conf_source=conf_source, runtime_params=params
-    )
+    return settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params)
 
 
 def _show(value: Any, render: Any, as_json: bool) -> None:

@@ -1,12 +1,17 @@
-"""Hooks: checks before any work starts, and a closing line that says where to look."""
+"""Hooks: where paths begin, checks before any work starts, and where to look when it ends."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+import click
+import yaml
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import LOGGING
+from kedro.utils import find_config_file
 
 from mm1_pipeline.config.lab import WorldConfig
 from mm1_pipeline.config.plan import ClusterConfig
@@ -20,6 +25,29 @@ REPORTS = ("report", "lessons_report", "lr_law_report")
 
 COMMAND_GROUPS = {"world": WorldConfig, "cluster": ClusterConfig}
 """Parameter groups that a command reads and no node; an environment need not have them."""
+
+
+class ProjectFolderHooks:
+    """Makes the project the working directory, wherever in it a session was opened.
+
+    The paths of parameters mean files of the project: sources, tokenizers, task files, weights.
+    They are opened in many places, forked workers and child processes included, and are written
+    nowhere but as they were given, so nothing is stale for it.
+    """
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: Any) -> None:
+        """Changes the directory; the first to work, as other hooks read parameters."""
+        project, loader = Path(context.project_path), context.config_loader
+        if Path.cwd() == project:
+            return
+        if "://" not in loader.conf_source:
+            loader.conf_source = os.path.abspath(loader.conf_source)
+        os.chdir(project)
+        if "KEDRO_LOGGING_CONFIG" not in os.environ and (found := find_config_file("conf/logging")):
+            LOGGING.configure(yaml.safe_load(found.read_text(encoding="utf-8")))
+        if click.get_current_context(silent=True) is None:  # In a notebook it may surprise.
+            logger.info("The working directory is now the project's folder, %s.", project)
 
 
 class ParameterHooks:
@@ -64,7 +92,7 @@ class PreflightHooks:
             if "params:export" in pipeline.inputs():
                 _check_export(catalog)
         except ValueError as error:
-            raise ParameterError(str(error)) from error
+            raise ParameterError(f"{error}\nRelative paths begin at {Path.cwd()}.") from error
 
 
 class ClosingHooks:
@@ -122,4 +150,4 @@ def _check_export(catalog: Any) -> None:
             )
 
 
-HOOKS = (ParameterHooks(), PreflightHooks(), ClosingHooks())
+HOOKS = (ProjectFolderHooks(), ParameterHooks(), PreflightHooks(), ClosingHooks())

@@ -22,13 +22,18 @@ class Metric(StrEnum):
     CIDER = "cider"
     """Consensus of n-grams with the references, times 100."""
     VQA_ACCURACY = "vqa_accuracy"
-    """Agreement with ten human answers, times 100."""
+    """Agreement with ten human answers, times 100, by the rules of VQAv2 and OK-VQA: both sides
+    are normalised, but where all people wrote the same, compared as they stand."""
+    TEXTVQA_ACCURACY = "textvqa_accuracy"
+    """As `vqa_accuracy`, by TextVQA's rules: both sides are always normalised, in another way."""
+    VIZWIZ_ACCURACY = "vizwiz_accuracy"
+    """As `vqa_accuracy`, by VizWiz's rules: only the answer is normalised."""
     EXACT_MATCH = "exact_match"
-    """The same text as a reference but for case, outer spaces and a final full stop."""
+    """The same text as a reference but for case, outer spaces and final full stops."""
     ANLS = "anls"
     """1 - normalised edit distance to the nearest reference, 0 below a half, times 100."""
     RELAXED_ACCURACY = "relaxed_accuracy"
-    """Numbers within 5 % of the reference, other texts equal."""
+    """Numbers within 5 % of the reference, other texts equal but for case."""
     CHOICE = "choice"
     """The right option's letter; questions without options by their text or number."""
     CIRCULAR = "circular"
@@ -48,6 +53,11 @@ class Metric(StrEnum):
     def needs_judge(self) -> bool:
         """Whether a language model decides the score."""
         return self in (Metric.JUDGE_RATIO, Metric.JUDGE_GRADE)
+
+    @property
+    def has_ten_answers(self) -> bool:
+        """Whether ten people answered each question."""
+        return self in (Metric.VQA_ACCURACY, Metric.TEXTVQA_ACCURACY, Metric.VIZWIZ_ACCURACY)
 
     @property
     def has_letters(self) -> bool:
@@ -83,6 +93,16 @@ class MixedResolution:
             )
         if self.num_high_shots < 0:
             raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")
+
+
+class AnswerForm(StrEnum):
+    """What is scored, and handed in, of what a model wrote."""
+
+    AS_WRITTEN = "as_written"
+    """The text before the first stop string, without outer spaces."""
+    EVALAI = "evalai"
+    """That text as EvalAI's answer processor rewrites it: lower case, no articles, digits. Source:
+    LLaVA-1.5, which hands in VQAv2 and VizWiz so."""
 
 
 class CaptionWords(StrEnum):
@@ -162,6 +182,8 @@ class TaskConfig:
     """How the file to hand in is written; None writes none."""
     interleaved: bool = False
     """Whether questions and options name the places of their images as `<image 1>`."""
+    answer_form: AnswerForm = AnswerForm.AS_WRITTEN
+    """What the metric gets of an answer; metrics have normalisations of their own beside it."""
     caption_words: CaptionWords = CaptionWords.REGEX
     """How captions become words."""
     judge_prompt: str = ""

@@ -30,4 +30,4 @@ def process_answer(text: str, config: TaskConfig, item: TaskItem) -> str:
             return parse_pope(answer)
         case Metric.MME_SCORE:
             return parse_mme(answer)
-    return process_output(text, config.metric, config.stop)
+    return process_output(text, config.metric, config.stop, config.answer_form)

@@ -408,11 +408,14 @@ def _in_precision(model: MM1, precision: Precision) -> MM1:
 def _frequent_scores(harness: Harness) -> Scores:
     """The same answer to every prompt; it needs no shots, so it scores the same with any."""
     scores: Scores = {}
+    texts: dict[str, str] = {}
     for task, num_shots in harness.parts():
         if task.config.metric.needs_judge or task.config.hidden_answers:
             continue  # No judge is paid for one answer to every question.
+        if task.name not in texts:
+            texts[task.name] = most_frequent_answer(task)
         prompts = [p for p in harness.prompts[task.name, num_shots] if p.draw == 0]
-        answers = [Answer(most_frequent_answer(task))] * len(prompts)
+        answers = [Answer(texts[task.name])] * len(prompts)
         scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
     return scores
 

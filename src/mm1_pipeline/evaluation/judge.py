@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm1_pipeline.config.evaluation import JudgeConfig
+from mm1_pipeline.evaluation.row_log import RowLog
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ class Judge:
     def __init__(self, config: JudgeConfig, log: Path | None = None) -> None:
         self.model = config.model
         self._config = config
-        self._log = log
-        self._replies = _read_log(log)
+        self._log = None if log is None else RowLog(log)
+        rows = [] if self._log is None else self._log.rows
+        self._replies = {row["sha256"]: row["reply"] for row in rows}
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._key = _api_key(config)
         self.num_asked = 0
@@ -76,7 +78,8 @@ class Judge:
         if digest not in self._replies:
             reply = self._request(prompt)
             self._replies[digest] = reply
-            self._remember(digest, reply)
+            if self._log is not None:
+                self._log.append([{"sha256": digest, "reply": reply}])
         return Judgement(self._replies[digest], hashlib.sha256(prompt.encode()).hexdigest())
 
     def _request(self, prompt: str) -> str:
@@ -114,13 +117,6 @@ class Judge:
         )
         with self._opener.open(request, timeout=self._config.timeout_seconds) as response:
             return response.read(MAX_REPLY_BYTES)
-
-    def _remember(self, digest: str, reply: str) -> None:
-        if self._log is None:
-            return
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"sha256": digest, "reply": reply}) + "\n")
 
 
 def fill_judge_prompt(
@@ -169,15 +165,3 @@ def _content(data: bytes) -> str:
             "choices[0].message.content as OpenAI's chat completions have it."
         )
     return content
-
-
-def _read_log(log: Path | None) -> dict[str, str]:
-    """Replies of an earlier run; half a line at the end, from a killed one, is left out."""
-    if log is None or not log.is_file():
-        return {}
-    content = log.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    if len(whole) < len(content):
-        log.write_text(whole, encoding="utf-8")
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {row["sha256"]: row["reply"] for row in rows}

@@ -116,7 +116,7 @@ def parse_pope(answer: str) -> str:
 
     Source: POPE's own rule, which leaves no answer open.
     """
-    words = answer.partition(".")[0].replace(",", "").split()
+    words = answer.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
@@ -125,10 +125,8 @@ def parse_mme(answer: str) -> str:
 
     Source: MME's own rule, which looks at the first 4 characters.
     """
-    text = answer.strip().lower()
-    if text in ("yes", "no"):
-        return text
-    return next((name for name in ("yes", "no") if name in text[:4]), "other")
+    start = answer.lower()[:4]
+    return next((name for name in ("yes", "no") if name in start), "other")
 
 
 class _Reading:

@@ -294,7 +294,7 @@ def _kedro(
     conf = place.data / "conf" / name
     write_conf(run, place.project, data_root, conf)
     command = [
-        *(sys.executable, "-m", "kedro", "run", f"--pipeline={run.goal.value}"),
+        *(sys.executable, "-m", "mm1_pipeline", "run", f"--pipeline={run.goal.value}"),
         *(f"--env={ENVIRONMENT}", f"--conf-source={conf}", "--params=allow_expensive=true"),
         *([f"--to-nodes={','.join(until.nodes)}"] if until else []),
     ]

@@ -97,6 +97,7 @@ def workspace_for(dataset_name: str) -> Workspace:
     if context is None:
         raise StalenessError(
             f"Found no build context for the dataset {dataset_name!r}. Run the node with "
-            "`kedro run`, or wrap the call in `with building(BuildContext(...))`."
+            "`kedro run` and without a runner of another class, or wrap the call in "
+            "`with building(BuildContext(...))`."
         )
     return context.workspace(dataset_name)

@@ -1,7 +1,25 @@
-"""The one error that users of this package can mend."""
+"""The one error that users of this package can mend, and how it speaks of unknown names."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class StalenessError(ValueError):
     """Something that a user can mend; the text says what was found and how to mend it."""
+
+
+def unknown_name(what: str, found: str, allowed: Iterable[str], hint: str = "") -> str:
+    """Says that a name is not known, which one is nearest, and which there are.
+
+    Args:
+        what: what the name was given for, for instance `--env`.
+        found: the name.
+        allowed: names that can be given.
+        hint: said in place of the nearest name.
+    """
+    names = sorted(allowed)
+    close = difflib.get_close_matches(found, names, n=1)
+    nearest = f"did you mean {close[0]!r}? There are" if close else "there are"
+    return f"{what}: found {found!r}; {hint or nearest}: {', '.join(names) or 'none'}."

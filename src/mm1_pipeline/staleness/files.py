@@ -6,6 +6,7 @@ kill at any moment finds either the old state or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -78,7 +79,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     Args:
         path: the file; its folder is made when missing.
         text: the new content.
-        durable: waits until the content is on the disk. Caches go without.
+        durable: waits until the content is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
@@ -90,6 +91,15 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     os.replace(temporary, path)
     if durable:
         sync_directory(path.parent)
+
+
+def write_cache(path: Path, text: str) -> None:
+    """Replaces a file that only saves time, where that is possible.
+
+    On a disk that is full or read-only the next process computes its content again.
+    """
+    with contextlib.suppress(OSError):
+        write_atomically(path, text, durable=False)
 
 
 def copy_atomically(source: Path, target: Path) -> None:

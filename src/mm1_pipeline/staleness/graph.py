@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.errors import StalenessError, unknown_name
 
 
 class Storage(StrEnum):
@@ -100,9 +100,7 @@ class Graph:
         for node in self.nodes:
             if node.name == name:
                 return node
-        raise StalenessError(
-            f"Found no node {name!r}; there are: {', '.join(node.name for node in self.nodes)}."
-        )
+        raise StalenessError(unknown_name("node", name, (node.name for node in self.nodes)))
 
 
 def bare(name: str) -> str:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mm1_pipeline.staleness.files import CONTENT_HASH, hash_file, read_json, write_atomically
+from mm1_pipeline.staleness.files import CONTENT_HASH, hash_file, read_json, write_cache
 
 _TICK_NS = 50_000_000
 """Longer than the coarsest clock of common local file systems (10 ms)."""
@@ -66,9 +66,7 @@ class HashCache:
         entries = {
             key: entry for key, entry in self._entries.items() if os.path.exists(_file_of(key))
         }
-        write_atomically(
-            self._path, json.dumps({"format": _FORMAT, "entries": entries}), durable=False
-        )
+        write_cache(self._path, json.dumps({"format": _FORMAT, "entries": entries}))
         self._changed = False
 
     def _store(self, key: str, signature: list[int], hashed_at: int, value: str) -> None:

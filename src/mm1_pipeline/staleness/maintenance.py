@@ -158,7 +158,7 @@ def collect_garbage(
     Raises:
         StalenessError: while a run is in progress.
     """
-    with hold_run_lock(data_root, WhenBusy.REFUSE):
+    with hold_run_lock(data_root, WhenBusy.REFUSE, only_looks=dry_run):
         locks = _trim_locks(LockStore(data_root), known_nodes, keep_runs, dry_run)
         outputs = [output for lock in locks for run in lock.runs for output in run.outputs.values()]
         keep = {output.version for output in outputs if output.version is not None}

@@ -39,6 +39,8 @@ def hold_run_lock(
     data_root: Path,
     when_busy: WhenBusy = WhenBusy.WAIT,
     tell: Callable[[str], None] | None = None,
+    *,
+    only_looks: bool = False,
 ) -> Iterator[None]:
     """Holds the data root for the block.
 
@@ -46,16 +48,28 @@ def hold_run_lock(
         data_root: the folder that holds all artifacts of an environment.
         when_busy: waits for another holder, or refuses.
         tell: gets one sentence before a wait.
+        only_looks: the block changes nothing, so it goes without a lock where none can be had.
 
     Yields:
         Nothing.
 
     Raises:
-        StalenessError: when another process holds the lock and `when_busy` is refuse.
+        StalenessError: when another process holds the lock and `when_busy` is refuse, or the
+            data root cannot be written to.
     """
     path = data_root / STATE_FOLDER / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if not only_looks:
+            raise StalenessError(
+                f"{data_root}: found a folder that cannot be written to ({error.strerror}). Make "
+                "it writable, or give `data_root` of globals.yml another place; status, explain, "
+                "verify, compare and gc --dry-run work without."
+            ) from error
+        yield
+        return
     held = _Held(descriptor)
     try:
         _acquire(descriptor, path, when_busy, tell)

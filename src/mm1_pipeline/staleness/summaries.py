@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from mm1_pipeline.staleness.files import hash_text, read_json, write_atomically
+from mm1_pipeline.staleness.files import hash_text, read_json, write_cache
 from mm1_pipeline.staleness.scopes import Reference
 from mm1_pipeline.staleness.source import SUMMARY_VERSION, ModuleSummary, Part, summarize
 
@@ -46,7 +46,7 @@ class SummaryCache:
         """Writes the summaries when there are new ones."""
         if self._path is not None and not self._used.keys() <= self._entries.keys():
             content = {"version": self._version, "entries": {**self._entries, **self._used}}
-            write_atomically(self._path, json.dumps(content), durable=False)
+            write_cache(self._path, json.dumps(content))
 
 
 def _dump(summary: ModuleSummary) -> dict:

@@ -1,254 +1,265 @@
-"""Has the benchmarks' own scorers score our answers, and stores what they give.
+"""Writes official_scores.npz: what each benchmark's own scorer gives to generated answers.
 
-    git clone https://github.com/haotian-liu/LLaVA                  # c121f0432da2
-    git clone https://github.com/MMMU-Benchmark/MMMU                # bb0b95a94599
-    git clone https://github.com/lupantech/MathVista                # 53d525874bdd
-    git clone https://github.com/open-compass/VLMEvalKit            # e8e78f05f308
-    git clone https://github.com/yuweihao/MM-Vet                    # acde843e02da
-    git clone https://github.com/zjunlp/Deco                        # fee8d757c0a9, of MME
-    pip install Levenshtein pandas pyyaml scikit-learn
-    python make_official_scores.py FOLDER_OF_THE_CLONES
+Run outside the project, with checkouts of the scorers side by side in one folder:
 
-Their code runs as it is; modules that it imports and these values do not need (clients of judges,
-loaders of data) are empty. `random.choice` of MMMU's and of none other is watched, so that what it
-draws is stored as drawn and not compared.
+    python make_official_scores.py FOLDER
+
+in an environment with numpy, scikit-learn, tqdm and editdistance. FOLDER holds
+
+    vqa         GT-Vision-Lab/VQA                   a013f0043c1e  VQAv2, OK-VQA
+    mmf         facebookresearch/mmf                b0ffc7fba39f  TextVQA
+    vizwiz      peyajm29/VizWiz-VQA                 ae80bef59fe9  VizWiz's evaluation, a copy
+    gqa         TRI-ML/vlm-evaluation               d9f58967de7f  GQA's eval.py, a copy
+    infovqa     QwenLM/Qwen-VL                      aa00ed04091e  InfographicVQA's, a copy
+    pix2struct  google-research/pix2struct          945f27e936c9  ChartQA's relaxed correctness
+    pope        AoiDragon/POPE                      08d957b917e5  POPE
+    mme         zjunlp/Deco                         fee8d757c0a9  MME's calculation.py, a copy
+    llava       haotian-liu/LLaVA                   c121f0432da2  answers converted for VQAv2, GQA
+
+GQA's, InfographicVQA's, MME's and VizWiz's scorers are handed out on pages of their own; those
+copies of them were read. VQAv2's is written in Python 2: its print statements are turned into
+calls. Libraries that only the captions need are replaced by stubs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import hashlib
+import importlib
 import io
 import json
+import re
 import runpy
 import sys
 import tempfile
-from collections import Counter
+from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
-from option_samples import (
-    extractions,
-    grades,
-    open_answers,
-    option_answers,
-    reviews,
-    yes_no_answers,
-)
+import numpy as np
+from answer_cases import CASES, COUNT, KINDS, Case
 
-NUM_ANSWERS = 1_000
-NUM_REVIEWS = 510
+OUT = Path(__file__).with_name("official_scores.npz")
+STUBS = ("pycocoevalcap.tokenizer.ptbtokenizer", "pycocoevalcap.bleu.bleu")
+STUBS += ("pycocoevalcap.meteor.meteor", "pycocoevalcap.rouge.rouge", "pycocoevalcap.cider.cider")
+
+Scores = list[float]
 
 
-def _module(path: Path, *empty: str) -> ModuleType:
-    for name in empty:
-        sys.modules[name] = MagicMock()
-    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def digest(cases: list[Case]) -> str:
+    """Tells whether the generator still gives the answers that were scored."""
+    return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
+
+
+def load(path: Path, *, is_python2: bool = False) -> ModuleType:
+    source = path.read_text(encoding="utf-8").replace("from .pycoco", "from pycoco")
+    if is_python2:
+        source = re.sub(r"(?m)^(\s*)print (.+)$", r"\1print(\2)", source)
+    module = ModuleType(path.stem)
+    stubs = {
+        ".".join(name.split(".")[: depth + 1]): MagicMock() for name in STUBS for depth in range(3)
+    }
+    with patch.dict(sys.modules, stubs):
+        exec(compile(source, str(path), "exec"), module.__dict__)
     return module
 
 
-def _script(path: Path, *arguments: str) -> str:
-    """What a script prints."""
-    printed, before = io.StringIO(), sys.argv
-    sys.argv = [str(path), *arguments]
-    sys.path.insert(0, str(path.parent))
-    try:
-        with contextlib.redirect_stdout(printed):
-            runpy.run_path(str(path), run_name="__main__")
-    finally:
-        sys.argv = before
-        sys.path.remove(str(path.parent))
-    return printed.getvalue()
-
-
-def scienceqa(clones: Path, folder: Path) -> str:
-    """The option that LLaVA's script takes, a letter an answer; `-` for none."""
-    rows = option_answers(NUM_ANSWERS)
-    problems = {
-        row.key: {"choices": row.options, "answer": "ABCDE".index(row.right)} for row in rows
-    }
-    (folder / "problems.json").write_text(json.dumps(problems))
-    (folder / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
-    given = [{"question_id": r.key, "text": r.answer, "prompt": "<image>"} for r in rows]
-    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
-    _script(
-        clones / "LLaVA/llava/eval/eval_science_qa.py",
-        f"--base-dir={folder}",
-        f"--result-file={folder / 'answers.jsonl'}",
-        f"--output-file={folder / 'output.json'}",
-        f"--output-result={folder / 'result.json'}",
+def vqa(folder: Path, cases: list[Case]) -> Scores:
+    evaluation = load(
+        folder / "vqa/PythonEvaluationTools/vqaEvaluation/vqaEval.py", is_python2=True
     )
-    taken = json.loads((folder / "result.json").read_text())["results"]
-    return "".join("ABCDE"[taken[row.key]] if taken[row.key] >= 0 else "-" for row in rows)
-
-
-def mmmu_options(clones: Path) -> str:
-    """The option that MMMU's code takes; `*` where it draws one."""
-    module = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
-    drawn: list[str] = []
-    module.random = MagicMock(choice=lambda letters: drawn.append("*") or letters[0])
-    taken = ""
-    for row in option_answers(NUM_ANSWERS):
-        letters = list("ABCDE"[: len(row.options)])
-        drawn.clear()
-        name = module.parse_multi_choice_response(
-            row.answer, letters, dict(zip(letters, row.options, strict=True))
-        )
-        taken += drawn[0] if drawn else name
-    return taken
-
-
-def mmmu_open(clones: Path) -> str:
-    """1 for each open answer that MMMU's code takes for right."""
-    module = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
-    return "".join(
-        str(int(module.eval_open(right, module.parse_open_response(answer))))
-        for right, answer in open_answers(NUM_ANSWERS)
-    )
-
-
-def mmmu_domains(clones: Path, folder: Path) -> dict[str, Any]:
-    """MMMU's table of domains and subjects for answers that are letters."""
-    rows = option_answers(NUM_ANSWERS)
-    answers = {
-        row.key: {"question_type": "multiple-choice", "ground_truth": row.right} for row in rows
-    }
-    given = {row.key: "ABCDE"[number % len(row.options)] for number, row in enumerate(rows)}
-    (folder / "answers.json").write_text(json.dumps(answers))
-    (folder / "given.json").write_text(json.dumps(given))
-    printed = _script(
-        clones / "MMMU/mmmu/main_eval_only.py",
-        f"--output_path={folder / 'given.json'}",
-        f"--answer_path={folder / 'answers.json'}",
-    )
-    return json.loads(printed.splitlines()[-1].replace("'", '"'))
-
-
-def mathvista(clones: Path) -> str:
-    """1 for each extraction that MathVista's code takes for right."""
-    sys.path.insert(0, str(clones / "MathVista"))
-    module = _module(
-        clones / "MathVista/evaluation/calculate_score.py",
-        *("datasets", "rich", "rich.logging", "tqdm", "cv2", "PIL", "PIL.Image", "word2number"),
-    )
-    right = ""
-    for problem, extraction in extractions(NUM_ANSWERS):
-        kind = "multi_choice" if problem["choices"] else "free_form"
-        given = module.normalize_extracted_answer(
-            extraction, problem["choices"], kind, problem["answer_type"], problem["precision"]
-        )
-        right += str(int(module.safe_equal(given, problem["answer"])))
-    return right
-
-
-def mmbench(clones: Path) -> str:
-    """The option that VLMEvalKit infers without a judge; `-` for none."""
-    logs = ("vlmeval", "vlmeval.smp", "vlmeval.smp.log")
-    module = _module(clones / "VLMEvalKit/vlmeval/utils/matching_util.py", *logs)
-    taken = [
-        module.can_infer(r.answer, dict(zip("ABCDE", r.options, strict=False)))
-        for r in option_answers(NUM_ANSWERS)
-    ]
-    return "".join(name if name and name != "Z" else "-" for name in taken)
-
-
-def llava_bench(clones: Path, folder: Path) -> dict[str, list[float]]:
-    """LLaVA-Bench's summary: ratio and ten times the means of both marks, by category."""
-    judge = _module(clones / "LLaVA/llava/eval/eval_gpt_review_bench.py", "openai")
-    lines = []
-    for number, (kind, reply) in enumerate(reviews(NUM_REVIEWS)):
-        # The official parser takes a comma only without a blank.
-        marks = judge.parse_score(reply.replace(", ", ","))
-        assert marks != [-1, -1], reply
-        lines.append(json.dumps({"question_id": number, "category": kind, "tuple": marks}))
-    (folder / "review.jsonl").write_text("\n".join(lines))
-    path = clones / "LLaVA/llava/eval/summarize_gpt_review.py"
-    printed = _script(path, "--files", str(folder / "review.jsonl"))
-    rows = [line.split() for line in printed.splitlines()[1:-1]]
-    return {name: [float(value) for value in values] for name, *values in rows}
-
-
-def mm_vet(clones: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """MM-Vet's tables of capabilities and of their combinations."""
-    rows = grades(NUM_REVIEWS)
-    data = {f"v1_{n}": {"capability": list(needs)} for n, (needs, _) in enumerate(rows)}
-    graded = {
-        f"v1_{n}": {"model": [""], "content": [""], "score": [grade]}
-        for n, (_, grade) in enumerate(rows)
-    }
-    (folder / "mm-vet.json").write_text(json.dumps(data))
-    (folder / "ours.json").write_text("{}")
-    (folder / "ours_gpt-4-0613-grade-1runs.json").write_text(json.dumps(graded))
-    for name in ("openai", "openai._exceptions", "tqdm"):
-        sys.modules[name] = MagicMock()
-    _script(
-        clones / "MM-Vet/mm-vet_evaluator.py",
-        f"--mmvet_path={folder}",
-        f"--result_file={folder / 'ours.json'}",
-        f"--result_path={folder}",
-    )
-    tables = {}
-    for table in ("cap-score", "cap-int-score"):
-        header, values = [
-            line.split(",")
-            for line in (folder / f"ours_gpt-4-0613-{table}-1runs.csv").read_text().splitlines()
-        ]
-        row = dict(zip(header, values, strict=True))
-        tables[table] = {
-            "+".join(sorted(name.split("_"))): float(value)
-            for name, value in row.items()
-            if name not in ("", "std", "runs")
+    truth = {
+        number: {
+            "answers": [{"answer": text, "answer_id": n} for n, text in enumerate(case.references)],
+            "question_type": "",
+            "answer_type": "",
         }
-    return tables
-
-
-def mme(clones: Path, folder: Path) -> dict[str, float]:
-    """MME's score of each category and of both groups."""
-    lines: dict[str, list[str]] = {}
-    for category, image, right, given in yes_no_answers(NUM_ANSWERS):
-        lines.setdefault(category, []).append(f"{image}\tIs it?\t{right}\t{given}\n")
-    for category, rows in lines.items():
-        (folder / f"{category}.txt").write_text("".join(rows))
-    printed = _script(clones / "Deco/eval_tool/calculation.py", f"--results_dir={folder}")
-    scores: dict[str, float] = {}
-    for line in printed.splitlines():
-        words = line.split()
-        if words[:2] == ["total", "score:"]:
-            scores[f"total {sum(name.startswith('total') for name in scores)}"] = float(words[2])
-        elif len(words) == 3 and words[1] == "score:":
-            scores[words[0]] = float(words[2])
-    return scores
-
-
-def main(clones: Path) -> None:
-    """Writes official_scores.json beside this file."""
-
-    def inside(make: Any) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            return make(clones, Path(folder))
-
-    scores = {
-        "scienceqa": inside(scienceqa),
-        "mmmu_options": mmmu_options(clones),
-        "mmmu_open": mmmu_open(clones),
-        "mmmu_domains": inside(mmmu_domains),
-        "mathvista": mathvista(clones),
-        "mmbench": mmbench(clones),
-        "llava_bench": inside(llava_bench),
-        "mm_vet": inside(mm_vet),
-        "mme": inside(mme),
+        for number, case in enumerate(cases)
     }
-    path = Path(__file__).with_name("official_scores.json")
-    path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    for name, values in scores.items():
-        print(name, Counter(values).most_common(8) if isinstance(values, str) else len(values))
+    given = {number: {"answer": case.answer} for number, case in enumerate(cases)}
+    reader = SimpleNamespace(qa=truth, getQuesIds=lambda: list(truth))
+    scorer = evaluation.VQAEval(reader, SimpleNamespace(qa=given), n=12)
+    scorer.evaluate()
+    return [scorer.evalQA[number] / 100 for number in truth]
+
+
+def vqa_after_llava(folder: Path, cases: list[Case]) -> Scores:
+    """LLaVA converts answers before they are handed in."""
+    process = load(folder / "llava/llava/eval/m4c_evaluator.py").EvalAIAnswerProcessor()
+    return vqa(folder, [Case(process(case.answer), case.references) for case in cases])
+
+
+def textvqa(folder: Path, cases: list[Case]) -> Scores:
+    evaluator = load(folder / "mmf/mmf/utils/m4c_evaluators.py").TextVQAAccuracyEvaluator()
+    return [
+        evaluator.eval_pred_list([{"pred_answer": answer, "gt_answers": list(references)}])
+        for answer, references in cases
+    ]
+
+
+def vizwiz(folder: Path, cases: list[Case]) -> Scores:
+    api = folder / "vizwiz/evaluation/API/PythonEvaluationTools/vqaEvaluation/vqaEval.py"
+    evaluation = load(api)
+    evaluation.COCOEvalCap = MagicMock()
+    truth = {
+        number: {"answers": [{"answer": text} for text in case.references], "answer_type": ""}
+        for number, case in enumerate(cases)
+    }
+    given = {number: {"image": number, "answer": case.answer} for number, case in enumerate(cases)}
+    reader = SimpleNamespace(imgToQA=truth, getImgs=lambda: list(truth))
+    scorer = evaluation.VQAEval(reader, SimpleNamespace(imgToQA=given), n=12)
+    scorer.evaluate()
+    return [scorer.evalQA[number] / 100 for number in truth]
+
+
+def gqa(folder: Path, cases: list[Case], *, is_converted: bool) -> Scores:
+    """Every question has a type of its own, because the scorer gives accuracies by type."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        questions = {
+            str(number): {
+                "question": "what?",
+                "answer": case.references[0],
+                "isBalanced": True,
+                "semantic": [],
+                "types": {"structural": f"{number:06d}", "semantic": "obj", "detailed": ""},
+                "groups": {"global": "all", "local": None},
+                "entailed": [],
+            }
+            for number, case in enumerate(cases)
+        }
+        written = [
+            {"questionId": str(number), "question_id": str(number), "text": case.answer.strip()}
+            for number, case in enumerate(cases)
+        ]
+        answers = work / "predictions.json"
+        if is_converted:
+            lines = work / "answers.jsonl"
+            lines.write_text("".join(json.dumps(row) + "\n" for row in written))
+            script = folder / "llava/scripts/convert_gqa_for_eval.py"
+            run_script(script, "--src", str(lines), "--dst", str(answers))
+        else:
+            rows = [{**row, "prediction": row["text"]} for row in written]
+            answers.write_text(json.dumps(rows))
+        (work / "questions.json").write_text(json.dumps(questions))
+        found = run_script(
+            folder / "gqa/vlm_eval/util/evaluation/gqa/eval.py",
+            *("--questions", str(work / "questions.json"), "--predictions", str(answers)),
+        )
+    by_type = found["scores"]["accuracyPerStructuralType"]
+    return [by_type[f"{number:06d}"][0] / 100 for number in range(len(cases))]
+
+
+def docvqa(folder: Path, cases: list[Case]) -> Scores:
+    evaluation = load(folder / "infovqa/eval_mm/infographicsvqa_eval.py")
+    truth = [
+        {"questionId": number, "question": "", "answers": list(case.references)}
+        for number, case in enumerate(cases)
+    ]
+    given = [{"questionId": number, "answer": case.answer} for number, case in enumerate(cases)]
+    with tempfile.TemporaryDirectory() as name:
+        paths = [Path(name) / "truth.json", Path(name) / "given.json"]
+        paths[0].write_text(json.dumps({"dataset_name": "", "data": truth}))
+        paths[1].write_text(json.dumps(given))
+        options = Namespace(answer_types=False, anls_threshold=0.5)
+        found = evaluation.evaluate_method(*map(str, paths), options)
+    return [found["per_sample_result"][str(number)]["score"] for number in range(len(cases))]
+
+
+def chartqa(folder: Path, cases: list[Case]) -> Scores:
+    relaxed = load(folder / "pix2struct/pix2struct/metrics.py").relaxed_correctness
+    return [float(relaxed(references[0], answer)) for answer, references in cases]
+
+
+def pope(folder: Path, cases: list[Case]) -> tuple[Scores, Scores]:
+    """Whether each answer is right; and F1, accuracy and yes-ratio of all."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        answers = [json.dumps({"answer": case.answer}) + "\n" for case in cases]
+        labels = [json.dumps({"label": case.references[0]}) + "\n" for case in cases]
+        (work / "answers").write_text("".join(answers))
+        (work / "labels").write_text("".join(labels))
+        source = (folder / "pope/evaluate.py").read_text()
+        source = source.replace("ans_file = ''", f"ans_file = {str(work / 'answers')!r}")
+        source = source.replace("label_file = ''", f"label_file = {str(work / 'labels')!r}")
+        found: dict[str, Any] = {}
+        exec(compile(source, "evaluate.py", "exec"), found)
+    pairs = zip(found["pred_list"], found["label_list"], strict=True)
+    totals = [found["f1"], found["acc"], found["yes_ratio"]]
+    return [float(given == right) for given, right in pairs], totals
+
+
+def mme(folder: Path, cases: list[Case]) -> tuple[Scores, Scores]:
+    """Whether each answer is right; and the score of each of ten categories, in their order.
+
+    Tabs part the columns of MME's files and a line end ends the row, so answers with one are given
+    to the scorer alone.
+    """
+    evaluation = load(folder / "mme/eval_tool/calculation.py")
+    metrics = evaluation.calculate_metrics()
+    right = [
+        float(metrics.parse_pred_ans(answer.lower()) == references[0])
+        for answer, references in cases
+    ]
+    names = evaluation.eval_type_dict["Perception"]
+    size = len(cases) // len(names)
+    evaluation.eval_type_dict = {"Perception": names}
+    with tempfile.TemporaryDirectory() as folder_name:
+        for place, name in enumerate(names):
+            part = cases[place * size : (place + 1) * size]
+            rows = [
+                f"{n // 2}.jpg\tIs it?\t{case.references[0].title()}\t{plain(case.answer)}\n"
+                for n, case in enumerate(part)
+            ]
+            (Path(folder_name) / f"{name}.txt").write_text("".join(rows))
+        by_name = metrics.process_result(folder_name)
+    return right, [by_name[name] for name in names]
+
+
+def without_outer_spaces(cases: list[Case]) -> list[Case]:
+    """What is handed in: the space that a model begins with is no part of its answer."""
+    return [Case(case.answer.strip(), case.references) for case in cases]
+
+
+def plain(answer: str) -> str:
+    return answer.replace("\t", " ").replace("\n", " ")
+
+
+def run_script(path: Path, *arguments: str) -> dict[str, Any]:
+    with patch.object(sys, "argv", [str(path), *arguments]):
+        return runpy.run_path(str(path), run_name="__main__")
+
+
+def main() -> None:
+    importlib.import_module("sklearn.metrics")  # before any stub, which is taken away again
+    folder = Path(sys.argv[1]).resolve()
+    arrays: dict[str, np.ndarray] = {}
+    for kind in KINDS:
+        cases = {task: make(kind, COUNT) for task, make in CASES.items()}
+        for task, rows in cases.items():
+            arrays[f"{task}.{kind}.sha256"] = np.array(digest(rows))
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = {
+                "vqav2": vqa(folder, cases["vqav2"]),
+                "okvqa": vqa(folder, cases["okvqa"]),
+                "vqav2_sft": vqa_after_llava(folder, cases["vqav2_sft"]),
+                "textvqa": textvqa(folder, cases["textvqa"]),
+                "vizwiz": vizwiz(folder, cases["vizwiz"]),
+                "gqa": gqa(folder, cases["gqa"], is_converted=True),
+                "gqa.unconverted": gqa(folder, cases["gqa"], is_converted=False),
+                "docvqa": docvqa(folder, without_outer_spaces(cases["docvqa"])),
+                "docvqa.with_spaces": docvqa(folder, cases["docvqa"]),
+                "chartqa": chartqa(folder, without_outer_spaces(cases["chartqa"])),
+                "chartqa.with_spaces": chartqa(folder, cases["chartqa"]),
+            }
+            found["pope"], found["pope.totals"] = pope(folder, cases["pope"])
+            found["mme"], found["mme.totals"] = mme(folder, cases["mme"])
+        for task, scores in found.items():
+            arrays[f"{task}.{kind}"] = np.array(scores, dtype=np.float64)
+    np.savez_compressed(OUT, **arrays)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -44,3 +44,40 @@ def test_a_log_of_another_making_or_kind_is_not_continued(path):
         assert len(AnswerLog(path, MADE_WITH)) == 0
         AnswerLog(path, MADE_WITH).append(FIRST)
         assert len(AnswerLog(path, MADE_WITH)) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b"cat", b"dog"),
+        lambda line: line.replace(b'"p1"', b'"p9"'),
+        lambda line: b"{}",
+        lambda line: b"[1, 2]",
+        lambda line: b"null",
+        lambda line: b"[" * 100_000,
+        lambda line: line[:20] + bytes([line[20] ^ 128]) + line[21:],
+        lambda line: b"",
+        lambda line: line + line,
+    ],
+)
+def test_a_row_that_is_not_as_it_was_written_is_set_aside_and_said(path, caplog, damage):
+    AnswerLog(path, MADE_WITH).append(FIRST)
+    header, first, second = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([header, damage(first), second, b""]))
+    log = AnswerLog(path, MADE_WITH)
+    assert (log.get("p1"), log.get("p2"), len(log)) == (None, FIRST[1][1], 1)
+    assert f"{path}: 1 of 3 rows are damaged and are made again" in caplog.text
+    assert path.with_name("log.jsonl.damaged").read_bytes() == damage(first) + b"\n"
+    log.append(FIRST[:1])
+    caplog.clear()
+    assert AnswerLog(path, MADE_WITH).get("p1") == FIRST[0][1]
+    assert caplog.text == ""
+
+
+def test_rows_behind_a_damaged_header_belong_to_nothing(path, caplog):
+    AnswerLog(path, MADE_WITH).append(FIRST)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"a"', b'"b"', 1))
+    assert len(AnswerLog(path, MADE_WITH)) == 0
+    assert "its first row is damaged; everything is made again" in caplog.text
+    assert path.with_name("log.jsonl.damaged").read_bytes() == content.replace(b'"a"', b'"b"', 1)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 
 import pytest
 from rich.console import Console
@@ -88,7 +91,7 @@ def test_explain_shows_what_a_node_is_made_from(built):
     assert "train: fresh" in text
     assert "dummy.layers:Linear" in text
     assert "in place" in text
-    with pytest.raises(ValueError, match="Found no node 'trane'; there are: ingest, "):
+    with pytest.raises(ValueError, match="node: found 'trane'; did you mean 'train'"):
         maintenance.explain(built.planner(), "trane")
 
 
@@ -183,3 +186,48 @@ def test_verify_names_every_damage(built):
         "weights.txt: its content differs from what was published."
     ]
     assert "weights.txt" in show(render.render_problems(deep))
+
+
+@pytest.fixture
+def read_only(built, monkeypatch) -> DummyProject:
+    """A built project whose data root takes no more writes, as a read-only mount's does not.
+
+    Permissions would not do: tests may run as root.
+    """
+
+    def refusing(function, writes):
+        def call(path, *arguments, **options):
+            inside = os.fspath(path).startswith(os.fspath(built.data_root))
+            if inside and writes(*arguments, **options):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    opens = refusing(io.open, lambda mode="r", *_, **__: mode[0] != "r" or "+" in mode)
+    monkeypatch.setattr(io, "open", opens)
+    monkeypatch.setattr(os, "open", refusing(os.open, lambda flags, *_, **__: flags & 3))
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "utime"):
+        always = refusing(getattr(os, name), lambda *_, **__: True)
+        monkeypatch.setattr(os, name, always)
+    with pytest.raises(OSError, match="Read-only"):
+        (built.data_root / "new").write_text("")
+    return built
+
+
+def test_commands_that_only_look_work_on_a_read_only_data_root(read_only):
+    (read_only.raw / "new.txt").write_text("so there is a hash to keep")
+    assert read_only.status()["ingest"].state == "stale"
+    assert maintenance.explain(read_only.planner(), "ingest").fingerprint is not None
+    assert maintenance.verify(read_only.data_root, deep=True) == []
+    assert maintenance.collect_garbage(read_only.data_root, keep_runs=0, dry_run=True) == []
+
+
+def test_commands_that_write_say_that_a_data_root_is_read_only(read_only):
+    told = "found a folder that cannot be written to"
+    with pytest.raises(ValueError, match=told):
+        maintenance.collect_garbage(read_only.data_root)
+    with pytest.raises(ValueError, match=told):
+        maintenance.accept(read_only.planner(), "train")
+    with pytest.raises(ValueError, match=told):
+        read_only.run()

@@ -1,6 +1,6 @@
 """Options, open answers, extractions and summaries against what the official scorers gave.
 
-official_scores.json was made by make_official_scores.py, which names the repositories, commits and
+option_scores.json was made by make_option_scores.py, which names the repositories, commits and
 the command; questions and answers are ours (option_samples.py, seeded).
 """
 
@@ -31,7 +31,7 @@ from mm1_pipeline.evaluation.mmmu import open_answer_match
 from mm1_pipeline.evaluation.option_parsing import parse_mme, parse_option
 from mm1_pipeline.evaluation.tasks import TaskItem
 
-OFFICIAL = json.loads(Path(__file__).with_name("official_scores.json").read_text())
+OFFICIAL = json.loads(Path(__file__).with_name("option_scores.json").read_text())
 NUM_ANSWERS, NUM_REVIEWS = 1_000, 510
 
 
