@@ -416,6 +416,8 @@ def test_explanations_before_the_letter_are_read(name, tmp_path, tokenizer):
         tokenizer,
         {
             item.key: f"We look at it.\nOption A is one.\n\n**Answer:** {item.references[0]}"
+            if item.options
+            else f"We look at it.\nSo it is {item.references[0]}"
             for item in task.items
         },
     )
