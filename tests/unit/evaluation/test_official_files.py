@@ -203,7 +203,7 @@ def test_a_double_that_has_the_key_of_another_double_is_kept_too(make_task):
     def record(key: str, number: int):
         return question_record(key, encoded_image(number), "what?", [f"word{number}"] * 10)
 
-    keys = ["a", "a", "a (again, 1)", "a", "a (again, 1)", "b"]
+    keys = ["a (again, 1)", "a", "a", "a (again, 1)", "a", "b"]
     records = [record(key, number) for number, key in enumerate(keys)]
     task = make_task(records, Metric.VQA_ACCURACY, source="doubles")
     assert len({item.key for item in task.items}) == len(keys)
