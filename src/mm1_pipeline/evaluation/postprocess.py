@@ -10,7 +10,7 @@ from mm1_pipeline.config.evaluation import AnswerForm, Metric
 
 POSTPROCESS = (
     "stop-strings-1;captions=whitespace-1;vqa=vqa-v2-2,textvqa-1,vizwiz-1;exact=gqa-2;"
-    "relaxed=chartqa-2;anls=docvqa-2;options=named-1;yes-no=pope-2,mme-2"
+    "relaxed=chartqa-2;anls=docvqa-2;options=named-2;open=mmmu-2;yes-no=pope-2,mme-2"
 )
 """Names these rules in evaluation.json; a change of a rule raises its number."""
 

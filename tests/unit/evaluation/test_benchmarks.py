@@ -408,6 +408,29 @@ def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer)
         dataclasses.replace(task.config, shots=(0, 4), shot_subset=None)
 
 
+@pytest.mark.parametrize("name", ["scienceqa_img", "mmmu_val", "mmbench", "seed_all"])
+def test_explanations_before_the_letter_are_read(name, tmp_path, tokenizer):
+    task = make_task(name, tmp_path)
+    scored = score(
+        task,
+        tokenizer,
+        {
+            item.key: f"We look at it.\nOption A is one.\n\n**Answer:** {item.references[0]}"
+            if item.options
+            else f"We look at it.\nSo it is {item.references[0]}"
+            for item in task.items
+        },
+    )
+    assert scored.value == 100.0
+
+
+def test_mmbench_is_scored_by_its_coarse_abilities_as_well(tmp_path, tokenizer):
+    task = make_task("mmbench", tmp_path, files=benchmark_files.mmbench_passes(tmp_path))
+    scored = score(task, tokenizer, {item.key: item.references[0] for item in task.items})
+    assert scored.details["by_l2_category"].keys() == {"perception"}
+    assert scored.details["by_l2_category"]["perception"]["circular"] == 100.0
+
+
 def test_mathvista_extracts_by_rules_and_says_so(tmp_path, tokenizer):
     task = make_task("mathvista", tmp_path)
     outputs = {}
