@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -148,6 +149,109 @@ class Writer:
         ]
         self.write(name, json.dumps({"images": images, "annotations": captions}).encode())
 
+    def interleaved_parquet(self, name: str, entries: list[str]) -> None:
+        columns = {
+            "texts": [[f"text {self.next_row()}", None] for _ in entries],
+            "images": [[None, picture(number)] for number in range(len(entries))],
+            "url": [entry.encode("utf-8", "ignore").decode() for entry in entries],
+        }
+        schema = {"texts": pa.list_(pa.string()), "images": pa.list_(pa.binary())}
+        arrays = [pa.array(columns[c], schema.get(c, pa.string())) for c in columns]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(arrays, names=list(columns)), buffer)
+        self.write(name, buffer.getvalue())
+
+    def synth_dog(self, name: str, entries: list[str]) -> None:
+        truth = json.dumps({"gt_parse": {"text_sequence": "words"}})
+        paths = [entry.encode("utf-8", "ignore").decode() for entry in entries]
+        images = [{"bytes": picture(self.next_row()), "path": path} for path in paths]
+        buffer = io.BytesIO()
+        table = pa.table({"image": images, "ground_truth": [truth] * len(entries)})
+        pq.write_table(table, buffer)
+        self.write(name, buffer.getvalue())
+
+    def warc_html(self, name: str, entries: list[str]) -> None:
+        """A page and the request for it, of every entry."""
+        packed = b""
+        for entry in entries:
+            url = b"http://x/" + entry.encode("utf-8", "surrogatepass")
+            page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>text</p>"
+            for kind, body in ((b"response", page), (b"request", b"GET / HTTP/1.1\r\n\r\n")):
+                self.next_row()
+                head = b"WARC/1.0\r\nWARC-Type: %b\r\nWARC-Target-URI: %b\r\n" % (kind, url)
+                head += b"Content-Type: application/http\r\nContent-Length: %d\r\n" % len(body)
+                packed += gzip.compress(head + b"\r\n" + body + b"\r\n\r\n", mtime=0)
+        self.write(name, packed)
+
+    def vqa_v2(self, name: str, entries: list[str]) -> None:
+        questions, annotations = [], []
+        for entry in entries:
+            row = self.next_row()
+            self.write(f"images/{row:012d}.png", picture(row))
+            both = {"question_id": entry, "image_id": row}
+            questions.append({**both, "question": "q"})
+            annotations.append({**both, "answers": [{"answer": "a"}] * 3})
+        self.write(name, json.dumps({"questions": questions}).encode())
+        folder, base = os.path.split(name)
+        other = f"{base[:-30]}{base[-30:].replace('questions', 'annotations')}"[-250:]
+        self.write(os.path.join(folder, other), json.dumps({"annotations": annotations}).encode())
+
+    def a_okvqa(self, name: str, entries: list[str]) -> None:
+        content = []
+        for entry in entries:
+            row = self.next_row()
+            self.write(f"images/{row:012d}.png", picture(row))
+            content.append(
+                {
+                    "split": "train",
+                    "image_id": row,
+                    "question_id": entry,
+                    "question": "q",
+                    "choices": ["rock", "fox"],
+                    "correct_choice_idx": 1,
+                    "direct_answers": ["fox"],
+                }
+            )
+        self.write(name, json.dumps(content).encode())
+
+    def ocr_vqa(self, name: str, entries: list[str]) -> None:
+        book = {"imageURL": "http://x/i.jpg", "questions": ["q"], "answers": ["a"], "split": 1}
+        for entry in entries:
+            self.next_row()
+            safe = entry.replace("/", "_").replace("\0", "0").replace("\ud800", "\udcd8")
+            self.write(f"images/i{safe[:60]}.png", picture(self.rows))
+        pairs = [f"{json.dumps(entry)}: {json.dumps(book)}" for entry in entries]
+        self.write(name, ("{" + ", ".join(pairs) + "}").encode())
+
+    def text_caps(self, name: str, entries: list[str]) -> None:
+        content = [
+            {"image_id": image[:-4], "caption_str": "text", "caption_id": entry}
+            for entry, image in zip(entries, self.images(entries), strict=True)
+        ]
+        self.write(name, json.dumps({"data": content}).encode())
+
+    def chart_qa(self, name: str, entries: list[str]) -> None:
+        content = [
+            {"imgname": self.said(image), "query": "q", "label": "1"}
+            for image in self.images(entries)
+        ]
+        self.write(name, json.dumps(content).encode())
+
+    def ai2d(self, name: str, entries: list[str]) -> None:
+        """One image and its questions: one unit, however many they are."""
+        (image,) = self.images(entries[:1])
+        question = {"answerTexts": ["egg", "larva"], "correctAnswer": 1}
+        pairs = ", ".join(f"{json.dumps(e)}: {json.dumps(question)}" for e in entries)
+        said = json.dumps(self.said(image))
+        self.write(name, f'{{"imageName": {said}, "questions": {{{pairs}}}}}'.encode())
+
+    def doc_vqa(self, name: str, entries: list[str]) -> None:
+        content = [
+            {"questionId": e, "question": "q", "image": self.said(i), "answers": ["a"]}
+            for e, i in zip(entries, self.images(entries), strict=True)
+        ]
+        self.write(name, json.dumps({"dataset_name": "docvqa", "data": content}).encode())
+
     def said(self, image: str) -> str:
         """The name of an image in the other normal form."""
         return unicodedata.normalize("NFD" if len(image) % 2 else "NFC", image)
@@ -161,7 +265,25 @@ FORMATS = {
     "llava": ("conversation", [".json", ".1.json", ".JSON"]),
     "dvqa": ("conversation", ["qa.json", "qa.1.json", "qa.JSON"]),
     "gqa": ("conversation", ["questions.json", "questions.1.json"]),
+    "interleaved_parquet": ("interleaved", [".parquet", ".0.parquet", ".1.PARQUET"]),
+    "synth_dog": ("conversation", [".parquet", ".0.parquet"]),
+    "warc_html": ("interleaved", [".warc.gz", ".example.com-0.warc.gz", ".WARC.GZ", ".warc"]),
+    "vqa_v2": ("conversation", ["questions.json", "questions.1.json"]),
+    "a_okvqa": ("conversation", ["aokvqa.json", "aokvqa.1.json"]),
+    "ocr_vqa": ("conversation", []),
+    "text_caps": ("conversation", ["textcaps.json", "textcaps.1.json"]),
+    "chart_qa": ("conversation", [".json", ".1.json"]),
+    "ai2d": ("conversation", [".png.json", ".1.json"]),
+    "doc_vqa": ("conversation", [".json", ".1.json"]),
 }
+SEVERAL_COUNTS = ("gqa", "coco_captions", "vqa_v2", "ocr_vqa")
+"""Formats in which one row may be more than one unit: a name that comes twice, or a half alone."""
+WHOLE = ("jsonl", "image_parquet", "interleaved_parquet", "synth_dog")
+"""Formats in which no name of ours makes a row unusable."""
+
+
+def test_every_format_is_tried():
+    assert set(FORMATS) == {item.value for item in SourceFormat}
 
 
 @pytest.mark.parametrize("source_format", FORMATS)
@@ -169,10 +291,14 @@ def test_every_row_is_in_one_count_whatever_it_is_called(source_format):
     kind, suffixes = FORMATS[source_format]
     assert FORMAT_KINDS[SourceFormat(source_format)].value in (kind, "caption")
 
+    named = file_names(suffixes or [".json"], below=source_format != "llava")
+
     @examples
-    @given(file_names(suffixes, below=source_format != "llava").flatmap(lambda names: st.tuples(
+    @given(named.flatmap(lambda names: st.tuples(
         *(st.tuples(st.just(name), entry_names()) for name in names))))  # fmt: skip
     def check(files):
+        if source_format == "ocr_vqa":  # whose one file is called dataset
+            files = [(f"dataset{n}.json", entries) for n, (_, entries) in enumerate(files)]
         with tempfile.TemporaryDirectory() as folder:
             writer = Writer(Path(folder) / "raw")
             for name, entries in files:
@@ -211,11 +337,13 @@ def check_counts(folder: Path, source_format: str, kind: str, rows: int) -> None
     assert unread_files(chosen, files)[0].total() == 1
     if source_format == "img2dataset":  # of two members each; those of no sample are passed over
         assert len(keys) + rejected + passed.total() >= rows
-    elif source_format in ("gqa", "coco_captions"):  # names that come twice are one unit each
+    elif source_format == "warc_html":  # a request is no page
+        assert len(keys) + rejected == passed[Passed.OTHER_WARC_RECORD] == rows // 2
+    elif source_format in SEVERAL_COUNTS:
         assert len(keys) + rejected >= rows
     else:
         assert len(keys) + rejected == rows
-    if source_format in ("jsonl", "image_parquet"):
+    if source_format in WHOLE:
         assert len(keys) == rows
 
 
