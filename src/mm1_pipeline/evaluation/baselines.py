@@ -64,7 +64,7 @@ def most_frequent_answer(task: Task) -> str:
     if is_caption and task.config.caption_words != CaptionWords.REGEX:
         # Candidates are told apart by our own words: Java would start anew for each.
         task = replace(task, config=replace(task.config, caption_words=CaptionWords.REGEX))
-    weights = _centrality(counts) if is_caption else {}
+    weights = caption_centrality(counts) if is_caption else {}
     ranked = sorted(counts, key=lambda text: (-counts[text], -weights.get(text, 0.0), text))
     if metric.needs_judge or task.config.hidden_answers:
         return ranked[0]
@@ -75,13 +75,14 @@ def most_frequent_answer(task: Task) -> str:
     return tried[0] if len(tried) == 1 else max(tried, key=lambda text: constant_value(task, text))
 
 
-def _centrality(captions: Collection[str]) -> dict[str, float]:
+def caption_centrality(captions: Collection[str]) -> dict[str, float]:
     """How much a caption has in common with the others: words weighted as CIDEr weighs them."""
     words = {caption: frozenset(caption.lower().split()) for caption in captions}
     occurrences = Counter(word for found in words.values() for word in found)
     rarity = {word: math.log(len(captions) / count) for word, count in occurrences.items()}
+    # fsum: a set's order changes from process to process, and rounding with it would break ties.
     return {
-        caption: sum(occurrences[word] * rarity[word] ** 2 for word in found)
-        / max(math.sqrt(sum(rarity[word] ** 2 for word in found)), 1e-9)
+        caption: math.fsum(occurrences[word] * rarity[word] ** 2 for word in found)
+        / max(math.sqrt(math.fsum(rarity[word] ** 2 for word in found)), 1e-9)
         for caption, found in words.items()
     }

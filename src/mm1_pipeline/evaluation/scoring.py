@@ -169,7 +169,7 @@ def score_outputs(
     scored = _score(task, raw, judge)
     judged, processed = scored.judged, scored.processed
     failures |= {key: mark.failure for key, mark in judged.items() if mark.failure is not None}
-    for key in failures.keys() - task.failures.keys():
+    for key in sorted(failures.keys() - task.failures.keys()):
         logger.warning(
             "%s, %d shots: item %s counts as wrong: %s", task.name, num_shots, key, failures[key]
         )
