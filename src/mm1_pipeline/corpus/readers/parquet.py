@@ -111,14 +111,17 @@ def _read_group(
     metadata. What is lost then is lost from that row on, since no page says where the next starts.
     """
     names = list(dict.fromkeys(table.schema_arrow.names))
+    others = [name for name in names if name not in needed]
     why: Rejected | None = None
     number = 0
-    for columns in (names, [name for name in names if name in needed]):
+    for left_out in ([], others):
+        columns = [name for name in names if name not in left_out]
         try:
             for batch in _read_batches(table, group, columns, num_bytes, skipped=number):
                 for row in _to_rows(batch, needed, unreadable):
-                    yield row
                     number += 1
+                    unreadable.update(left_out)
+                    yield row
         except Rejected as error:
             why = error
         except (Exception, pa.ArrowMemoryError) as error:
@@ -128,7 +131,6 @@ def _read_group(
             why = Rejected(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error}")
         if number >= num_rows:
             return
-        unreadable.update({name: num_rows - number for name in names if name not in needed})
     why = why or Rejected(Reason.UNREADABLE_FILE, "found fewer rows than the footer says")
     yield from itertools.repeat(why)
 
