@@ -6,7 +6,8 @@
     training_<stage>.jsonl      some of the log's rows, without clocks
     parameters.json.gz          everything the run was given
 
-Prompts, answers and images stay with the run's data. The same results give the same bytes.
+Prompts, answers and images stay with the run's data. The same results give the same bytes. A
+grid's store keeps the same in three tables (`lab.store`).
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def _read_predictions(folder: Path) -> dict[str, dict[str, dict[str, list[Any]]]
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found.setdefault(path.parent.name, {})[path.stem] = {
             "keys": [row["key"] for row in rows],
-            "scores": [row["score"] for row in rows],
+            "scores": [float(row["score"]) for row in rows],
         }
     return found
 
