@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.pools import end_with_parent, run_in_pool
 from mm1_pipeline.corpus.records import RECORDS, read_records
 from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.streams.mds import index_text
 from mm1_pipeline.streams.partition_writer import (
     COMPLETED,
@@ -183,8 +183,8 @@ def _working_folder(output_dir: Path | str, work_dir: Path | None) -> Iterator[P
     if work_dir is not None:
         yield work_dir / "partitions"
     elif is_url(output_dir):
-        with tempfile.TemporaryDirectory(prefix="mm1-shards-") as folder:
-            yield Path(folder)
+        with TemporaryFolder("shards") as folder:
+            yield folder
     else:
         folder = Path(output_dir) / ".partitions"
         yield folder
