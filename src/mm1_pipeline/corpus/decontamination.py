@@ -115,7 +115,7 @@ class Decontaminator:
                 self._ngrams[size] = (hashes, self._load(f"ngram_owners{size}"))
 
     def _load(self, name: str) -> np.ndarray:
-        return np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        return np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     @property
     def wants_images(self) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
 from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import IngestConfig
+from mm1_pipeline.corpus.pools import end_with_parent, run_in_pool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -76,17 +75,18 @@ class Engine:
             self._pool = ProcessPoolExecutor(
                 self._workers,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_end_with_parent,
-                initargs=(os.getpid(),),
+                initializer=end_with_parent,
             )
-        waiting = list(reversed(tasks))
-        running: dict[Any, Any] = {}
-        while waiting or running:
-            while waiting and len(running) < 2 * self._workers:
-                task = waiting.pop()
-                running[self._pool.submit(function, task)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+        results = run_in_pool(
+            self._pool,
+            function,
+            tasks,
+            ahead=2 * self._workers,
+            doing="worked on a part of the corpus",
+            advice="Lower num_workers, or give the machine more memory,",
+        )
+        for number, result in results:
+            yield tasks[number], result
 
     def _run_on_ray(
         self, ray: ModuleType, function: Any, tasks: Sequence[Any]
@@ -125,17 +125,6 @@ def _start_ray(config: IngestConfig) -> ModuleType:
         )
     import_daft().set_runner_ray(noop_if_initialized=True)
     return ray
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed; it would wait for its next task for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def import_daft() -> ModuleType:

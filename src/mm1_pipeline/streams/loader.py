@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
-import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mm1_pipeline.config.training import MixtureConfig
 from mm1_pipeline.streams.collation import collate
+from mm1_pipeline.streams.leftovers import SHARD_CACHE, TemporaryFolder
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import (
     INDEX_FILE,
@@ -34,8 +33,6 @@ from mm1_pipeline.streams.shard_index import (
 from mm1_pipeline.streams.snapshot_dataset import SnapshotDataset
 
 __all__ = ["MixtureLoader", "build_loader", "build_validation_loader", "verify_shards"]
-
-_CACHE = "shard_cache"
 
 
 class MixtureLoader(DataLoader):
@@ -95,6 +92,7 @@ def build_loader(
     num_workers: int = 0,
     cache_dir: Path | None = None,
     timeout_seconds: float = 1_800,
+    start_worker: Callable[[int], None] | None = None,
 ) -> MixtureLoader:
     """Builds the loader of a training: one epoch of `num_steps` batches.
 
@@ -111,6 +109,7 @@ def build_loader(
         cache_dir: Gets the uncompressed shards, in a folder that is emptied first. It belongs
             to one run and one node, whose ranks all name the same. None takes a temporary one.
         timeout_seconds: Silence of a reading process after which iterating raises.
+        start_worker: Called first in each reading process.
 
     Returns:
         The loader of `collate`d batches.
@@ -126,7 +125,11 @@ def build_loader(
         global_batch_size=global_batch_size,
         seed=seed,
     )
-    cache = _temporary_cache() if cache_dir is None else Path(cache_dir).absolute() / _CACHE
+    temporary = None
+    if cache_dir is None:
+        temporary = _temporary_folder()
+        cache_dir = temporary.path
+    cache = Path(cache_dir).absolute() / SHARD_CACHE
     destroy_dist = maybe_init_dist()
     dataset = SnapshotDataset(Path(shards_dir).absolute(), snapshot, cache)
     if destroy_dist:
@@ -138,9 +141,10 @@ def build_loader(
         collate_fn=partial(collate, transform=ShardIndex.read(shards_dir).image),
         pin_memory=torch.cuda.is_available(),
         timeout=timeout_seconds if num_workers else 0,
+        worker_init_fn=start_worker,
     )
-    if cache_dir is None:
-        weakref.finalize(loader, _remove_cache, cache, os.getpid())
+    if temporary is not None:
+        weakref.finalize(loader, _close, temporary, os.getpid())
     return loader
 
 
@@ -208,16 +212,16 @@ def read_sequences(directory: Path) -> Iterator[dict[str, Any]]:
             yield reader.decode_sample(data[begin:end])
 
 
-def _temporary_cache() -> Path:
+def _temporary_folder() -> TemporaryFolder:
     if get_world_size() > 1:
         raise ValueError(
             "cache_dir: found None with more than one rank; name a folder that all ranks of a "
             "node share."
         )
-    return Path(tempfile.mkdtemp(prefix="mm1-")) / _CACHE
+    return TemporaryFolder("cache")
 
 
-def _remove_cache(cache: Path, owner: int) -> None:
+def _close(folder: TemporaryFolder, owner: int) -> None:
     # Worker processes inherit the loader; only the process that made the cache removes it.
     if os.getpid() == owner:
-        shutil.rmtree(cache.parent, ignore_errors=True)
+        folder.close()

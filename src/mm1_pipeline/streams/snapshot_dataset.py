@@ -33,14 +33,14 @@ from streaming.base.distributed import barrier
 from streaming.base.stream import Stream
 from streaming.base.world import World
 
+from mm1_pipeline.streams.leftovers import hold, lock_of, one_run_at_a_time, remove_leftovers
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import Split, dataset_directory
 from mm1_pipeline.streams.shared_memory import (
     blocks_of,
-    one_run_at_a_time,
     others_closed,
     release,
-    remove_leftovers,
+    remove_blocks_of,
 )
 
 _CACHED_BATCHES = 32
@@ -74,7 +74,10 @@ class SnapshotDataset(StreamingDataset):
         with one_run_at_a_time(world.is_local_leader), others_closed():
             if world.is_local_leader:
                 shutil.rmtree(cache_dir, ignore_errors=True)
-                remove_leftovers(cache_dir)
+                remove_blocks_of(cache_dir)
+                remove_leftovers()
+                # Not a field: a dataset may be sent to processes that read for it.
+                weakref.finalize(self, hold(lock_of(cache_dir)).close)
             barrier()
             super().__init__(
                 streams=[

@@ -21,18 +21,20 @@ from mm1_pipeline.training.callbacks import (
     MetricsRecorder,
     StepStamp,
 )
-from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
+from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.compilation import compile_layers
 from mm1_pipeline.training.composer_api import Callback, Trainer
 from mm1_pipeline.training.device import peak_flops
 from mm1_pipeline.training.distributed import ALONE, World, share
-from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
 from mm1_pipeline.training.progress import TrainingDisplay, compact
+from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler
 from mm1_pipeline.training.sharding import check_sharded, loss_factor, mark_units
 from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class TrainingRun:
         self._num_steps = config.schedule.num_steps
         self._store = CheckpointStore(work_dir / "checkpoints", keep=config.checkpoint.keep)
         self._checkpoint = self._store.newest_good() if world.leads else None
-        self._first_step = share(self._checkpoint["step"] if self._checkpoint else 0)
+        self._first_step = share(self._checkpoint.state.step if self._checkpoint else 0)
         self._log = MetricsLog(metrics_file(work_dir, stage)) if world.leads else None
         self._rewind_log()
         self._display = TrainingDisplay(
@@ -88,6 +90,7 @@ class TrainingRun:
         self._loader_guard = LoaderGuard(
             num_steps=self._num_steps, batch_size=config.global_batch_size, world=world
         )
+        self._termination = Termination()
         self._watchdog = Watchdog(config.timeouts.step_seconds, work_dir, rank=world.rank)
 
     def to_the_end(self) -> None:
@@ -95,6 +98,9 @@ class TrainingRun:
         self._display.start(self._what_starts())
         try:
             self._fit()
+        except TrainingTerminatedError as end:
+            self._display.finish(str(end))
+            raise
         except KeyboardInterrupt:
             self._display.finish(
                 f"interrupted after {self._display.elapsed}; {self._how_to_resume()}"
@@ -116,7 +122,8 @@ class TrainingRun:
         try:
             check_sharded(self._objective, self._world)
             if self._first_step < self._num_steps:
-                trainer.fit()
+                with self._termination.noted():
+                    trainer.fit()
             self._loader_guard.check_complete(trainer.state)
         except TrainingHangsError:
             raise TrainingStoppedError(self._watchdog.message) from None
@@ -129,7 +136,7 @@ class TrainingRun:
         if self._log is None:
             return
         self._log.rewind(self._first_step)
-        expected = self._checkpoint["num_rows"] if self._checkpoint else 0
+        expected = self._checkpoint.state.num_rows if self._checkpoint else 0
         if self._log.num_rows != expected:
             logger.warning(
                 "%s: found %d rows up to step %d, expected %d. The metrics of those steps are "
@@ -161,6 +168,7 @@ class TrainingRun:
             num_workers=config.num_workers,
             cache_dir=self._cache_dir,
             timeout_seconds=config.timeouts.loader_seconds,
+            start_worker=outlive_termination,
         )
         return Trainer(
             model=TrainableObjective(
@@ -208,6 +216,7 @@ class TrainingRun:
             log=self._log,
             spikes=spikes,
             world=world,
+            termination=self._termination,
         )
         self._checkpoint = None  # the callback frees it once it is in the model
         recorder = MetricsRecorder(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
 import multiprocessing
 import os
+import signal
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -22,6 +26,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.shared import SharedMemory, _get_path
 
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture
+from mm1_pipeline.streams.leftovers import remove_leftovers
 from mm1_pipeline.streams.loader import (
     MixtureLoader,
     build_loader,
@@ -29,7 +34,7 @@ from mm1_pipeline.streams.loader import (
     read_sequences,
 )
 from mm1_pipeline.streams.mixture import MixtureSnapshot
-from mm1_pipeline.streams.shared_memory import blocks_of, remove_leftovers
+from mm1_pipeline.streams.shared_memory import blocks_of, remove_blocks_of
 
 BATCH_SIZE, NUM_STEPS = 20, 7
 
@@ -109,6 +114,43 @@ def test_samples_know_their_stream_and_records(shards_dir: Path) -> None:
         assert all(name.startswith(f"{source}-") for name in records.split(", "))
 
 
+def test_what_a_killed_reader_leaves_goes(shards_dir, tmp_path, monkeypatch):
+    """Shared memory, locks, uncompressed shards and folder of a real one; not those of another."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive = loader_of(shards_dir)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        loader = loader_of(shards_dir, num_workers=2)
+        batches = iter(loader)
+        next(batches)
+        os.write(writing, f"{loader.dataset._shm_prefix_int:06}".encode())
+        time.sleep(60)
+        os._exit(1)
+    number = os.read(reading, 100).decode()
+    os.killpg(child, signal.SIGKILL)  # with the processes that read for it
+    os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(1000):
+            os.killpg(child, 0)  # until the last of them is gone, which nobody here waits for
+            time.sleep(0.01)
+
+    def left() -> list[Path]:
+        folders = [Path("/dev/shm"), tmp_path]
+        return [path for folder in folders for path in folder.glob(f"{number}_*")]
+
+    assert len(left()) >= 6
+    assert len(list(tmp_path.glob("mm1-cache-*"))) == 2
+    for lock in tmp_path.glob("mm1-cache-*/*.alive"):
+        os.utime(lock, (0, 0))
+    removed = {path for path, _ in remove_leftovers()}
+    assert set(left()) == set()
+    assert len(removed) >= 6
+    assert len(list(tmp_path.glob("mm1-cache-*"))) == 1
+    assert len(rows_of(alive)) == NUM_STEPS
+
+
 def read_as_rank(
     rank: int, size: int, port: int, shards_dir: Path, cache_dir: Path, state: dict, queue: Any
 ) -> None:
@@ -149,7 +191,7 @@ def test_ranks_read_together_what_one_reads(
         for process in ranks:
             process.join(timeout=60)
     finally:
-        remove_leftovers(tmp_path / "shard_cache")
+        remove_blocks_of(tmp_path / "shard_cache")
     parts = zip(*(by_rank[rank] for rank in range(size)), strict=True)
     assert [list(itertools.chain(*of_batch)) for of_batch in parts] == expected[step:]
 
