@@ -49,6 +49,7 @@ from mm1_pipeline.corpus.steps import (
     read_partition,
     write_partition,
 )
+from mm1_pipeline.staleness.inputs import path_state
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,12 @@ def ingest(
             if reports[name] is None:
                 _start_or_resume(folder, fingerprint)
                 reports[name] = _ingest_source(name, config, folder, index, scorer, engine)
+                if _fingerprint(name, config, index, scorer, earlier) != fingerprint:
+                    raise ValueError(
+                        f"ingest.sources.{name}.path: found files that were written to while they "
+                        "were read, so nobody can tell what was. Run it again when nothing writes "
+                        "to them."
+                    )
                 _complete(folder, fingerprint, reports[name])
             else:
                 logger.info("%s: finished by an earlier run, kept", name)
@@ -336,7 +343,10 @@ def _fingerprint(
     scorer: ScorerReference | None = None,
     earlier: Sequence[str] = (),
 ) -> str:
-    """What the files of a finished source depend on, as far as it is seen without reading."""
+    """What the files of a finished source depend on, as far as it is seen without reading.
+
+    A file that was edited and restored counts as another one: a killed run may have read it before.
+    """
     source = config.sources[name]
     content = {
         "layout": _LAYOUT,
@@ -347,6 +357,8 @@ def _fingerprint(
         "partition_bytes": config.partition_bytes,
         "records_per_file": config.records_per_file,
         "files": open_files(source).listing(),
+        # So that work on what lay there for a while is not taken for work on what lies there now.
+        "states": [path_state(path) for path in (source.path, source.image_path) if path],
         "evaluation": None if index is None else read_summary(index)["digest"],
         "decontamination": None if index is None else asdict(config.decontamination),
         "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],

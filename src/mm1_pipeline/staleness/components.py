@@ -13,7 +13,7 @@ from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.staleness.fingerprint import Cause
 from mm1_pipeline.staleness.functions import FunctionView, describe_function
 from mm1_pipeline.staleness.graph import Dataset, Graph, StaleNode, Storage, bare
-from mm1_pipeline.staleness.inputs import path_digest
+from mm1_pipeline.staleness.inputs import path_digest, path_state
 from mm1_pipeline.staleness.outputs import OutputStore
 from mm1_pipeline.staleness.parameters import FlatParameters, flatten_parameters
 
@@ -62,6 +62,8 @@ class ComponentReader:
         self._closures: dict[str, Closure] = {}
         self._views: dict[str, FunctionView] = {}
         self._external: dict[str, str] = {}
+        # Each place that is read, with the state in which it was when it was first looked at.
+        self._states: dict[str, tuple[str, str]] = {}
 
     def inputs(self, node: StaleNode, predicted: Mapping[str, str | None]) -> dict[str, str | None]:
         """Digests of what a node reads.
@@ -122,12 +124,18 @@ class ComponentReader:
         return self._close(self._open_index(), node).parts != self._closure(node).parts
 
     def external_inputs_changed(self, node: StaleNode) -> bool:
-        """Whether what no node makes differs from when this process first read it."""
+        """Whether what no node makes was written to since this process first read it.
+
+        One that was changed and then restored counts: the node may have read what lay there
+        between.
+        """
         before, self._external = self._external, {}
+        states, self._states = self._states, {}
         self.inputs(node, {})
         changed = any(before.get(name, now) != now for name, now in self._external.items())
-        self._external = before | self._external
-        return changed
+        touched = any(states.get(name, now) != now for name, now in self._states.items())
+        self._external, self._states = before | self._external, states | self._states
+        return changed or touched
 
     def save(self) -> None:
         """Keeps what is known of source files for the next process."""
@@ -189,6 +197,7 @@ class ComponentReader:
 
     def _read_path(self, component: str, place: str) -> str:
         if component not in self._external:
+            self._states[component] = (place, path_state(place))
             self._external[component] = path_digest(place, self._outputs.hashes)
         return self._external[component]
 
@@ -198,6 +207,9 @@ class ComponentReader:
         if dataset.storage is Storage.ARTIFACT:
             return self._outputs.digest(dataset)
         if dataset.name not in self._external:
+            if dataset.storage is Storage.PATH and dataset.location is not None:
+                place = dataset.location()
+                self._states[dataset.name] = (place, path_state(place))
             self._external[dataset.name] = self._outputs.digest(dataset)
         return self._external[dataset.name]
 

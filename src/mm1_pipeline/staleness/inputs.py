@@ -7,7 +7,7 @@ from typing import Any
 
 from mm1_pipeline.staleness.artifacts import current
 from mm1_pipeline.staleness.files import hash_json, walk_files
-from mm1_pipeline.staleness.hash_cache import HashCache
+from mm1_pipeline.staleness.hash_cache import HashCache, signature
 
 ABSENT = "absent"
 UNREACHABLE = "unreachable"
@@ -43,6 +43,24 @@ def path_digest(path: str | Path, cache: HashCache) -> str:
     if local.is_dir():
         return hash_json([[name, cache.hash(local / name)] for name, _ in walk_files(local)])
     return ABSENT
+
+
+def path_state(path: str | Path) -> str:
+    """What shows that a file or folder was written to, even if it is as before again.
+
+    A change time cannot be set back as a modification time can, so a local file that was edited
+    and restored has another state. For a remote one, the file system's keys are all there is.
+
+    Args:
+        path: as `path_digest`.
+    """
+    text = str(path).removeprefix("file://")
+    if "://" in text:
+        return _remote_digest(text)
+    local = Path(text)
+    if not local.is_dir():
+        return hash_json(signature(local)) if local.exists() else ABSENT
+    return hash_json([[name, signature(local / name)] for name, _ in walk_files(local)])
 
 
 def _remote_digest(url: str) -> str:

@@ -250,8 +250,9 @@ class _Run:
                 self.planner.outputs.remember(output)
         if self.planner.reader.external_inputs_changed(node):
             raise StalenessError(
-                f"{node.name}: its input files changed while it ran, so nobody can tell what its "
-                "outputs were made from. Run it again when the files are complete."
+                f"{node.name}: its input files were written to while it ran, so nobody can tell "
+                "what its outputs were made from, even if they are as before again. Run it again "
+                "when nothing writes to them."
             )
         run = RunRecord(fingerprint.digest, fingerprint.components, outputs, provenance)
         lock = self.planner.lock(node.name)
