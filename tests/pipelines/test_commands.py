@@ -220,3 +220,35 @@ def test_the_wheel_outside_of_a_project_says_what_it_needs(installed, tmp_path, 
     assert elsewhere.returncode == 1
     assert "found nothing at 'data/sample/captions_openclipart_wds'" in elsewhere.stderr
     assert f"Relative paths begin at {tmp_path}" in elsewhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "path"),
+    [
+        ("evaluate", ("tasks",)),
+        ("evaluate", ("text_tasks",)),
+        ("ingest", ("sources",)),
+        ("pretrain", ("mixture", "streams")),
+        ("pretrain", ("mixture", "streams", "caption", "sources")),
+        ("ablate", ("grid", "arms")),
+        ("lr_law", ("sizes",)),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["../out", "a/b", "/etc/x", "..", "", ".hidden", "a\nb", "é", "a" * 101]
+)
+def test_names_that_would_lead_out_of_the_data_root_are_refused(group, path, name):
+    from kedro.framework.project import pipelines
+    from kedro.validation.type_extractor import TypeExtractor
+
+    from mm1_pipeline.config.validation import ParameterError, check_parameters
+
+    cls = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()[group]
+    raw: dict = {}
+    inner = raw
+    for part in path:
+        inner = inner.setdefault(part, {})
+    inner[name] = {}
+    with pytest.raises(ParameterError) as refused:
+        check_parameters({group: raw}, {group: cls})
+    assert f"{group}.{'.'.join(path)}: found the name {name!r}, expected" in str(refused.value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+import re
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -20,6 +21,22 @@ def _without_nulls(value: Any) -> Any:
 NULL_REMOVES = BeforeValidator(_without_nulls)
 """Metadata of a mapping whose entries an environment may take out: environments are merged into
 `base` entry by entry, so one that wants other sources sets those of `base` to null."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_LONGEST_NAME = 100
+
+
+def _plain_name(name: str) -> str:
+    if len(name) > _LONGEST_NAME or not _PLAIN_NAME.fullmatch(name) or ".." in name:
+        raise ValueError(
+            f"found the name {name!r}, expected at most {_LONGEST_NAME} letters, digits, `_`, `-` "
+            "and single dots, the first a letter or digit: files and folders are called by it."
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+"""Key of a mapping whose entries files and folders are called by: none leads elsewhere."""
 
 OPERATIONAL = "operational"
 """Metadata key of a field that cannot change results, so it does not count for staleness."""

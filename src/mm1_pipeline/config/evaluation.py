@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
-from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import ANSWER_FILES, FILES, SubmissionFormat, TaskFormat
@@ -318,8 +318,8 @@ class JudgeConfig:
 class EvaluateConfig:
     """Parameters of the stage `evaluate`."""
 
-    tasks: Annotated[dict[str, TaskConfig], NULL_REMOVES]
-    text_tasks: Annotated[dict[str, TextTaskConfig], NULL_REMOVES] = dataclasses.field(
+    tasks: Annotated[dict[Name, TaskConfig], NULL_REMOVES]
+    text_tasks: Annotated[dict[Name, TextTaskConfig], NULL_REMOVES] = dataclasses.field(
         default_factory=dict
     )
     """Tasks without images, by log-likelihood."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
-from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
 from mm1_pipeline.config.corpus_rules import (
     CAPTION_RULES,
     SHORT_TEXT_RULES,
@@ -340,7 +340,7 @@ class ReaderLimits:
 class IngestConfig:
     """Parameters of the stage `ingest`."""
 
-    sources: Annotated[dict[str, SourceConfig], NULL_REMOVES]
+    sources: Annotated[dict[Name, SourceConfig], NULL_REMOVES]
     deduplication: DeduplicationConfig = DeduplicationConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
     limits: ReaderLimits = ReaderLimits()

@@ -1,9 +1,20 @@
-"""The one error that users of this package can mend, and how it speaks of unknown names."""
+"""The one error that users of this package can mend, and how its texts speak.
+
+Of unknown names they tell the nearest; of addresses they leave out what lets in.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+_SECRET = re.compile(
+    r"(?<=[?&])([\w.-]*(?:token|key|secret|sig|signature|passw(?:or)?d|pwd|credential)[\w.-]*=)"
+    r"[^&#\s'\"]+",
+    re.IGNORECASE,
+)
 
 
 class StalenessError(ValueError):
@@ -23,3 +34,10 @@ def unknown_name(what: str, found: str, allowed: Iterable[str], hint: str = "") 
     close = difflib.get_close_matches(found, names, n=1)
     nearest = f"did you mean {close[0]!r}? There are" if close else "there are"
     return f"{what}: found {found!r}; {hint or nearest}: {', '.join(names) or 'none'}."
+
+
+def redact(text: str) -> str:
+    """Hides in addresses whatever lets in: user and password, tokens and signatures of queries."""
+    if "://" not in text:
+        return text
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))

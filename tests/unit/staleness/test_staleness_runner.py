@@ -303,6 +303,21 @@ def test_inputs_that_change_for_a_while_are_no_ones_inputs(project):
 # Refusals
 
 
+@pytest.mark.parametrize("number", [28, 122, None])
+def test_a_full_disk_is_one_error_that_says_how_much_is_free(project, monkeypatch, number):
+    failing = "OSError('problem writing')" if number is None else f"OSError({number}, 'No space')"
+    edit = f"try:\n        raise {failing}\n    except OSError as e:\n        raise ValueError() from e"
+    project.edit("nodes.py", 'folder = staged("shards")', edit)
+    if number is None:
+        with pytest.raises(ValueError) as other:  # An error of another kind, as the disk has room.
+            project.run()
+        assert "no space left" not in str(other.value)
+        usage = types.SimpleNamespace(free=4096)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage)
+    with pytest.raises(ValueError, match=r"data: found no space left on the disk, [\d,.]+ MB"):
+        project.run()
+
+
 def test_artifacts_outside_of_the_data_root_are_refused(project, tmp_path):
     project.catalog_options["shards"] = {"path": str(tmp_path / "shared")}
     with pytest.raises(ValueError, match=r"shards: found the artifact root .*shared, expected"):
