@@ -25,6 +25,13 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
+# Beside the environment, not in it: exported models are tested on both generations of transformers.
+$(VENV)/.installed-transformers5: requirements-transformers5.txt $(VENV)/.installed
+	rm -rf $(VENV)/accelerate $(VENV)/transformers5
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/accelerate --constraint $< accelerate
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/transformers5 -r $<
+	touch $@
+
 demo: setup  ## Runs the whole pipeline on the embedded sample; ends with a report.
 	$(BIN)/kedro run
 
@@ -32,7 +39,7 @@ lab: setup  ## Reruns one of MM1's ablations on a drawn world: captions alone be
 	$(BIN)/kedro mm1 world --env=lab
 	$(BIN)/kedro run --env=lab --pipeline=ablate --params="$(SMALLEST_GRID)"
 
-test: setup lint  ## Lints, checks types and layers, runs every test.
+test: setup lint $(VENV)/.installed-transformers5  ## Lints, checks types and layers, runs every test.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: setup

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from mm1_pipeline.evaluation.chat import ChatModel, Conversation
 
 TITLE = "MM1"
+PASSWORD_VARIABLE = "MM1_CHAT_PASSWORD"  # noqa: S105 - a name, no password
+_USER = "mm1"
 _MAX_UPLOAD = "50mb"
 
 
@@ -51,12 +55,36 @@ def serve(chat: ChatModel, *, host: str, port: int) -> None:
 
     Args:
         chat: The model that answers.
-        host: Address to listen at; the default of the command is this machine alone.
+        host: Address to listen at; the default of the command is this machine alone. At any
+            other, visitors log in as `mm1` with the password in the environment.
         port: Port to listen at.
+
+    Raises:
+        StalenessError: Others could reach the page, and there is no password.
     """
+    password = os.environ.get(PASSWORD_VARIABLE)
+    if not password and not _is_loopback(host):
+        raise StalenessError(
+            f"--host: found {host!r}, which others can reach, and no password. Put one into the "
+            f"environment variable {PASSWORD_VARIABLE} (visitors log in as {_USER!r}), or leave "
+            "--host out to serve this machine alone."
+        )
     build_page(chat).launch(
-        server_name=host, server_port=port, share=False, max_file_size=_MAX_UPLOAD
+        server_name=host,
+        server_port=port,
+        share=False,
+        max_file_size=_MAX_UPLOAD,
+        auth=(_USER, password) if password else None,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _answer(

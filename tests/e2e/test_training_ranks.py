@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import os
 import shutil
-import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from training_strangers import Stranger
 from training_toy import CONFIG, build_toy, write_toy_shards
 
 from mm1_pipeline.config.training import (
@@ -33,7 +34,7 @@ from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.models.next_token import NextToken
 from mm1_pipeline.training import run
 from mm1_pipeline.training.checkpoints import CheckpointStore
-from mm1_pipeline.training.distributed import ALONE, World, once_a_node
+from mm1_pipeline.training.distributed import ALONE, World, begin_together, once_a_node
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.run import TrainingRun, metrics_file
 from mm1_pipeline.training.sharding import check_sharded
@@ -68,13 +69,11 @@ def objective_of(shards_dir: Path) -> NextToken:
 
 def run_ranks(function: Any, *arguments: Any, size: int = 2) -> list[Any]:
     """Calls a function on ranks that are forked, for imports take longer than trainings."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    folder = tempfile.mkdtemp()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     ranks = [
-        context.Process(target=_rank, args=(rank, size, port, results, function, arguments))
+        context.Process(target=_rank, args=(rank, size, folder, results, function, arguments))
         for rank in range(size)
     ]
     for process in ranks:
@@ -85,22 +84,22 @@ def run_ranks(function: Any, *arguments: Any, size: int = 2) -> list[Any]:
         for process in ranks:
             process.join(timeout=10)
             process.kill()
+        shutil.rmtree(folder)
     return [by_rank[rank] for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: int, results: Any, function: Any, arguments: Any) -> None:
+def _rank(rank: int, size: int, folder: str, results: Any, function: Any, arguments: Any) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    world = World.of_environment()
+    begin_together(world, "gloo", dist.FileStore(f"{folder}/ranks", size), timeout_seconds=60)
     try:
-        results.put((rank, function(World.of_environment(), *arguments)))
+        results.put((rank, function(world, *arguments)))
     except Exception as error:
         results.put((rank, f"{type(error).__name__}: {error}"))
     gc.collect()  # frees the loader's shared memory; a forked process runs nothing at its exit
@@ -144,12 +143,21 @@ def alone(shards_dir, tmp_path_factory):
 
 
 @pytest.mark.timeout(180)
-def test_two_launched_processes_equal_one(alone, shards_dir, tmp_path, capfd):
-    """Through the launcher: the weights come back into the objective that was handed in."""
+def test_two_launched_processes_equal_one(alone, shards_dir, tmp_path, capfd, monkeypatch):
+    """Through the launcher: the weights come back into the objective that was handed in.
+
+    A stranger of the same machine meanwhile harasses every port that opens.
+    """
     folder, rows = alone
     objective = objective_of(shards_dir)
     config = dataclasses.replace(TRAINING, num_processes=2)
-    assert_equal(train_alone(config, objective, shards_dir, tmp_path), rows)
+    (tmp_path / "meetings").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "meetings"))
+    with Stranger(os.getpid(), tmp_path / "ran") as stranger:
+        assert_equal(train_alone(config, objective, shards_dir, tmp_path), rows)
+    assert {address for address, _ in stranger.seen} == {"127.0.0.1"}, "only Gloo, only here"
+    assert not (tmp_path / "ran").exists(), "what the stranger sent was not run"
+    assert not any((tmp_path / "meetings").iterdir())
     shown = capfd.readouterr().err
     assert "weights sharded over 2 processes" in shown
     assert "finished 20 steps" in shown

@@ -24,6 +24,9 @@ class FetchLimits:
     max_redirects: int = 5
     num_retries: int = 1
     """Further tries after a time-out, a broken connection or an answer of 429 or 5xx."""
+    host_failures: int = 4
+    """Times in a row that a host may be unknown, unreachable or silent until it is retired: its
+    other addresses fail without being asked."""
     connections_per_host: int = 2
     host_delay_seconds: float = 0.1
     """Time between the starts of two requests to a host."""
@@ -32,7 +35,8 @@ class FetchLimits:
     from the web could otherwise read what only this machine can reach."""
 
     def __post_init__(self) -> None:
-        positive = ("connect_seconds", "total_seconds", "max_bytes", "connections_per_host")
+        positive = ("connect_seconds", "total_seconds", "max_bytes")
+        positive += ("connections_per_host", "host_failures")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0.")
@@ -46,7 +50,8 @@ class DownloadConfig:
     """Parameters of the stage `download`."""
 
     lists: str | None = input_path(default=None)
-    """Parquet file, or folder of them: a row an image, or a document. Any URL that fsspec opens."""
+    """File, or folder of files, with a row an image or a document: Parquet; for images also TSV
+    (CC3M, CC12M), for documents also JSON lines (MMC4). Any URL that fsspec opens."""
     kind: Literal["caption", "interleaved"] = "caption"
     """`caption`: a row is an image and its caption. `interleaved`: a row is a document that names
     its images, laid out as OBELICS and OmniCorpus do (`texts` and `images`) or as MMC4 does

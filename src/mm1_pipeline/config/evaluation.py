@@ -22,13 +22,18 @@ class Metric(StrEnum):
     CIDER = "cider"
     """Consensus of n-grams with the references, times 100."""
     VQA_ACCURACY = "vqa_accuracy"
-    """Agreement with ten human answers, times 100."""
+    """Agreement with ten human answers, times 100, by the rules of VQAv2 and OK-VQA: both sides
+    are normalised, but where all people wrote the same, compared as they stand."""
+    TEXTVQA_ACCURACY = "textvqa_accuracy"
+    """As `vqa_accuracy`, by TextVQA's rules: both sides are always normalised, in another way."""
+    VIZWIZ_ACCURACY = "vizwiz_accuracy"
+    """As `vqa_accuracy`, by VizWiz's rules: only the answer is normalised."""
     EXACT_MATCH = "exact_match"
-    """The same text as a reference but for case, outer spaces and a final full stop."""
+    """The same text as a reference but for case, outer spaces and final full stops."""
     ANLS = "anls"
     """1 - normalised edit distance to the nearest reference, 0 below a half, times 100."""
     RELAXED_ACCURACY = "relaxed_accuracy"
-    """Numbers within 5 % of the reference, other texts equal."""
+    """Numbers within 5 % of the reference, other texts equal but for case."""
     CHOICE = "choice"
     """The right option's letter; questions without options by their text or number."""
     CIRCULAR = "circular"
@@ -50,9 +55,19 @@ class Metric(StrEnum):
         return self in (Metric.JUDGE_RATIO, Metric.JUDGE_GRADE)
 
     @property
+    def has_ten_answers(self) -> bool:
+        """Whether ten people answered each question."""
+        return self in (Metric.VQA_ACCURACY, Metric.TEXTVQA_ACCURACY, Metric.VIZWIZ_ACCURACY)
+
+    @property
     def has_letters(self) -> bool:
         """Whether answers are letters of options."""
         return self in (Metric.CHOICE, Metric.CIRCULAR)
+
+    @property
+    def reads_whole_answers(self) -> bool:
+        """Whether the answer is found in all that a model writes, explanations included."""
+        return self.has_letters or self.needs_judge or self == Metric.MATHVISTA
 
 
 @parameters
@@ -78,6 +93,16 @@ class MixedResolution:
             )
         if self.num_high_shots < 0:
             raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")
+
+
+class AnswerForm(StrEnum):
+    """What is scored, and handed in, of what a model wrote."""
+
+    AS_WRITTEN = "as_written"
+    """The text before the first stop string, without outer spaces."""
+    EVALAI = "evalai"
+    """That text as EvalAI's answer processor rewrites it: lower case, no articles, digits. Source:
+    LLaVA-1.5, which hands in VQAv2 and VizWiz so."""
 
 
 class CaptionWords(StrEnum):
@@ -157,6 +182,8 @@ class TaskConfig:
     """How the file to hand in is written; None writes none."""
     interleaved: bool = False
     """Whether questions and options name the places of their images as `<image 1>`."""
+    answer_form: AnswerForm = AnswerForm.AS_WRITTEN
+    """What the metric gets of an answer; metrics have normalisations of their own beside it."""
     caption_words: CaptionWords = CaptionWords.REGEX
     """How captions become words."""
     judge_prompt: str = ""
@@ -167,7 +194,11 @@ class TaskConfig:
     takes that of the metric (LLaVA-1.5's: a single word or phrase, an option's letter, a
     one-sentence caption)."""
     stop: tuple[str, ...] = ("\n",)
-    """Strings at which an answer ends."""
+    """Strings at which an answer ends; none by default where the metric reads whole answers, for
+    fine-tuned models explain before they settle."""
+    document_stop: tuple[str, ...] | None = None
+    """As `stop`, for a model that continues documents, which goes on with the next question; None
+    takes `stop`."""
     max_new_tokens: int = 30
     """Tokens after which an answer is cut off."""
     shots: tuple[int, ...] = (0, 4, 8)
@@ -190,12 +221,21 @@ class TaskConfig:
     @model_validator(mode="before")
     @classmethod
     def _with_task_file(cls, given: Any) -> Any:
-        match given:
-            case {"task": str()}:
-                return complete_task(given)
-            case ArgsKwargs(kwargs={"task": str()} as named):
-                return complete_task(named)
-        return given
+        named = given.kwargs if isinstance(given, ArgsKwargs) else given
+        if not isinstance(named, dict) or (isinstance(given, ArgsKwargs) and given.args):
+            return given
+        if isinstance(named.get("task"), str):
+            named = complete_task(named)
+        if "stop" not in named and _reads_whole_answers(named.get("metric")):
+            named = {"document_stop": cls.stop, **named, "stop": ()}
+        return named
+
+    @property
+    def for_documents(self) -> TaskConfig:
+        """The task as it is asked of a model that continues documents."""
+        if self.document_stop is None:
+            return self
+        return dataclasses.replace(self, stop=self.document_stop)
 
     @property
     def question_slots(self) -> int:
@@ -214,8 +254,9 @@ class TaskConfig:
                 f"num_shot_draws: found {self.num_shot_draws} of a task with a file to hand in; "
                 "it holds one answer an item, so ask with 1 set of shots."
             )
-        if "" in self.stop:
-            raise ValueError(f"stop: found {self.stop}; an empty string would end every answer.")
+        for name, stop in (("stop", self.stop), ("document_stop", self.document_stop or ())):
+            if "" in stop:
+                raise ValueError(f"{name}: found {stop}; an empty string would end every answer.")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected at least 1.")
         if self.max_items is not None and self.max_items < 2:
@@ -223,6 +264,10 @@ class TaskConfig:
                 f"max_items: found {self.max_items}, expected at least 2: one item has no "
                 "standard error."
             )
+
+
+def _reads_whole_answers(metric: Any) -> bool:
+    return metric in list(Metric) and Metric(metric).reads_whole_answers
 
 
 def _check_data(task: TaskConfig) -> None:

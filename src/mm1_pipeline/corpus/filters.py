@@ -17,9 +17,9 @@ from mm1_pipeline.config.ingest import ImageRules, RecordKind, SourceConfig, Sou
 from mm1_pipeline.corpus.caption_rules import check_caption
 from mm1_pipeline.corpus.decontamination import Decontaminator
 from mm1_pipeline.corpus.images import check_image, check_url, look_at_image
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
-from mm1_pipeline.corpus.readers.base import RawRecord
-from mm1_pipeline.corpus.records import Record, RecordImage, Segment
+from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
+from mm1_pipeline.corpus.readers.base import RawRecord, record_fault
+from mm1_pipeline.corpus.records import Record, RecordImage, Segment, plain_metadata
 from mm1_pipeline.corpus.text_rules import check_text
 
 _REMEMBERED_IMAGES = 4_096
@@ -99,6 +99,7 @@ class ImageChecker:
                 self._known.popitem(last=False)
         if known.why is not None:
             raise known.why
+        url = None if url is None else storable(url)
         return RecordImage(data, url, sha256, known.width, known.height)
 
     def looks_of(self, image: RecordImage) -> bytes | None:
@@ -127,7 +128,8 @@ def check_record(
 
     A document loses a bad image and goes on; any other record is rejected with it, because a
     caption or an answer without its image teaches the wrong thing. A record that shows an image
-    of the evaluation data goes as a whole: its text may tell what is to be found out.
+    of the evaluation data goes as a whole: its text may tell what is to be found out. Names,
+    URLs and metadata that no file can hold are kept as `storable` writes them; texts are not.
 
     Args:
         raw: the record as its reader gave it.
@@ -141,6 +143,7 @@ def check_record(
     dropped: list[DroppedImage] = []
     num_bytes = 0
     try:
+        metadata = plain_metadata(raw.metadata)
         _check_texts(raw)
         _check_words(raw, source, checker.decontaminator)
         for index, raw_image in enumerate(raw.images):
@@ -148,16 +151,18 @@ def check_record(
                 check_url(raw_image.url, checker.rules)
                 kept[index] = checker.check(raw_image.load(), raw_image.url)
                 num_bytes += len(kept[index].bytes)
-            except Rejected as error:
-                dropped.append(DroppedImage(raw_image.url, error, places[index]))
-                if source.kind != RecordKind.INTERLEAVED or error.reason in _CONTAMINATED:
-                    raise
+            except Exception as error:
+                why = record_fault(error)
+                dropped.append(DroppedImage(raw_image.url, why, places[index]))
+                if source.kind != RecordKind.INTERLEAVED or why.reason in _CONTAMINATED:
+                    raise why from None
             if num_bytes > max_bytes:
                 raise Rejected(Reason.RECORD_TOO_LARGE, f"found images of over {max_bytes} bytes")
-    except Rejected as error:
-        return Verdict(None, error, tuple(dropped), places.total())
+    except Exception as error:
+        return Verdict(None, record_fault(error), tuple(dropped), places.total())
     segments, images = _renumber(raw.segments, kept)
-    record = Record(name, raw.key, source.kind, segments, images, raw.references, raw.metadata)
+    key = storable(raw.key)
+    record = Record(name, key, source.kind, segments, images, raw.references, metadata)
     return Verdict(record, None, tuple(dropped), places.total())
 
 
@@ -188,6 +193,13 @@ def judge_record(record: Record, source: SourceConfig, furniture: Furniture) -> 
         furniture: images that occur too often in the source.
     """
     num_images = sum(1 for segment in record.segments if segment.image is not None)
+    try:
+        return _judge(record, source, furniture, num_images)
+    except Exception as error:
+        return Verdict(None, record_fault(error), (), num_images)
+
+
+def _judge(record: Record, source: SourceConfig, furniture: Furniture, num_images: int) -> Verdict:
     dropped: list[DroppedImage] = []
     segments = list(record.segments)
     if source.split == SourceSplit.TRAIN:

@@ -28,6 +28,11 @@ _LAYOUT_TABLE = frozenset({"table", "pre", "ul", "ol", "dl", *HEADINGS})
 
 _LAZY_SOURCES = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-url")
 _LAZY_SOURCE_SETS = ("data-srcset", "data-lazy-srcset")
+_CANDIDATE = re.compile(r"[\s,]*+(\S++)")
+_CANDIDATE_SIZE = re.compile(r"\s++(\d{1,9}(?:\.\d{1,9})?)[wx](?:\s++\d{1,9}h)?\s*+", re.ASCII)
+_MAX_START_DIGITS = 9
+_MAX_BASE = 8_000
+"""Characters of an address above which it is no honest one, and too dear to join with others."""
 _MIN_MAIN_SHARE = 0.25
 _BLANK = re.compile(r"[ \t\r\n\f\v\u00a0\u200b\u2028\u2029]+")
 _CELL_SEPARATOR = " | "
@@ -85,8 +90,9 @@ def extract_document(html: str, url: str) -> HTMLDocument:
     """
     page = parse_page(html)
     base = absolute_url(url, page.base) if page.base else url
+    base = "" if len(base or url) > _MAX_BASE else base or url
     root = _choose_root(page.body)
-    reader = _Reader(base or url, root.num_characters, keeps_headers=root.tag != "body")
+    reader = _Reader(base, root.num_characters, keeps_headers=root.tag != "body")
     reader.read(root)
     return HTMLDocument(page.title, tuple(_to_parts(_without_empty_sections(reader.finish()))))
 
@@ -107,7 +113,7 @@ def absolute_url(base: str, address: str) -> str | None:
 
 def normal_url(url: str) -> str:
     """A URL with its unsafe characters escaped, as crawlers write it."""
-    return quote(url, safe="%/:=&?~#+!$,;'@()*[]|")
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]|", errors="replace")
 
 
 def _choose_root(body: Element) -> Element:
@@ -245,7 +251,8 @@ class _Reader:
         if self._lists:
             self._gap = 1  # a list inside an item goes on below its line
         start = element.attributes.get("start", "")
-        self._lists.append(_List(element.tag, int(start) - 1 if start.isdecimal() else 0))
+        is_number = start.isdecimal() and len(start) <= _MAX_START_DIGITS
+        self._lists.append(_List(element.tag, int(start) - 1 if is_number else 0))
         self._read_children(element)
         self._end_run()
         self._lists.pop()
@@ -373,8 +380,18 @@ def _addresses(image: Element) -> Iterator[str]:
 def _set_addresses(attributes: dict[str, str]) -> list[str]:
     """Addresses in a srcset, the largest image first."""
     value = next((attributes[n] for n in (*_LAZY_SOURCE_SETS, "srcset") if attributes.get(n)), "")
-    found = re.findall(r"(\S*[^\s,])(?:\s+([\d.]+)[wx])?\s*(?:,|$)", value)
-    return [address for address, _ in sorted(found, key=lambda pair: -float(pair[1] or 1))]
+    found: list[tuple[str, float]] = []
+    place = 0
+    while candidate := _CANDIDATE.match(value, place):
+        place, size = candidate.end(), 1.0
+        if not candidate[1].endswith(","):  # then its size follows, up to the next comma
+            end = value.find(",", place)
+            end = len(value) if end < 0 else end
+            if written := _CANDIDATE_SIZE.fullmatch(value, place, end):
+                size = float(written[1])
+            place = end
+        found.append((candidate[1].rstrip(","), size))
+    return [address for address, _ in sorted(found, key=lambda pair: -pair[1])]
 
 
 def _without_empty_sections(runs: list[_Run]) -> list[_Run]:

@@ -133,7 +133,8 @@ def _check_depth(html: str) -> None:
         return
     open_tags: dict[str, int] = {}
     depth = formatting = most_formatting = 0
-    tags = _TAG.findall(html)
+    # Up to the last end of a tag: behind it each start would be followed to the end of the page.
+    tags = _TAG.findall(html, 0, html.rfind(">") + 1)
     for closing, name, self_closing in tags:
         tag = name.lower()
         if tag in _VOID or tag in _CLOSED_BY_THE_NEXT or self_closing:

@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mm1_pipeline.config.ingest import ImageRules
+from mm1_pipeline.corpus.containers import strip_metadata
 from mm1_pipeline.corpus.fingerprints import Fingerprint, fingerprint
+from mm1_pipeline.corpus.pixels import (
+    ON_THE_SIDE,
+    UnclearPixelsError,
+    exif_orientation,
+    to_rgb,
+    turn_upright,
+)
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-"""Formats that are tried. Others would start converters (EPS) or are no photographs."""
+FORMAT_SUFFIXES = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "jif", "mpo"),
+    "PNG": ("png", "apng"),
+    "GIF": ("gif",),
+    "WEBP": ("webp",),
+    "BMP": ("bmp", "dib"),
+    "TIFF": ("tiff", "tif"),
+    "AVIF": ("avif",),
+}
+"""Formats that are read, with the suffixes of their files; the first is the one that is written.
+
+What photographs and drawings on the web are published in, and what Pillow decodes by itself.
+Photographs of several pictures (MPO) are JPEG files. Left out: formats that would start a
+converter (EPS, WMF), that no browser shows (JPEG 2000, PSD, PNM), that hold icons (ICO, ICNS), and
+HEIC and JPEG XL, for which Pillow has no decoder.
+"""
+
+FORMATS = tuple(FORMAT_SUFFIXES)
+"""Formats that are tried."""
+IMAGE_SUFFIXES = frozenset(
+    {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
+    | {"heic", "heif", "jxl", "jp2"}
+)
+"""Suffixes of image files, in lower case and without a dot; those that cannot be decoded are among
+them, so that they are refused by name and not overlooked."""
 
 SAFE = ImageRules()
 """Only what protects the machine: sizes in bytes and pixels, and that the image decodes."""
 
 _LOOKED_AT_SIDE = 64
-_ORIENTATION = 0x0112
-_ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
+_OTHER_FORMATS = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"8BPS"), "Photoshop"),
+    (re.compile(rb"\0\0[\x01\x02]\0"), "icon"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"\s*(<\?xml.*?)?<svg", re.DOTALL | re.IGNORECASE), "SVG"),
+    (re.compile(rb"\s*<(!doctype\s+html|html)", re.IGNORECASE), "HTML"),
+)
+"""What is often found in the place of an image, by how it starts."""
+_LOOKED_AT_BYTES = 512
 _TRUNCATED = ("truncated", "premature end", "unexpected end", "incomplete")
 
 
@@ -45,8 +88,8 @@ def open_image(data: bytes, rules: ImageRules = SAFE) -> Image.Image:
     Raises:
         RejectedImage: with the rule that is broken, or the way in which it does not decode.
     """
-    with _decoding(data, rules) as image:
-        return _to_rgb(_upright(image))
+    with _decoding(data, rules) as (image, orientation):
+        return turn_upright(to_rgb(image), orientation)
 
 
 def check_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int]:
@@ -62,13 +105,12 @@ def check_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int]:
     Raises:
         RejectedImage: as `open_image`.
     """
-    with _decoding(data, rules) as image:
+    with _decoding(data, rules) as (image, orientation):
         width, height = image.size
-        on_side = _orientation(image) in _ORIENTATIONS_ON_THE_SIDE
         # Every byte of a JPEG is still read, but an eighth of its pixels is computed.
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
-        image.load()
-    return (height, width) if on_side else (width, height)
+        to_rgb(image)
+    return (height, width) if orientation in ON_THE_SIDE else (width, height)
 
 
 def look_at_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int, Fingerprint]:
@@ -84,13 +126,20 @@ def look_at_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int, Fing
     Raises:
         RejectedImage: as `open_image`.
     """
-    with _decoding(data, rules) as image:
+    with _decoding(data, rules) as (image, orientation):
         width, height = image.size
-        on_side = _orientation(image) in _ORIENTATIONS_ON_THE_SIDE
         # Of a JPEG no more pixels are computed than the fingerprint needs.
         image.draft(None, (_LOOKED_AT_SIDE, _LOOKED_AT_SIDE))
-        found = fingerprint(_to_rgb(_upright(image)))
+        found = fingerprint(turn_upright(to_rgb(image), orientation))
+    on_side = orientation in ON_THE_SIDE
     return (height, width, found) if on_side else (width, height, found)
+
+
+def image_format(data: bytes) -> str:
+    """The format of an image that was opened before, one of FORMATS."""
+    with Image.open(io.BytesIO(strip_metadata(data).data), formats=FORMATS) as image:
+        assert image.format is not None
+        return image.format
 
 
 def check_url(url: str | None, rules: ImageRules) -> None:
@@ -106,25 +155,34 @@ def check_url(url: str | None, rules: ImageRules) -> None:
 
 
 @contextmanager
-def _decoding(data: bytes, rules: ImageRules) -> Iterator[Image.Image]:
-    """Opens an image whose header passes the rules, and names what goes wrong inside."""
+def _decoding(data: bytes, rules: ImageRules) -> Iterator[tuple[Image.Image, int]]:
+    """Opens an image whose header passes the rules, and names what goes wrong inside.
+
+    Yields:
+        The image, its size known and its pixels not yet decoded, and its orientation.
+    """
     _check_bytes(len(data), rules)
     try:
+        lean = strip_metadata(data)
         with warnings.catch_warnings():
             # Damaged metadata is no news, and our own limit on pixels decides before decoding.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(lean.data), formats=FORMATS) as image:
                 _check_size(*image.size, rules)
-                yield image
+                orientation = lean.orientation
+                if orientation is None:
+                    orientation = exif_orientation(image.info.get("exif"))
+                yield image, orientation
     except RejectedImage:
         raise
+    except Rejected as error:
+        raise RejectedImage(error.reason, error.detail) from None
+    except UnclearPixelsError as error:
+        raise RejectedImage(Reason.IMAGE_UNDECODABLE, str(error)) from None
     except Image.DecompressionBombError as error:
         raise RejectedImage(Reason.IMAGE_TOO_MANY_PIXELS, str(error)) from None
     except UnidentifiedImageError:
-        found = data[:8].hex(" ")
-        raise RejectedImage(
-            Reason.IMAGE_UNDECODABLE, f"found a file that starts with {found}, expected an image"
-        ) from None
+        raise RejectedImage(Reason.IMAGE_UNDECODABLE, _name_unread(data)) from None
     except Exception as error:
         # Decoders of damaged files raise nearly everything: SyntaxError, struct.error, KeyError.
         lowered = str(error).lower()
@@ -132,6 +190,13 @@ def _decoding(data: bytes, rules: ImageRules) -> Iterator[Image.Image]:
         cut = cut or _is_cut_riff(data)
         reason = Reason.IMAGE_TRUNCATED if cut else Reason.IMAGE_UNDECODABLE
         raise RejectedImage(reason, f"{type(error).__name__}: {error}") from None
+
+
+def _name_unread(data: bytes) -> str:
+    start = data[:_LOOKED_AT_BYTES]
+    kind = next((name for shape, name in _OTHER_FORMATS if shape.match(start)), None)
+    found = f"a file that starts with {data[:8].hex(' ')}" if kind is None else f"{kind} data"
+    return f"found {found}, expected an image in {', '.join(FORMATS)}"
 
 
 def _check_bytes(size: int, rules: ImageRules) -> None:
@@ -170,30 +235,3 @@ def _check_size(width: int, height: int, rules: ImageRules) -> None:
 def _is_cut_riff(data: bytes) -> bool:
     """Whether a WebP file is shorter than it says; its decoder does not tell."""
     return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data does not make the pixels unusable
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except (KeyError, ValueError, TypeError, SyntaxError):  # an orientation that cannot be read
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # A plain conversion would cut 16-bit greys at 255 and turn the image white.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        background = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(background, layer).convert("RGB")
-    return image.convert("RGB")

@@ -31,11 +31,12 @@ from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, read_summa
 from mm1_pipeline.corpus.deduplication import find_frequent, find_repeats
 from mm1_pipeline.corpus.earlier_sources import is_wanted_later, keep_keys, open_earlier
 from mm1_pipeline.corpus.engine import Engine
+from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
 from mm1_pipeline.corpus.progress import PartitionProgress
-from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Reason, Tally
-from mm1_pipeline.corpus.readers.dispatch import open_files
+from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Passed, Reason, Tally
+from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
 from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
 from mm1_pipeline.corpus.steps import QUARANTINE as PARTITION_QUARANTINE
 from mm1_pipeline.corpus.steps import (
@@ -46,6 +47,7 @@ from mm1_pipeline.corpus.steps import (
     finish_folder,
     index_partition,
     judge_partition,
+    passed_over_to_json,
     read_partition,
     write_partition,
 )
@@ -59,7 +61,7 @@ _WORK = ".ingest"
 _COMPLETED = "completed.json"
 _STARTED = "started.json"
 _INDEX = ".evaluation"
-_LAYOUT = 3
+_LAYOUT = 4
 """Raise it when the files of a source change their layout, so that none is reused."""
 
 
@@ -185,7 +187,8 @@ def _ingest_source(
     run("write", write_partition)
     if is_wanted_later(name, config):
         keep_keys(folder, tasks)
-    return _finish_source(source, tasks, folder)
+    report = _finish_source(source, tasks, folder)
+    return _add_unread_files(name, source, files, report)
 
 
 def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
@@ -309,9 +312,32 @@ def _finish_source(
         "format": source.format.value,
         "split": source.split.value,
         **counts.records.to_json(),
+        "passed_over": passed_over_to_json(counts.passed_over),
         "images": counts.images.to_json(),
         "steps": {name: counts.steps[name].to_json() for name in STEPS},
     }
+
+
+def _add_unread_files(
+    name: str, source: SourceConfig, files: SourceFiles, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Counts the files that no pattern of the format matches, and says so if they are the most."""
+    suffixes, num_bytes = unread_files(source, files)
+    if not suffixes:
+        return report
+    if num_bytes > sum(file.size for file in files):
+        logger.warning(
+            "%s: %s of the files in %r do not have the names of format %s and were not read; "
+            "their suffixes are %s.",
+            name,
+            f"{num_bytes:,} bytes",
+            source.path,
+            source.format.value,
+            ", ".join(f"{suffix or 'none'} ({n})" for suffix, n in suffixes.most_common(5)),
+        )
+    passed_over = {**report["passed_over"], Passed.OTHER_FILE.value: suffixes.total()}
+    by_suffix = dict(sorted(suffixes.items(), key=lambda item: (-item[1], item[0])))
+    return {**report, "passed_over": passed_over, "files_passed_over": by_suffix}
 
 
 def _publish(folder: Path, name: str, output_dir: Path) -> None:
@@ -356,7 +382,7 @@ def _fingerprint(
         "limits": asdict(config.limits),
         "partition_bytes": config.partition_bytes,
         "records_per_file": config.records_per_file,
-        "files": open_files(source).listing(),
+        "files": input_listing(source),
         # So that work on what lay there for a while is not taken for work on what lies there now.
         "states": [path_state(path) for path in (source.path, source.image_path) if path],
         "evaluation": None if index is None else read_summary(index)["digest"],

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
-from mm1_pipeline.corpus.files import ImageFolder
-from mm1_pipeline.corpus.readers import image_parquet, interleaved_parquet, jsonl
-from mm1_pipeline.corpus.readers.base import FILE_ERRORS, Source
+from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, whole_suffix
+from mm1_pipeline.corpus.readers import (
+    image_parquet,
+    interleaved_parquet,
+    jsonl,
+    parquet,
+    synth_dog,
+)
+from mm1_pipeline.corpus.readers.base import Source, is_files_fault
 from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
+
+_WITH_IMAGES_IN_THEM = frozenset(
+    {
+        SourceFormat.IMG2DATASET,
+        SourceFormat.IMAGE_PARQUET,
+        SourceFormat.INTERLEAVED_PARQUET,
+        SourceFormat.SYNTH_DOG,
+    }
+)
+_FETCH_FIRST = (
+    "Lists of addresses (the TSV of CC3M and CC12M, MMC4's JSON lines, LAION's Parquet) hold no "
+    "images: fetch them first with the stage `download`."
+)
 
 
 def check_sources(
@@ -63,10 +82,24 @@ def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> li
             f"{parameter}: found {config.path!r}, which cannot be listed "
             f"({type(error).__name__}: {error}), {expected}."
         ]
+    if packed := _packed_archives(config, files):
+        return [
+            f"{parameter}: found {', '.join(packed[:3])}{', ...' if len(packed) > 3 else ''} in "
+            f"{config.path!r}, {expected}: unpack them (gunzip, unzstd), for archives are not read "
+            "from front to end."
+        ]
     if not len(files):
         match = "" if config.files == "*" else f" that match {config.files!r}"
-        return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}."]
+        hint = f" {_FETCH_FIRST}" if config.format in _WITH_IMAGES_IN_THEM else ""
+        return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}.{hint}"]
     return _content_problems(Source(name, config, files, whole.limits), expected)
+
+
+def _packed_archives(config: SourceConfig, files: SourceFiles) -> list[str]:
+    if config.format != SourceFormat.IMG2DATASET:
+        return []
+    packed = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+    return [file.name for file in files.unread if whole_suffix(file.name) in packed]
 
 
 def _list_problems(parameter: str, config: SourceConfig) -> list[str]:
@@ -84,24 +117,28 @@ def _list_problems(parameter: str, config: SourceConfig) -> list[str]:
 
 
 def _content_problems(source: Source, expected: str) -> list[str]:
-    """What the first readable file of a source shows."""
+    """What the first readable file of a source shows; of tables, all their footers."""
     match source.config.format:
         case SourceFormat.IMAGE_PARQUET:
-            problems = image_parquet.problems
+            return parquet.misfits(source, image_parquet.problems)
         case SourceFormat.INTERLEAVED_PARQUET:
-            problems = interleaved_parquet.problems
+            return parquet.misfits(source, interleaved_parquet.problems)
+        case SourceFormat.SYNTH_DOG:
+            return parquet.misfits(source, synth_dog.problems)
         case SourceFormat.JSONL:
             problems = jsonl.problems
         case SourceFormat.VQA_V2:
             return _missing_halves(source, expected) + _image_folder_problems(source)
-        case SourceFormat.IMG2DATASET | SourceFormat.WARC_HTML | SourceFormat.SYNTH_DOG:
+        case SourceFormat.IMG2DATASET | SourceFormat.WARC_HTML:
             return []
         case _:
             return _image_folder_problems(source)
     for file in source.files:
         try:
             return problems(source, file)
-        except FILE_ERRORS:
+        except Exception as error:
+            if not is_files_fault(error):
+                raise
             continue  # a damaged file is no wrong parameter; reading puts it into quarantine
     return []
 

@@ -1,4 +1,4 @@
-"""What was rejected and why: nothing is dropped silently."""
+"""What was rejected or passed over, and why: nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus.columns import to_table
+from mm1_pipeline.corpus.urls import without_secrets
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -40,6 +41,14 @@ class Reason(StrEnum):
     """An archive, compressed file or JSON array that ends too early; the rest of it is lost."""
     UNREADABLE_FILE = "unreadable_file"
     """A file that is not what its name says, or is damaged; the rest of it is lost."""
+    DAMAGED_MEMBER = "damaged_member"
+    """Bytes between intact records of an archive that are no record; reading goes on behind."""
+    COMPRESSION_BOMB = "compression_bomb"
+    """A compressed file or member that swells more than any honest one."""
+    FILE_TOO_LARGE = "file_too_large"
+    """An annotation file that, unpacked, is longer than what may be held in memory."""
+    SWELLS = "swells"
+    """A part of a file that unpacks to a size that no honest data have; it is not unpacked."""
     TOO_MANY_MEMBERS = "too_many_members"
     """An archive with more members than allowed; the rest of it is not read."""
     MISSING_FROM_ARCHIVE = "missing_from_archive"
@@ -80,6 +89,8 @@ class Reason(StrEnum):
     """A page that the server did not answer with success."""
     HTTP_ENCODING = "http_encoding"
     """A body that cannot be unpacked, or in a compression that is not supported."""
+    ORIGINAL_MISSING = "original_missing"
+    """A revisit record whose page no archive of the source holds."""
     PAGE_TOO_LARGE = "page_too_large"
     PAGE_TOO_COMPLEX = "page_too_complex"
     """Elements nested deeper, or with more attributes, than on any honest page."""
@@ -102,6 +113,8 @@ class Reason(StrEnum):
     IMAGE_TOO_MANY_BYTES = "image_too_many_bytes"
     IMAGE_TOO_MANY_PIXELS = "image_too_many_pixels"
     """More pixels than allowed: a decompression bomb, refused before decoding."""
+    IMAGE_TOO_COMPLEX = "image_too_complex"
+    """A file that would cost far more to decode than its pixels do: thousands of scans or parts."""
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_ASPECT_RATIO = "image_aspect_ratio"
@@ -149,6 +162,26 @@ class Reason(StrEnum):
     IMAGE_DUPLICATE = "image_duplicate"
     """A pair that shows an earlier pair's picture."""
     CAPTION_TOO_FREQUENT = "caption_too_frequent"
+
+
+class Passed(StrEnum):
+    """What lies in a file and is no record of its format."""
+
+    DIRECTORY = "directory"
+    """A folder in an archive."""
+    RESOURCE_FORK = "resource_fork"
+    """What macOS writes beside every file: `._name`, `.DS_Store`, `__MACOSX/`."""
+    OTHER_MEMBER = "other_member"
+    """A member of an archive with a suffix that the format does not read."""
+    ARCHIVED_FILE = "archived_file"
+    """A response of a web archive that is no page: images, which pages may show, and the rest."""
+    OTHER_WARC_RECORD = "other_warc_record"
+    """A record of a web archive that is no response: requests, metadata, information."""
+    BLANK_LINE = "blank_line"
+    OTHER_ENTRY = "other_entry"
+    """An entry of another split, or whose `id` the source's pattern does not match."""
+    OTHER_FILE = "other_file"
+    """A file in a source's folder whose name is none of the format's."""
 
 
 class Rejected(ValueError):  # noqa: N818 - it is an outcome first, an error only in flight
@@ -258,10 +291,10 @@ class Quarantine:
         self._rows.append(
             {
                 "source": self._source,
-                "key": printable(key),
+                "key": storable(key),
                 "unit": unit,
                 "reason": rejected.reason.value,
-                "detail": printable(rejected.detail)[:_MAX_DETAIL],
+                "detail": without_secrets(printable(rejected.detail))[:_MAX_DETAIL],
             }
         )
         if len(self._rows) >= _BUFFERED_ROWS:
@@ -273,7 +306,19 @@ class Quarantine:
             self._rows = []
 
 
+def storable(text: str) -> str:
+    r"""Text that any file can hold, unlike for unlike: what is not UTF-8 becomes `\xff`.
+
+    File names hold bytes that are not UTF-8 as single surrogates (`os.fsdecode`), and JSON may
+    escape half a pair of them.
+    """
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        encoded = text.encode("utf-8", "backslashreplace")
+    return encoded.decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
-    """Text that can be stored and that is the same in every run: no surrogates, no addresses."""
-    stored = text.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r" at 0x[0-9A-Fa-f]+", "", stored)
+    """Text that can be stored and that is the same in every run: no addresses of objects."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", storable(text))

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.columns import to_table
+from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -73,6 +74,8 @@ _BUFFERED_BYTES_TEMPORARY = 4_000_000
 _BUFFERED_RECORDS = 1_000
 _TEMPORARY_COMPRESSION = {"segments.list.element.text": "zstd", "metadata": "zstd"}
 _READ_RECORDS = 64
+_MAX_DEPTH = 64
+"""How deep metadata may be nested: as deep as nobody writes it, and readers of JSON can go."""
 _IMAGE_COLUMNS = tuple(
     f"images.list.element.{name}" for name in ("url", "sha256", "width", "height")
 )
@@ -208,25 +211,38 @@ class Record:
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
-    """Metadata as JSON that any reader accepts: no NaN, no half of a surrogate pair."""
-    text = json.dumps(_jsonable(metadata), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """Metadata as JSON that any reader accepts: no NaN, no half of a surrogate pair.
+
+    Raises:
+        Rejected: it is nested deeper than any reader need follow.
+    """
+    return json.dumps(plain_metadata(metadata), ensure_ascii=False, allow_nan=False)
 
 
-def _jsonable(value: Any) -> Any:
+def plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as what JSON and every file can hold; for errors, see `dump_metadata`."""
+    return {storable(str(key)): _jsonable(item, 1) for key, item in metadata.items()}
+
+
+def _jsonable(value: Any, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        found = f"found metadata nested over {_MAX_DEPTH} deep"
+        raise Rejected(Reason.MALFORMED_RECORD, found)
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
+        case str():
+            return storable(value)
         case float():
             return value if value - value == 0 else None
         case Mapping():
-            return {str(key): _jsonable(item) for key, item in value.items()}
+            return {storable(str(key)): _jsonable(item, depth + 1) for key, item in value.items()}
         case list() | tuple():
-            return [_jsonable(item) for item in value]
+            return [_jsonable(item, depth + 1) for item in value]
         case bytes():
             return None
         case _:
-            return str(value)
+            return storable(str(value))
 
 
 class RecordWriter:
@@ -265,8 +281,10 @@ class RecordWriter:
 
     def write(self, record: Record) -> None:
         """Appends one record."""
-        self._rows.append(record.to_row())
+        row = record.to_row()
+        self._rows.append(row)
         self._bytes += sum(len(image.bytes) for image in record.images) + record.num_characters
+        self._bytes += len(row["metadata"])
         full = self._rows_in_file + len(self._rows) >= self._records_per_file
         if full or self._bytes >= self._max_bytes or len(self._rows) >= _BUFFERED_RECORDS:
             self._flush()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -53,8 +54,15 @@ from mm1_pipeline.corpus.filters import (
 )
 from mm1_pipeline.corpus.fingerprints import lookup_keys
 from mm1_pipeline.corpus.progress import track_source
-from mm1_pipeline.corpus.quarantine import Quarantine, Reason, Rejected, Tally
-from mm1_pipeline.corpus.readers.base import RawRecord, RejectedRecord, Source
+from mm1_pipeline.corpus.quarantine import Passed, Quarantine, Reason, Rejected, Tally
+from mm1_pipeline.corpus.readers.base import (
+    Found,
+    Item,
+    PassedOver,
+    RawRecord,
+    RejectedRecord,
+    Source,
+)
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.records import RECORDS, Record, RecordWriter, read_parts
 
@@ -110,11 +118,14 @@ class Counts:
     records: Tally = field(default_factory=Tally)
     images: Tally = field(default_factory=Tally)
     steps: dict[str, Tally] = field(default_factory=dict)
+    passed_over: Counter[Passed] = field(default_factory=Counter)
+    """What lies in the files and is no record; not part of what is read."""
 
     def add(self, other: Counts) -> None:
         """Adds the counts of another partition or step."""
         self.records.add(other.records)
         self.images.add(other.images)
+        self.passed_over += other.passed_over
         for name, tally in other.steps.items():
             self.steps.setdefault(name, Tally()).add(tally)
 
@@ -133,15 +144,34 @@ class Counts:
     def write(self, path: Path) -> None:
         """Writes the counts as JSON."""
         parts = {"records": self.records, "images": self.images, **self.steps}
-        content = {name: tally.to_json() for name, tally in parts.items()}
+        content = {
+            "passed_over": passed_over_to_json(self.passed_over),
+            **{name: tally.to_json() for name, tally in parts.items()},
+        }
         path.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Counts:
         """Reads what `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
+        passed = Counter({Passed(name): n for name, n in content.pop("passed_over").items()})
         parts = {name: Tally.from_json(counts) for name, counts in content.items()}
-        return cls(parts.pop("records"), parts.pop("images"), parts)
+        return cls(parts.pop("records"), parts.pop("images"), parts, passed)
+
+
+def count_passed_over(found: Iterator[Found], passed_over: Counter[Passed]) -> Iterator[Item]:
+    """Gives the records among what a reader found, and counts the rest."""
+    for item in found:
+        if isinstance(item, PassedOver):
+            passed_over[item.why] += item.count
+        else:
+            yield item
+
+
+def passed_over_to_json(passed_over: Counter[Passed]) -> dict[str, int]:
+    """The counts with the commonest first."""
+    ordered = sorted(passed_over.items(), key=lambda item: (-item[1], item[0].value))
+    return {why.value: count for why, count in ordered}
 
 
 def finish_folder(folder: Path, write: Callable[[Path], Any]) -> None:
@@ -208,7 +238,9 @@ def write_partition(task: PartitionTask) -> int:
 
 def _read(task: PartitionTask, folder: Path) -> None:
     source, settings = task.open(), task.source
-    items = itertools.islice(read_source(source), settings.max_records)
+    passed_over: Counter[Passed] = Counter()
+    records = count_passed_over(read_source(source), passed_over)
+    items = itertools.islice(records, settings.max_records)
     if task.shows_progress:
         items = track_source(items, task.label, source.files, settings.max_records)
     is_training = settings.split == SourceSplit.TRAIN
@@ -217,7 +249,7 @@ def _read(task: PartitionTask, folder: Path) -> None:
         decontaminator = _open_decontaminator(task.decontamination, task.config.decontamination)
     looks_wanted = _wants_looks(task)
     checker = ImageChecker(settings.image_rules, decontaminator, looks_wanted)
-    counts = Counts(steps={"read": Tally(), "check": Tally()})
+    counts = Counts(steps={"read": Tally(), "check": Tally()}, passed_over=passed_over)
     order = itertools.count(task.number * PARTITION_STRIDE)
     with (
         Quarantine(folder / QUARANTINE, task.name) as quarantine,

@@ -27,9 +27,17 @@ def weighted_mean(values: np.ndarray) -> Statistic:
     return lambda weights: float(weights @ values / weights.sum())
 
 
-def weighted_ratio(above: np.ndarray, below: np.ndarray) -> Statistic:
-    """100 x sum of the first over sum of the second."""
-    return lambda weights: float(PERCENT * (weights @ above) / max(weights @ below, 1e-12))
+def ratio_of_means(above: np.ndarray, below: np.ndarray) -> Statistic:
+    """100 x mean of the first over mean of the second.
+
+    Source: LLaVA-Bench's summary, which rounds the means to three digits before it divides.
+    """
+
+    def statistic(weights: np.ndarray) -> float:
+        means = [round(float(weights @ marks / weights.sum()), 3) for marks in (above, below)]
+        return PERCENT * means[0] / max(means[1], 1e-12)
+
+    return statistic
 
 
 def pope_statistic(items: Sequence[TaskItem], answers: Sequence[str]) -> Statistic:
@@ -80,7 +88,11 @@ def group_minimum(items: Sequence[TaskItem], values: np.ndarray) -> np.ndarray:
 
 
 def details(
-    metric: Metric, items: Sequence[TaskItem], values: np.ndarray, answers: Sequence[str]
+    metric: Metric,
+    items: Sequence[TaskItem],
+    values: np.ndarray,
+    answers: Sequence[str],
+    marks: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What stands beside the number: parts of it by split, category or kind; empty without parts.
 
@@ -89,65 +101,86 @@ def details(
         items: All items.
         values: float64[n], 0..1.
         answers: Processed answers; empty where an item failed.
+        marks: float64[n, 2], a judge's for the answer and the reference answer, of ratios.
     """
-    masks = _masks(items)
-    if set(masks) == {""} or len(masks) > MAX_CATEGORIES:
-        return _kinds(items, values)
+    found: dict[str, Any] = {}
+    for name, masks in _partitions(metric, items).items():
+        parts = {
+            part: {
+                key: round(PERCENT * value, _DIGITS)
+                for key, value in _part(metric, items, values, answers, marks, mask).items()
+            }
+            for part, mask in masks.items()
+        }
+        if name == "by_data_type":
+            found[name] = {part: scores["mean"] for part, scores in parts.items()}
+        else:
+            found[name] = {
+                part: {**scores, "n": int(masks[part].sum())} for part, scores in parts.items()
+            }
+    return found
+
+
+def _part(
+    metric: Metric,
+    items: Sequence[TaskItem],
+    values: np.ndarray,
+    answers: Sequence[str],
+    marks: np.ndarray | None,
+    mask: np.ndarray,
+) -> dict[str, float]:
+    """Scores of the items of one part, 0..1."""
     match metric:
         case Metric.POPE_F1:
             truth, given = _yes(items, answers)
-            parts = {
-                name: {
-                    "f1": _f1(np.ones(mask.sum()), truth[mask], given[mask]),
-                    "accuracy": float((truth[mask] == given[mask]).mean()),
-                    "yes_ratio": float(given[mask].mean()),
-                }
-                for name, mask in masks.items()
+            return {
+                "f1": _f1(np.ones(mask.sum()), truth[mask], given[mask]),
+                "accuracy": float((truth[mask] == given[mask]).mean()),
+                "yes_ratio": float(given[mask].mean()),
             }
-        case Metric.MME_SCORE:
+        case Metric.MME_SCORE | Metric.CIRCULAR:
             whole, share = group_minimum(items, values), _group_share(items)
-            parts = {
-                name: {
-                    "accuracy": float(values[mask].mean()),
-                    "accuracy_plus": float(share[mask] @ whole[mask] / share[mask].sum()),
-                }
-                for name, mask in masks.items()
+            of_groups = float(share[mask] @ whole[mask] / share[mask].sum())
+            single = float(values[mask].mean())
+            if metric == Metric.MME_SCORE:
+                return {"accuracy": single, "accuracy_plus": of_groups}
+            return {"circular": of_groups, "single": single}
+        case Metric.JUDGE_RATIO if marks is not None:
+            answer, reference = marks[mask].T
+            return {
+                "ratio": ratio_of_means(answer, reference)(np.ones(len(answer))) / PERCENT,
+                "reference": float(reference.mean()) / _TOP_MARK,
+                "answer": float(answer.mean()) / _TOP_MARK,
             }
-        case Metric.CIRCULAR:
-            whole, share = group_minimum(items, values), _group_share(items)
-            parts = {
-                name: {
-                    "circular": float(share[mask] @ whole[mask] / share[mask].sum()),
-                    "single": float(values[mask].mean()),
-                }
-                for name, mask in masks.items()
-            }
-        case _:
-            parts = {name: {"mean": float(values[mask].mean())} for name, mask in masks.items()}
-    sizes = {name: int(mask.sum()) for name, mask in masks.items()}
-    return {
-        "by_category": {
-            name: {
-                **{key: round(PERCENT * value, _DIGITS) for key, value in part.items()},
-                "n": sizes[name],
-            }
-            for name, part in parts.items()
-        },
-        **_kinds(items, values),
-    }
+    return {"mean": float(values[mask].mean())}
 
 
-def _kinds(items: Sequence[TaskItem], values: np.ndarray) -> dict[str, Any]:
-    """Means by kind of data, where a benchmark has images and videos."""
-    kinds = [item.facts.get("data_type", "") for item in items]
-    if not any(kinds):
-        return {}
-    return {
-        "by_data_type": {
-            kind: round(PERCENT * float(values[[other == kind for other in kinds]].mean()), _DIGITS)
-            for kind in sorted(set(kinds) - {""})
-        }
-    }
+_TOP_MARK = 10
+_BY_FACT = {"domain": "by_domain", "l2_category": "by_l2_category", "data_type": "by_data_type"}
+"""Facts of items that scores are also given by."""
+
+
+def _partitions(metric: Metric, items: Sequence[TaskItem]) -> dict[str, Mapping[str, np.ndarray]]:
+    """The ways in which a benchmark's items are divided: name of the way -> part -> bool[n]."""
+    found: dict[str, Mapping[str, np.ndarray]] = {}
+    categories = _masks(items)
+    if set(categories) != {""} and len(categories) <= MAX_CATEGORIES:
+        found["by_category"] = categories
+    if metric == Metric.JUDGE_GRADE:
+        needed = [set(item.category.split("+")) - {""} for item in items]
+        skills = sorted(set().union(*needed)) if needed else []
+        if skills and len(skills) <= MAX_CATEGORIES:
+            found["by_capability"] = {
+                skill: np.array([skill in of_item for of_item in needed]) for skill in skills
+            }
+    for fact, name in _BY_FACT.items():
+        parts = [item.facts.get(fact, "") for item in items]
+        if any(parts):
+            found[name] = {
+                part: np.array([other == part for other in parts])
+                for part in sorted(set(parts) - {""})
+            }
+    return found
 
 
 def _masks(items: Sequence[TaskItem]) -> Mapping[str, np.ndarray]:

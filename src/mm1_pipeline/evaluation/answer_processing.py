@@ -17,15 +17,17 @@ def process_answer(text: str, config: TaskConfig, item: TaskItem) -> str:
         item: Its options are what the answer may name.
 
     Returns:
-        A letter, empty if none is named, for questions with options; yes, no or other where
-        that is asked; else as `process_output`.
+        A letter, empty if none is named, for questions with options; the whole answer for those
+        without in such a task; yes, no or other where that is asked; else as `process_output`.
     """
     answer = cut_at_stop(text, config.stop)
     match config.metric:
         case Metric.CHOICE | Metric.CIRCULAR if item.options:
             return parse_option(answer, item.options)
+        case Metric.CHOICE | Metric.CIRCULAR:
+            return answer.strip()  # Lines are what MMMU's rules go by.
         case Metric.POPE_F1:
             return parse_pope(answer)
         case Metric.MME_SCORE:
             return parse_mme(answer)
-    return process_output(text, config.metric, config.stop)
+    return process_output(text, config.metric, config.stop, config.answer_form)

@@ -23,6 +23,11 @@ from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.streams.sub_images import num_tiles
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
+DEFAULT_POSITIONS = 4_096
+"""Of a conversation with a model whose shards are not named. Source: MM1, Pre-training."""
+_CHARACTERS_A_POSITION = 32
+"""No text of more characters fits, so that a longer one is refused before it is cut into tokens."""
+
 
 @dataclass(frozen=True)
 class ChatModel:
@@ -34,6 +39,8 @@ class ChatModel:
         transform: How images become squares.
         sub_images: Which squares show a large image.
         max_new_tokens: Tokens after which an answer is cut off.
+        max_positions: Of a conversation with its next answer: the length that the model was
+            trained on, beyond which it says nothing of worth.
     """
 
     model: MM1
@@ -41,6 +48,7 @@ class ChatModel:
     transform: ImageTransform
     sub_images: SubImageConfig = field(default_factory=SubImageConfig)
     max_new_tokens: int = 128
+    max_positions: int = DEFAULT_POSITIONS
 
     @classmethod
     def open(
@@ -58,7 +66,8 @@ class ChatModel:
             tokenizer_dir: Holds `tokenizer.json`.
             shards_dir: What the model was trained on, for its image transform; None shows an
                 image as one padded square.
-            max_new_tokens: Tokens after which an answer is cut off.
+            max_new_tokens: Tokens after which an answer is cut off; at most half of what the
+                model was trained on.
 
         Raises:
             ValueError: The three do not belong together.
@@ -66,11 +75,16 @@ class ChatModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(model_dir, device).eval(), Tokenizer.load(tokenizer_dir)
         transform, sub_images = ImageTransform(size=model.config.vision.image_size), None
+        max_positions = DEFAULT_POSITIONS
         if shards_dir is not None:
             index = ShardIndex.read(shards_dir)
             transform, sub_images = index.image, index.sub_images
+            max_positions = index.packing.sequence_length
         _check(model, tokenizer, transform, model_dir)
-        return cls(model, tokenizer, transform, sub_images or SubImageConfig(), max_new_tokens)
+        # The question needs room as well.
+        max_new_tokens = min(max_new_tokens, max_positions // 2)
+        sub_images = sub_images or SubImageConfig()
+        return cls(model, tokenizer, transform, sub_images, max_new_tokens, max_positions)
 
 
 class Conversation:
@@ -104,21 +118,39 @@ class Conversation:
             The answer; greedy, as in evaluation.
 
         Raises:
-            ValueError: There is neither text nor image, or an image cannot be read.
+            ValueError: There is neither text nor image, an image cannot be read, or the
+                conversation with its answer is longer than what the model was trained on.
         """
         if not text.strip() and not images:
             raise ValueError("Found an empty message, expected text or an image.")
+        self._check_size(text, images)
         turn: list[Segment] = []
         names, tiles = list(self._images), list(self._tiles)
         for data in images:
-            names.append(self._take(data))
             tiles.append(self._count_tiles(data))
+            names.append(self._take(data))
             turn.append(Segment.of_image(len(names) - 1, Role.HUMAN))
         turn.append(Segment.of_text(text, Role.HUMAN))
         answer = self._answer([*self._segments, *turn], names, tiles)
         self._images, self._tiles = names, tiles
         self._segments += [*turn, Segment.of_text(answer or ".", Role.ASSISTANT)]
         return answer
+
+    def _check_size(self, text: str, images: Sequence[bytes]) -> None:
+        """Refuses what cannot fit before any of it is decoded, cut into tokens or computed."""
+        chat = self._chat
+        room = chat.max_positions - chat.max_new_tokens
+        if len(text) > room * _CHARACTERS_A_POSITION:
+            raise ValueError(
+                f"Found a message of {len(text):,} characters; {room:,} positions are left for all "
+                "that is said. Say it in fewer words."
+            )
+        tokens = chat.model.config.connector.num_tokens
+        if (len(self._images) + len(images)) * tokens > room:
+            raise ValueError(
+                f"Found {len(self._images) + len(images)} images in the conversation; "
+                f"{room // tokens} of {tokens} positions fit. Begin anew, or show fewer."
+            )
 
     def _take(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
@@ -136,6 +168,13 @@ class Conversation:
         chat = self._chat
         tokens = chat.model.config.connector.num_tokens
         document = serialize_conversation(segments, chat.tokenizer, tokens, tiles=tiles)
+        length, allowed = len(document.input_ids), chat.max_positions - chat.max_new_tokens
+        if length > allowed:
+            raise ValueError(
+                f"Found a conversation of {length:,} positions; {allowed:,} and an answer of "
+                f"{chat.max_new_tokens} are what the model was trained on. Begin anew, or say it "
+                "in fewer words."
+            )
         squares = tuple(
             key for index in document.images for key in square_keys(names[index], tiles[index])
         )

@@ -185,7 +185,8 @@ def _key(row: _Row) -> str:
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):  # Answers may hold other line ends.
         try:
             row = json.loads(line)
             assert {"key", "score", "prompt_sha256"} <= row.keys()

@@ -223,7 +223,8 @@ def build_harness(
             f"written with {index.tokenizer_sha256[:12]}; run the stage `shard` again."
         )
     tasks = tuple(
-        load_task(name, task, records_dir, config.seed) for name, task in config.tasks.items()
+        load_task(name, task if is_chat else task.for_documents, records_dir, config.seed)
+        for name, task in config.tasks.items()
     )
     prompts: dict[tuple[str, int], Sequence[Prompt]] = {}
     for task in tasks:
@@ -407,11 +408,14 @@ def _in_precision(model: MM1, precision: Precision) -> MM1:
 def _frequent_scores(harness: Harness) -> Scores:
     """The same answer to every prompt; it needs no shots, so it scores the same with any."""
     scores: Scores = {}
+    texts: dict[str, str] = {}
     for task, num_shots in harness.parts():
         if task.config.metric.needs_judge or task.config.hidden_answers:
             continue  # No judge is paid for one answer to every question.
+        if task.name not in texts:
+            texts[task.name] = most_frequent_answer(task)
         prompts = [p for p in harness.prompts[task.name, num_shots] if p.draw == 0]
-        answers = [Answer(most_frequent_answer(task))] * len(prompts)
+        answers = [Answer(texts[task.name])] * len(prompts)
         scores[task.name, num_shots] = score_outputs(task, num_shots, prompts, answers)
     return scores
 
@@ -420,7 +424,7 @@ def _entry(harness: Harness, scores: Scores, blind: Scores | None = None) -> dic
     """A model's entry in evaluation.json."""
     num_samples, seed = harness.config.bootstrap_samples, harness.config.seed
     tasks: dict[str, Any] = {
-        task.name: _task_entry(task)
+        task.name: _task_entry(task, harness.config)
         for task in harness.tasks
         if any(name == task.name for name, _ in scores) and not task.config.hidden_answers
     }
@@ -461,7 +465,7 @@ def _text_entries(harness: Harness, scores: Mapping[tuple[str, int], TaskScores]
     return entries
 
 
-def _task_entry(task: Task) -> dict[str, Any]:
+def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     """Metric and, of official benchmarks, what the number may be compared with."""
     config = task.config
     entry: dict[str, Any] = {"metric": config.metric.value, "shots": {}}
@@ -473,6 +477,10 @@ def _task_entry(task: Task) -> dict[str, Any]:
         entry["paper"] = {"table": config.paper_table, "column": config.paper}
     if config.unconfirmed:
         entry["unconfirmed"] = list(config.unconfirmed)
+    if config.metric == Metric.MATHVISTA and evaluation.judge is None:
+        entry["not_comparable"] = (
+            f"answers were extracted by rules ({RULES}), where the benchmark asks a language model"
+        )
     return entry
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm1_pipeline.config.evaluation import Metric, TaskConfig
-from mm1_pipeline.evaluation.aggregates import Statistic, weighted_ratio
 from mm1_pipeline.evaluation.judge import Judge, fill_judge_prompt, parse_grade, parse_two_marks
 from mm1_pipeline.evaluation.mathvista import EXTRACTION_PROMPT, RULES, extract_by_rules
 from mm1_pipeline.evaluation.tasks import TaskItem
@@ -65,15 +64,16 @@ def judge_items(
     return {item.key: mark(config, item, texts[item.key], judge) for item in items}
 
 
-def ratio_statistic(items: Sequence[TaskItem], judged: Mapping[str, Judged]) -> Statistic:
-    """Sum of the answers' marks over the sum of the reference answers', times 100.
+def judge_marks(items: Sequence[TaskItem], judged: Mapping[str, Judged]) -> np.ndarray:
+    """The marks of the answers and of the reference answers: float64[n, 2].
 
     An item without marks counts as an answer of no worth beside a reference of average worth.
+    (The official script counts an unreadable reply as -1 for both.)
     """
     marks = {key: found.marks for key, found in judged.items() if found.marks is not None}
     usual = float(np.mean([mark[0] for mark in marks.values()])) if marks else _TOP_MARK
-    pairs = np.array([marks.get(item.key, (usual, 0.0)) for item in items])
-    return weighted_ratio(pairs[:, 1], pairs[:, 0])
+    pairs = [marks.get(item.key, (usual, 0.0))[::-1] for item in items]
+    return np.array(pairs, dtype=np.float64).reshape(len(items), 2)
 
 
 def _mark_ratio(config: TaskConfig, item: TaskItem, text: str, judge: Judge | None) -> Judged:
@@ -93,11 +93,18 @@ def _mark_grade(config: TaskConfig, item: TaskItem, text: str, judge: Judge | No
 
 def _extract(_config: TaskConfig, item: TaskItem, text: str, judge: Judge | None) -> Judged:
     if judge is None:
-        return Judged(extract_by_rules(text, item), None, None, {"extraction": RULES})
-    reply, record = _ask(EXTRACTION_PROMPT, item, text, judge)
-    answer = reply.strip().splitlines()[0] if reply.strip() else ""
-    extracted = "" if answer.casefold() == "none" else answer
-    return Judged(extracted, None, None, {**record, "extraction": "judge"})
+        extracted = extract_by_rules(text, item)
+        record: dict[str, Any] = {"extraction": RULES}
+    else:
+        reply, record = _ask(EXTRACTION_PROMPT, item, text, judge)
+        record = {**record, "extraction": "judge"}
+        extracted = reply.strip().splitlines()[0] if reply.strip() else None
+        if extracted is not None and extracted.casefold().rstrip(".") == "none":
+            extracted = None
+    if extracted is None:
+        # Not left to the comparison, for which no text is nearest to the shortest option.
+        return Judged("", 0.0, None, record)
+    return Judged(extracted, None, None, record)
 
 
 def _ask(

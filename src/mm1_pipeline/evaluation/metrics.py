@@ -8,7 +8,12 @@ import numpy as np
 from pycocoevalcap.cider.cider import Cider
 
 from mm1_pipeline.config.evaluation import CaptionWords
-from mm1_pipeline.evaluation.postprocess import normalize_vqa_answer
+from mm1_pipeline.evaluation.postprocess import (
+    normalize_evalai_answer,
+    normalize_vizwiz_answer,
+    normalize_vqa_answer,
+    one_line,
+)
 from mm1_pipeline.evaluation.stanford_tokens import caption_words
 
 NUM_ANSWERS = 10
@@ -55,31 +60,65 @@ def cider_scores(
 
 
 def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
-    """Agreement of an answer with people: mean over all but one of them of min(matches / 3, 1).
+    """Agreement of an answer with people, as VQAv2 and OK-VQA count it.
 
-    Answers are normalised where people differ. Where all of them wrote the same, the official
-    scorer compares as it stands, and so does this one: pass an answer that is normalised already
-    (`process_output` does) to be scored as published models are.
+    Answer and answers are normalised where people differ. Where all of them wrote the same, the
+    official scorer compares as it stands: `Yes` is wrong where ten people wrote `yes`.
 
     Source: the official VQA evaluation.
 
     Args:
-        answer: The answer.
+        answer: The answer, as the model wrote it.
         human_answers: What ten people answered.
 
     Returns:
         0..1.
     """
-    given, humans = _one_line(answer), [_one_line(human) for human in human_answers]
+    given, humans = one_line(answer), [one_line(human) for human in human_answers]
     if len(set(humans)) > 1:
         given = normalize_vqa_answer(given)
         humans = [normalize_vqa_answer(human) for human in humans]
-    matches = sum(human == given for human in humans)
-    others = len(humans) - matches
+    return _agreement(given, humans)
+
+
+def textvqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
+    """Agreement of an answer with people, as TextVQA counts it: both sides always normalised.
+
+    Source: the TextVQA evaluator of Pythia and MMF, which LLaVA has taken over.
+
+    Args:
+        answer: The answer, as the model wrote it.
+        human_answers: What ten people answered.
+
+    Returns:
+        0..1.
+    """
+    return _agreement(
+        normalize_evalai_answer(answer), [normalize_evalai_answer(human) for human in human_answers]
+    )
+
+
+def vizwiz_accuracy(answer: str, human_answers: Sequence[str]) -> float:
+    """Agreement of an answer with people, as VizWiz counts it: only the answer is normalised.
+
+    A person's answer that is not in the normal form, such as `The cat`, can be matched by none.
+
+    Source: VizWiz's evaluation.
+
+    Args:
+        answer: The answer, as the model wrote it.
+        human_answers: What ten people answered.
+
+    Returns:
+        0..1.
+    """
+    return _agreement(normalize_vizwiz_answer(answer), human_answers)
+
+
+def _agreement(answer: str, human_answers: Sequence[str]) -> float:
+    """Mean over all but one of the people of min(matches / 3, 1)."""
+    matches = sum(human == answer for human in human_answers)
+    others = len(human_answers) - matches
     agreeing_left_out = min((matches - 1) / 3, 1.0)
     other_left_out = min(matches / 3, 1.0)
-    return (matches * agreeing_left_out + others * other_left_out) / len(humans)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    return (matches * agreeing_left_out + others * other_left_out) / len(human_answers)

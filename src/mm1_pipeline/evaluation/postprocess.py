@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.config.evaluation import AnswerForm, Metric
 
 POSTPROCESS = (
-    "stop-strings-1;captions=whitespace-1;vqa=vqa-v2-normalization-1;options=named-1;"
-    "yes-no=pope-1,mme-1"
+    "stop-strings-1;captions=whitespace-1;vqa=vqa-v2-2,textvqa-1,vizwiz-1;exact=gqa-2;"
+    "relaxed=chartqa-2;anls=docvqa-2;options=named-2;open=mmmu-2;yes-no=pope-2,mme-2"
 )
 """Names these rules in evaluation.json; a change of a rule raises its number."""
 
@@ -60,6 +61,24 @@ CONTRACTIONS = _spellings_without_apostrophe() | {"somebody'd": "somebodyd"}
 """Misspelt contractions and how VQAv2 writes them: `dont` -> `don't`. The last one is a slip of
 the official list, and scores depend on it."""
 
+_STRAIGHT = frozenset({"aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"})
+"""Contractions that VizWiz writes with a straight apostrophe."""
+_STRAIGHT_KEYS = frozenset({"couldn'tve", "hadn'tve"})
+
+
+def _typographic(text: str) -> str:
+    return text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
+
+
+VIZWIZ_CONTRACTIONS = {
+    wrong if wrong in _STRAIGHT_KEYS else _typographic(wrong): right
+    if wrong in _STRAIGHT
+    else _typographic(right)
+    for wrong, right in CONTRACTIONS.items()
+}
+"""As `CONTRACTIONS`, with the apostrophes of VizWiz's evaluation: typographic ones in most words,
+also in those it looks for."""
+
 
 def has_stop(text: str, stop: Sequence[str]) -> bool:
     """Whether a text holds one of the strings at which an answer ends."""
@@ -71,8 +90,15 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for string in stop if (at := text.find(string)) >= 0), default=None)]
 
 
-def process_output(text: str, metric: Metric, stop: Sequence[str]) -> str:
-    """The answer inside a raw output: cut at the first stop string, then cleaned.
+def process_output(
+    text: str,
+    metric: Metric,
+    stop: Sequence[str],
+    form: AnswerForm = AnswerForm.AS_WRITTEN,
+) -> str:
+    """The answer inside a raw output, as the metric gets it: cut at the first stop string.
+
+    Metrics of answers normalise by themselves, each as its benchmark does.
 
     Source: MM1, Evaluation (captions stop at a newline, answers also at a full stop and a
     comma; unconfirmed).
@@ -81,16 +107,18 @@ def process_output(text: str, metric: Metric, stop: Sequence[str]) -> str:
         text: What the model wrote after the prompt.
         metric: How the answer will be scored.
         stop: Strings at which an answer ends.
+        form: Whether the answer is rewritten before it is scored and handed in.
 
     Returns:
-        A normalised VQA answer, or the text with single spaces.
+        A caption with single spaces, or an answer without outer spaces.
     """
     answer = cut_at_stop(text, stop)
-    if metric == Metric.VQA_ACCURACY:
-        return normalize_vqa_answer(answer)
-    return " ".join(answer.split())
+    if form == AnswerForm.EVALAI:
+        return normalize_evalai_answer(answer)
+    return " ".join(answer.split()) if metric == Metric.CIDER else answer.strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def normalize_vqa_answer(text: str) -> str:
     """Writes an answer as VQAv2's scorer compares it.
 
@@ -102,9 +130,36 @@ def normalize_vqa_answer(text: str) -> str:
     Source: the rules of the official VQA evaluation, including that it strips at most 32 full
     stops.
     """
-    words = _drop_punctuation(" ".join(text.split())).lower().split()
+    return _normalized(text, CONTRACTIONS)
+
+
+@lru_cache(maxsize=1 << 16)
+def normalize_evalai_answer(text: str) -> str:
+    """Writes an answer as TextVQA's scorer compares it: commas, question marks, `'s`, then VQAv2's.
+
+    Commas and question marks go without a space in their place; `'s` becomes a word.
+
+    Source: the answer processor of Pythia, MMF and LLaVA, after EvalAI's.
+    """
+    words = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return _normalized(words, CONTRACTIONS)
+
+
+@lru_cache(maxsize=1 << 16)
+def normalize_vizwiz_answer(text: str) -> str:
+    """Writes an answer as VizWiz's scorer compares it: as VQAv2's, with its own apostrophes."""
+    return _normalized(text, VIZWIZ_CONTRACTIONS)
+
+
+def _normalized(text: str, contractions: Mapping[str, str]) -> str:
+    words = _drop_punctuation(one_line(text)).lower().split()
     digits = (DIGITS.get(word, word) for word in words)
-    return " ".join(CONTRACTIONS.get(word, word) for word in digits if word not in ARTICLES)
+    return " ".join(contractions.get(word, word) for word in digits if word not in ARTICLES)
+
+
+def one_line(text: str) -> str:
+    """The text with spaces for line ends and tabs, and without outer spaces."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _drop_punctuation(text: str) -> str:

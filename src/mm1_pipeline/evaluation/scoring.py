@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,20 @@ from mm1_pipeline.evaluation.aggregates import (
     group_minimum,
     mme_statistic,
     pope_statistic,
+    ratio_of_means,
 )
 from mm1_pipeline.evaluation.answer_processing import process_answer
 from mm1_pipeline.evaluation.answers import Answer
 from mm1_pipeline.evaluation.judge import Judge
-from mm1_pipeline.evaluation.judged import Judged, judge_items, ratio_statistic
+from mm1_pipeline.evaluation.judged import Judged, judge_items, judge_marks
 from mm1_pipeline.evaluation.mathvista import mathvista_score
-from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
+from mm1_pipeline.evaluation.metrics import (
+    cider_scores,
+    textvqa_accuracy,
+    vizwiz_accuracy,
+    vqa_accuracy,
+)
+from mm1_pipeline.evaluation.mmmu import open_answer_match
 from mm1_pipeline.evaluation.postprocess import cut_at_stop
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.statistics import (
@@ -36,12 +43,7 @@ from mm1_pipeline.evaluation.statistics import (
 )
 from mm1_pipeline.evaluation.submission import Submission, make_submission
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
-from mm1_pipeline.evaluation.text_metrics import (
-    anls,
-    exact_match,
-    open_answer_match,
-    relaxed_accuracy,
-)
+from mm1_pipeline.evaluation.text_metrics import anls, exact_match, relaxed_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -164,23 +166,13 @@ def score_outputs(
     failures = task.failures | {
         key: answer.failure for key, answer in answered.items() if answer.failure is not None
     }
-    judged = _judged(task, raw, judge)
+    scored = _score(task, raw, judge)
+    judged, processed = scored.judged, scored.processed
     failures |= {key: mark.failure for key, mark in judged.items() if mark.failure is not None}
-    for key in failures.keys() - task.failures.keys():
+    for key in sorted(failures.keys() - task.failures.keys()):
         logger.warning(
             "%s, %d shots: item %s counts as wrong: %s", task.name, num_shots, key, failures[key]
         )
-    processed = {
-        item.key: judged[item.key].text
-        if item.key in judged
-        else process_answer(raw[item.key], task.config, item)
-        for item in task.items
-        if item.key in raw
-    }
-    right = _score_items(task, processed, judged)
-    values = _PERCENT * (
-        group_minimum(task.items, right) if task.config.metric == Metric.CIRCULAR else right
-    )
     rows = tuple(
         {
             "id": f"{task.name}/{num_shots}shot/{item.key}",
@@ -195,18 +187,69 @@ def score_outputs(
             "failure": failures.get(item.key),
             **_facts(task, item, judged.get(item.key)),
         }
-        for item, value in zip(task.items, values, strict=True)
+        for item, value in zip(task.items, scored.values, strict=True)
     )
-    given = [processed.get(item.key, "") for item in task.items]
     return TaskScores(
-        values=values,
+        values=scored.values,
         images=tuple(item.cluster for item in task.items),
         rows=rows,
-        statistic=_statistic(task, right, given, judged),
+        statistic=scored.statistic,
         count=_count(task),
-        details=details(task.config.metric, task.items, right, given),
-        submission=make_submission(task.config, task.items, given),
+        details=details(
+            task.config.metric,
+            task.items,
+            scored.right,
+            scored.given,
+            judge_marks(task.items, judged) if task.config.metric == Metric.JUDGE_RATIO else None,
+        ),
+        submission=make_submission(task.config, task.items, scored.given),
     )
+
+
+def constant_value(task: Task, answer: str) -> float:
+    """The task's number if every item that can be asked is answered alike, without a judge."""
+    scored = _score(task, {item.key: answer for item in task.items if item.failure is None}, None)
+    if scored.statistic is None:
+        return float(scored.values.mean())
+    return scored.statistic(np.ones(len(scored.values)))
+
+
+class _Scored(NamedTuple):
+    """What a metric makes of raw answers.
+
+    Attributes:
+        judged: By key.
+        processed: By key.
+        given: Processed answers of all items; empty where there is none.
+        right: float64[n], of each item, 0..1 but for CIDEr and ratios.
+        values: float64[n], times 100; of a group judged together, that of the group.
+        statistic: As in `TaskScores`.
+    """
+
+    judged: Mapping[str, Judged]
+    processed: Mapping[str, str]
+    given: Sequence[str]
+    right: np.ndarray
+    values: np.ndarray
+    statistic: Statistic | None
+
+
+def _score(task: Task, raw: Mapping[str, str], judge: Judge | None) -> _Scored:
+    judged = _judged(task, raw, judge)
+    processed = {
+        item.key: judged[item.key].text
+        if item.key in judged
+        else process_answer(raw[item.key], task.config, item)
+        for item in task.items
+        if item.key in raw
+    }
+    right = _score_items(task, processed, judged)
+    given = [processed.get(item.key, "") for item in task.items]
+    values = _PERCENT * (
+        group_minimum(task.items, right) if task.config.metric == Metric.CIRCULAR else right
+    )
+    statistic = _statistic(task, right, given, judged)
+    return _Scored(judged, processed, given, right, values, statistic)
 
 
 def _facts(task: Task, item: TaskItem, judged: Judged | None) -> dict[str, Any]:
@@ -241,19 +284,30 @@ def _score_items(
         [
             judged[item.key].value
             if item.key in judged and judged[item.key].value is not None
-            else _score(task.config.metric, item, processed.get(item.key))
+            else score_answer(task.config.metric, item, processed.get(item.key))
             for item in task.items
         ],
         dtype=np.float64,
     )
 
 
-def _score(metric: Metric, item: TaskItem, answer: str | None) -> float:
+def score_answer(metric: Metric, item: TaskItem, answer: str | None) -> float:
+    """Score of one answer, 0..1, where the metric scores items alone.
+
+    Args:
+        metric: Any but CIDEr.
+        item: With references and options.
+        answer: As `process_answer` gives it; None if the item was not answered.
+    """
     if answer is None:
         return 0.0
     match metric:
         case Metric.VQA_ACCURACY:
             return vqa_accuracy(answer, item.references)
+        case Metric.TEXTVQA_ACCURACY:
+            return textvqa_accuracy(answer, item.references)
+        case Metric.VIZWIZ_ACCURACY:
+            return vizwiz_accuracy(answer, item.references)
         case Metric.ANLS:
             return anls(answer, item.references)
         case Metric.RELAXED_ACCURACY:
@@ -281,7 +335,7 @@ def _statistic(
         case Metric.CIRCULAR:
             return circular_statistic(task.items, right)
         case Metric.JUDGE_RATIO:
-            return ratio_statistic(task.items, judged)
+            return ratio_of_means(*judge_marks(task.items, judged).T)
     return None
 
 

@@ -1,7 +1,7 @@
 """Files to hand in: what the servers of benchmarks with hidden answers take.
 
 Failed items are handed in with an empty answer, because most servers want every question; rows
-that have not even a number of their own are left out.
+that have not even a number of their own are left out, and those whose number another row has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.config.task_formats import SubmissionFormat
 from mm1_pipeline.evaluation.formats.choices import FILE_INDEX, LETTERS
-from mm1_pipeline.evaluation.tasks import TaskItem
+from mm1_pipeline.evaluation.tasks import REPEATS, TaskItem
 
 
 class Submission(NamedTuple):
@@ -36,7 +36,11 @@ def make_submission(
         items: All items, in the order of the benchmark's files.
         answers: The processed answer to each; empty where an item failed.
     """
-    pairs = list(zip(items, answers, strict=True))
+    pairs = [
+        (item, answer)
+        for item, answer in zip(items, answers, strict=True)
+        if REPEATS not in item.facts
+    ]
     match task.submission:
         case None:
             return None

@@ -21,6 +21,9 @@ from mm1_pipeline.evaluation.metrics import NUM_ANSWERS
 
 logger = logging.getLogger(__name__)
 
+REPEATS = "repeats"
+"""Fact: the key of an earlier item that this one has in the benchmark's files."""
+
 T = TypeVar("T", "TaskItem", RawItem)
 
 
@@ -67,7 +70,7 @@ class TaskItem:
 
 def shown_answer(references: tuple[str, ...], metric: Metric) -> str:
     """The answer a prompt shows for an example: what most of ten people said, else the first."""
-    if metric == Metric.VQA_ACCURACY:
+    if metric.has_ten_answers:
         return Counter(references).most_common(1)[0][0]
     return references[0]
 
@@ -166,7 +169,7 @@ def _load_source(name: str, config: TaskConfig, source: str, records_dir: Path, 
     for record in read_records(records_dir, source):
         items.append(_read_item(record, config.metric))
         images.update({image.sha256: image.bytes for image in record.images})
-    items = _fail_broken_images(items, images)
+    items = _unique(name, _fail_broken_images(items, images))
     _check_count(name, config, len(items))
     return Task(
         name=name,
@@ -182,7 +185,7 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     assert config.format is not None
     assert config.files is not None
     asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
-    raw = _unique(read_items(config.format, asked))
+    raw = _unique(name, read_items(config.format, asked))
     _check_count(name, config, len(raw))
     images = ImageStore()
     chosen = _choose_items(name, raw, config.max_items, seed)
@@ -192,12 +195,12 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
         items=tuple(
             _hashed(item, config.metric, images, hidden=config.hidden_answers) for item in chosen
         ),
-        pool=FilePool(_shot_items(config, raw), config.metric, images),
+        pool=FilePool(_shot_items(name, config, raw), config.metric, images),
         images=images,
     )
 
 
-def _shot_items(config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
+def _shot_items(name: str, config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
     """Items of the training files or subset where there are; else those that are asked."""
     if max(config.shots) == 0 or (config.shot_files is None and config.shot_subset is None):
         return asked
@@ -205,9 +208,9 @@ def _shot_items(config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
     assert config.files is not None
     own_files = config.shot_files is None
     subset = config.shot_subset if config.shot_subset is not None else config.subset
-    name = config.image_name if own_files else config.shot_image_name or config.image_name
+    image_name = config.image_name if own_files else config.shot_image_name or config.image_name
     paths = config.files if config.shot_files is None else config.shot_files
-    return _unique(read_items(config.format, _files(paths, subset, name)))
+    return _unique(f"{name}, shots", read_items(config.format, _files(paths, subset, image_name)))
 
 
 def _files(
@@ -217,15 +220,35 @@ def _files(
     return FormatFiles(by_role, subset, image_name, hidden)
 
 
-def _unique(items: Iterable[RawItem]) -> list[RawItem]:
-    """All items; one with a key that was there before fails under a key of its own."""
-    found: dict[str, RawItem] = {}
+def _unique(name: str, items: Iterable[T]) -> list[T]:
+    """All items, each under a key of its own: scores are kept by key.
+
+    One with a key that was there before is asked and scored like any other; only a file to hand in
+    leaves it out, because a server knows one answer to a question.
+    """
+    found: dict[str, T] = {}
+    copies: Counter[str] = Counter()
+    renamed: list[str] = []
     for item in items:
-        if item.key in found:
-            key = f"{item.key} (again, {len(found)})"
-            found[key] = replace(item, key=key, failure=f"malformed: found {item.key!r} twice")
+        key = item.key
+        while key in found:
+            copies[item.key] += 1
+            key = f"{item.key} (again, {copies[item.key]})"
+        if key != item.key:
+            renamed.append(key)
+            facts = {**item.facts, REPEATS: item.key}
+            found[key] = replace(item, key=key, facts=facts)
         else:
-            found[item.key] = item
+            found[key] = item
+    if renamed:
+        logger.warning(
+            "%s: found %d of %d items under keys that others have; they are asked and scored under "
+            "keys of their own, such as %r.",
+            name,
+            len(renamed),
+            len(found),
+            renamed[0],
+        )
     return list(found.values())
 
 
@@ -263,7 +286,7 @@ def _failure(item: RawItem, metric: Metric, *, hidden: bool = False) -> str | No
         return "found no question"
     if hidden:
         return None
-    if metric == Metric.VQA_ACCURACY and len(item.references) != NUM_ANSWERS:
+    if metric.has_ten_answers and len(item.references) != NUM_ANSWERS:
         return f"found {len(item.references)} answers, expected {NUM_ANSWERS}"
     if not item.references:
         return "found no reference answer"
@@ -301,7 +324,7 @@ def _read_item(record: Record, metric: Metric) -> TaskItem:
         failure = "found no question"
     elif metric == Metric.CIDER and not any(references):
         failure = "found no reference caption"
-    elif metric == Metric.VQA_ACCURACY and len(references) != NUM_ANSWERS:
+    elif metric.has_ten_answers and len(references) != NUM_ANSWERS:
         failure = f"found {len(references)} answers, expected {NUM_ANSWERS}"
     elif not references:
         failure = "found no reference answer"

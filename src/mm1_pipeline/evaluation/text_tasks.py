@@ -194,12 +194,17 @@ def _marks(item: TextItem, scored: Sequence[Likelihood] | None) -> dict[str, flo
     if scored is None:
         return {"acc": 0.0, "acc_norm": 0.0, "greedy_match": 0.0}
     logs = np.array([each.log_likelihood for each in scored])
-    sizes = np.array([len(option) for option in item.options])
     return {
         "acc": float(int(logs.argmax()) in item.right),
-        "acc_norm": float(int((logs / sizes).argmax()) in item.right),
+        "acc_norm": float(int(_per_character(logs, item).argmax()) in item.right),
         "greedy_match": float(any(scored[place].is_greedy for place in item.right)),
     }
+
+
+def _per_character(logs: np.ndarray, item: TextItem) -> np.ndarray:
+    """Log-likelihoods by length; an option without a character is the least likely."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return logs / np.array([len(option) for option in item.options])
 
 
 def _likelihood_row(
@@ -215,7 +220,7 @@ def _likelihood_row(
     if scored is not None:
         logs = np.array([each.log_likelihood for each in scored])
         if task.config.metric == TextMetric.ACC_NORM:
-            logs = logs / np.array([len(option) for option in item.options])
+            logs = _per_character(logs, item)
         best = letter(int(logs.argmax()))
     content = json.dumps(pairs, ensure_ascii=False)
     return {

@@ -16,7 +16,10 @@ import mm1_pipeline
 
 PACKAGE = "mm1_pipeline"
 _HUGGINGFACE = f"{PACKAGE}.export.huggingface"
-_REPLACED = {f"{PACKAGE}.config._base": f"{_HUGGINGFACE}.parameters"}
+_REPLACED = {
+    f"{PACKAGE}.config._base": f"{_HUGGINGFACE}.parameters",
+    f"{PACKAGE}.corpus.quarantine": f"{_HUGGINGFACE}.refusals",
+}
 _IMPORT = re.compile(rf"^(\s*)from ({PACKAGE}(?:\.\w+)+) import ", re.MULTILINE)
 _HEADER = (
     "# Part of mm1-pipeline {version} (Apache-2.0), copied by its export. Change it there: this\n"
@@ -36,6 +39,7 @@ def auto_map() -> dict[str, str]:
 
     classes: dict[str, type] = {
         "AutoConfig": MM1HFConfig,
+        "AutoModel": MM1ForConditionalGeneration,
         "AutoModelForCausalLM": MM1ForConditionalGeneration,
         "AutoModelForImageTextToText": MM1ForConditionalGeneration,
         "AutoImageProcessor": MM1ImageProcessor,

@@ -171,6 +171,7 @@ def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
             **tokens,
             "additional_special_tokens": [IMAGE],
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
         },

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,6 +27,8 @@ from mm1_pipeline.models.vit import VisionTransformer, resize_positions
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
+_MAX_FOUND = 300
+"""Characters of a library's error that are passed on."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,14 +74,16 @@ def load_model(
     Raises:
         ValueError: a file is missing, or the weights are not those of the config.
     """
-    config, image_token_id = read_model_config(directory)
-    config = dataclasses.replace(config, gradient_checkpointing=gradient_checkpointing)
-    with torch.device("meta"):
-        model = MM1(config, image_token_id)
-    model = _with_weights(model, directory, device)
-    if image_size is None or image_size == config.vision.image_size:
-        return model
-    return _at_resolution(model, image_size)
+    with _reading(directory):
+        config, image_token_id = read_model_config(directory)
+        config = dataclasses.replace(config, gradient_checkpointing=gradient_checkpointing)
+        _check_depth(config, directory)
+        with torch.device("meta"):
+            model = MM1(config, image_token_id)
+        model = _with_weights(model, directory, device)
+        if image_size is None or image_size == config.vision.image_size:
+            return model
+        return _at_resolution(model, image_size)
 
 
 def read_model_config(directory: Path) -> tuple[MM1Config, int]:
@@ -87,10 +92,18 @@ def read_model_config(directory: Path) -> tuple[MM1Config, int]:
     Raises:
         ValueError: a file is missing, or of another version.
     """
-    content = _read_config(directory)
-    if "model" not in content:
-        raise ValueError(f"{directory / CONFIG}: found no model, expected what save_model wrote.")
-    return TypeAdapter(MM1Config).validate_python(content["model"]), content["image_token_id"]
+    with _reading(directory):
+        content = _read_config(directory)
+        if "model" not in content:
+            raise ValueError(
+                f"{directory / CONFIG}: found no model, expected what save_model wrote."
+            )
+        token_id = content.get("image_token_id")
+        if type(token_id) is not int:
+            raise ValueError(
+                f"{directory / CONFIG}: found image_token_id {token_id!r}, expected a number."
+            )
+        return TypeAdapter(MM1Config).validate_python(content["model"]), token_id
 
 
 def write_model_config(config: MM1Config, image_token_id: int, directory: Path) -> None:
@@ -131,15 +144,17 @@ def load_decoder(
         ValueError: a file is missing, the directory holds another kind of model, or the weights
             are not those of the config.
     """
-    content = _read_config(directory)
-    if "decoder" not in content:
-        raise ValueError(
-            f"{directory / CONFIG}: found no decoder, expected what save_decoder wrote."
-        )
-    config = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
-    with torch.device("meta"):
-        decoder = Decoder(config, recompute=recompute)
-    return _with_weights(decoder, directory, device)
+    with _reading(directory):
+        content = _read_config(directory)
+        if "decoder" not in content:
+            raise ValueError(
+                f"{directory / CONFIG}: found no decoder, expected what save_decoder wrote."
+            )
+        config = TypeAdapter(DecoderConfig).validate_python(content["decoder"])
+        _check_depth(config, directory)
+        with torch.device("meta"):
+            decoder = Decoder(config, recompute=recompute)
+        return _with_weights(decoder, directory, device)
 
 
 def save_vision_encoder(encoder: VisionTransformer, directory: Path) -> None:
@@ -174,19 +189,21 @@ def load_vision_encoder(
         ValueError: a file is missing, the directory holds another kind of model, or the weights
             are not those of the config.
     """
-    content = _read_config(directory)
-    if "vision" not in content:
-        raise ValueError(
-            f"{directory / CONFIG}: found no vision encoder, expected what save_vision_encoder "
-            "wrote."
-        )
-    config = TypeAdapter(VisionConfig).validate_python(content["vision"])
-    with torch.device("meta"):
-        encoder = VisionTransformer(config, recompute=recompute)
-    encoder = _with_weights(encoder, directory, device)
-    if image_size is not None:
-        encoder.resize(image_size)
-    return encoder
+    with _reading(directory):
+        content = _read_config(directory)
+        if "vision" not in content:
+            raise ValueError(
+                f"{directory / CONFIG}: found no vision encoder, expected what save_vision_encoder "
+                "wrote."
+            )
+        config = TypeAdapter(VisionConfig).validate_python(content["vision"])
+        _check_depth(config, directory)
+        with torch.device("meta"):
+            encoder = VisionTransformer(config, recompute=recompute)
+        encoder = _with_weights(encoder, directory, device)
+        if image_size is not None:
+            encoder.resize(image_size)
+        return encoder
 
 
 def is_saved_vision_encoder(directory: Path) -> bool:
@@ -202,8 +219,11 @@ def is_saved_decoder(directory: Path) -> bool:
 def _is_saved(directory: Path, part: str) -> bool:
     if not all((directory / name).is_file() for name in (CONFIG, WEIGHTS)):
         return False
-    content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    return "format_version" in content and part in content
+    try:
+        content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "format_version" in content and part in content
 
 
 def save_part(
@@ -226,15 +246,44 @@ def load_part(directory: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict
     Raises:
         ValueError: a file is missing or damaged, or the directory holds something else.
     """
-    content = _read_config(directory)
-    if kind not in content:
-        raise ValueError(f"{directory / CONFIG}: found no {kind!r}, expected weights of that kind.")
-    try:
+    with _reading(directory):
+        content = _read_config(directory)
+        if kind not in content:
+            raise ValueError(
+                f"{directory / CONFIG}: found no {kind!r}, expected weights of that kind."
+            )
         return load_file(directory / WEIGHTS), content[kind]
-    except SafetensorError as error:
+
+
+@contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """Gives whatever damaged files make libraries raise as an error that names their folder."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise  # which say what is missing
+    except Exception as error:
+        if str(directory) in str(error):
+            raise
+        found = " ".join(str(error).split())[:_MAX_FOUND]
         raise ValueError(
-            f"{directory / WEIGHTS}: found no readable safetensors file ({error}). Copy it anew."
+            f"{directory}: found no readable safetensors file {WEIGHTS} with its {CONFIG} "
+            f"({type(error).__name__}: {found}). Copy both anew, or remove the folder so that it "
+            "is made again."
         ) from error
+
+
+def _check_depth(config: MM1Config | VisionConfig | DecoderConfig, directory: Path) -> None:
+    """Refuses a config of more layers than the file has tensors before any layer is built."""
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
+        num_tensors = len(list(file.keys()))
+    parts = (config.vision, config.decoder) if isinstance(config, MM1Config) else (config,)
+    deepest = max(part.num_layers for part in parts)
+    if deepest > num_tensors:
+        raise ValueError(
+            f"{directory / CONFIG}: found {deepest} layers, but {WEIGHTS} has {num_tensors} "
+            "tensors. Copy the folder anew."
+        )
 
 
 def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
@@ -279,6 +328,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
             "save_model wrote. Check the path, or train the model anew."
         )
     content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{directory / CONFIG}: found {type(content).__name__}, expected a JSON object."
+        )
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{directory / CONFIG}: found format_version {content.get('format_version')!r}, "

@@ -77,7 +77,7 @@ class MoEFeedForward(nn.Module):
     def __init__(self, config: MoEConfig, d_model: int, d_ff: int) -> None:
         super().__init__()
         self.config = config
-        self.router = nn.Linear(d_model, config.num_experts, bias=False)
+        self.router = Router(d_model, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, d_model, d_ff)
 
     def forward(
@@ -94,7 +94,7 @@ class MoEFeedForward(nn.Module):
             float[P, D]; what the router did, if `counted` is given.
         """
         top_k = self.config.top_k
-        logits = self._router_logits(hidden)
+        logits = self.router(hidden)
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(top_k, dim=-1)
         if self.config.renormalise:
@@ -111,10 +111,14 @@ class MoEFeedForward(nn.Module):
             return mixed, None
         return mixed, _measure(logits, probabilities, experts, counted)
 
-    def _router_logits(self, hidden: Tensor) -> Tensor:
-        """float32[P, E]. In float32 always: rounding changes which experts are chosen."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.router.weight.float())
+
+class Router(nn.Linear):
+    """Scores of the experts, in float32 always: rounding changes which experts are chosen."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Maps float[P, D] to float32[P, E]."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float())
 
 
 class Experts(nn.Module):

@@ -19,6 +19,8 @@ NORMAL_95 = 1.96
 METRIC_NAMES = {
     "cider": "CIDEr",
     "vqa_accuracy": "VQA accuracy",
+    "textvqa_accuracy": "VQA accuracy",
+    "vizwiz_accuracy": "VQA accuracy",
     "exact_match": "exact match",
     "anls": "ANLS",
     "relaxed_accuracy": "relaxed accuracy",

@@ -31,20 +31,40 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 
 SYSTEM, USER, ASSISTANT = "System:", "User:", "Assistant:"
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'system' %}{{ 'System: ' + message.content | trim + '\\n' }}"
-    "{% elif message.role == 'user' %}{{ 'User:' }}"
-    "{% if message.content is string %}{{ ' ' + message.content | trim }}"
-    "{% else %}{% for part in message.content %}"
-    "{% set after_text = not loop.first and loop.previtem.type == 'text' %}"
-    "{% if part.type == 'image' %}{{ ('\\n' if after_text else '') + '<|image|>' }}"
-    "{% elif part.text | trim %}{{ ('\\n' if after_text else ' ') + part.text | trim }}"
-    "{% endif %}{% endfor %}{% endif %}{{ '\\nAssistant:' }}"
-    "{% else %}{{ ' ' + message.content | trim + eos_token }}{% endif %}{% endfor %}"
-)
-"""The same rule as a Jinja template for an exported tokenizer. `<|image|>` stands once an image;
-the processor repeats it for the image's tokens."""
+CHAT_TEMPLATE = """\
+{%- macro plain(text) %}
+  {{- text | trim | replace('<|image|>', '<\\u2060|image|>') | replace('<|eos|>', '<\\u2060|eos|>')
+      | replace('<|bos|>', '<\\u2060|bos|>') | replace('<|pad|>', '<\\u2060|pad|>') }}
+{%- endmacro %}
+{{- bos_token }}
+{%- set state = namespace(after='') %}
+{%- for message in messages %}
+  {%- if message.role not in ('system', 'user', 'assistant') %}
+    {{- raise_exception('Found role ' + message.role + ', expected system, user or assistant.') }}
+  {%- endif %}
+  {%- if loop.first or loop.previtem.role != message.role %}
+    {%- set state.after = 'cue' %}
+    {{- {'system': 'System:', 'user': 'User:', 'assistant': ''}[message.role] }}
+  {%- endif %}
+  {%- set content = message.content or '' %}
+  {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) %}
+    {%- if part.type == 'image' %}
+      {{- ('\\n' if state.after == 'text' else '') + '<|image|>' }}
+      {%- set state.after = 'image' %}
+    {%- elif part.text | trim %}
+      {{- ('\\n' if state.after == 'text' else ' ') + plain(part.text) }}
+      {%- set state.after = 'text' %}
+    {%- endif %}
+  {%- endfor %}
+  {%- if loop.last or loop.nextitem.role != message.role %}
+    {{- {'system': '\\n', 'user': '\\nAssistant:', 'assistant': eos_token}[message.role] }}
+  {%- endif %}
+{%- endfor -%}
+"""
+"""The same rule as a Jinja template for an exported tokenizer: neighbours of one role are one
+turn, contents are a text or a list of parts. `<|image|>` stands once an image; the processor
+repeats it for the image's tokens. Special tokens that a message writes are parted by a word
+joiner, so that they stay text; the processor takes it out again."""
 
 
 class TurnSegment(SegmentLike, Protocol):

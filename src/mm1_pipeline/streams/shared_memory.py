@@ -19,6 +19,7 @@ from itertools import count
 from multiprocessing.shared_memory import SharedMemory as PlainSharedMemory
 from pathlib import Path
 from tempfile import gettempdir
+from time import monotonic, sleep
 from typing import Any
 
 from streaming.base.constant import (
@@ -32,6 +33,9 @@ from streaming.base.shared import SharedMemory, _get_path
 from streaming.base.shared import prefix as streaming_prefix
 from streaming.base.shared.prefix import _unpack_locals
 
+_LOCK_SECONDS = 300.0
+_LOCK_TICK_SECONDS = 0.02
+
 
 @contextmanager
 def one_run_at_a_time(is_local_leader: bool) -> Iterator[None]:
@@ -40,13 +44,28 @@ def one_run_at_a_time(is_local_leader: bool) -> Iterator[None]:
     Streaming looks for a free number first and takes it later, so runs that start together
     could choose the same. A run's local leader speaks for it; the kernel drops the lock with
     the process, so a killed run blocks nobody.
+
+    Raises:
+        RuntimeError: somebody else does not stop choosing.
     """
     if not is_local_leader:
         yield
         return
     lock = Path(gettempdir()) / f"mm1-pipeline-streaming-{os.getuid()}.lock"
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        deadline = monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() > deadline:
+                    raise RuntimeError(
+                        f"Found {lock} held by another process for {_LOCK_SECONDS:.0f} s, expected "
+                        "it for seconds only. Two nodes of one training need /tmp and /dev/shm of "
+                        "their own; otherwise end the process that holds it."
+                    ) from None
+                sleep(_LOCK_TICK_SECONDS)
         yield
 
 

@@ -14,18 +14,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mm1_pipeline.training.composer_api import (
     Callback,
     Logger,
     State,
-    get_rng_state,
-    load_rng_state,
 )
-from mm1_pipeline.training.distributed import ALONE, World, share
+from mm1_pipeline.training.distributed import ALONE, World, gather, share
 from mm1_pipeline.training.metrics import MetricsLog
+from mm1_pipeline.training.random_state import random_state, restore_random_state
 from mm1_pipeline.training.sharding import gather_state, restore_state
 from mm1_pipeline.training.spikes import SpikeDetector
 
@@ -229,7 +227,7 @@ class Checkpointing(Callback):
             return
         states, self._rng = self._rng, None
         if (rank := self._world.rank) < len(states):
-            load_rng_state([_unpack_rng(states[rank])] * self._world.size)
+            restore_random_state(states[rank])
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Writes a checkpoint when one is due."""
@@ -237,7 +235,7 @@ class Checkpointing(Callback):
         if step % self._interval_steps and step != self._num_steps:
             return
         whole = gather_state(state.model, state.optimizers[0])
-        rng = [_pack_rng(rank) for rank in get_rng_state()]
+        rng = gather(random_state())
         if self._log is None:
             return
         self._log.sync()
@@ -256,17 +254,6 @@ def _trainer_state(state: State) -> dict[str, Any]:
         "timestamp": {type(state.timestamp).__qualname__: counts},
         "dataset_state": state._dataset_state_dict(),
     }
-
-
-def _pack_rng(rng: dict[str, Any]) -> dict[str, Any]:
-    """NumPy's state as plain values, which the safe reader accepts."""
-    name, keys, *rest = rng["numpy"]
-    return {**rng, "numpy": [name, keys.tolist(), *rest]}
-
-
-def _unpack_rng(rng: dict[str, Any]) -> dict[str, Any]:
-    name, keys, *rest = rng["numpy"]
-    return {**rng, "numpy": (name, np.array(keys, dtype=np.uint32), *rest)}
 
 
 def _has_our_layout(content: Any) -> bool:

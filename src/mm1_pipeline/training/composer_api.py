@@ -1,5 +1,8 @@
 """The only door to Composer: imports what the package uses and undoes what that does.
 
+Where Composer draws with another seed for a moment, it gathers the random states of all ranks as
+pickles and uses its own; here it remembers its own (see `distributed.begin_together`).
+
 Importing Composer has three side effects that a library must not have, all undone here:
 
 - it replaces the process's SIGINT and SIGTERM handlers, so Ctrl-C would no longer raise
@@ -19,6 +22,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
+
+from mm1_pipeline.training.random_state import random_state, restore_random_state
 
 _HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,7 +51,18 @@ with keep_signal_handlers(), warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
     from composer import Callback, ComposerModel, DataSpec, Logger, State, Trainer
-    from composer.utils.reproducibility import get_rng_state, load_rng_state
+    from composer.utils import reproducibility
+
+
+@contextlib.contextmanager
+def _seed_context(seed: int) -> Iterator[None]:
+    before = random_state()
+    reproducibility.seed_all(seed)
+    yield
+    restore_random_state(before)
+
+
+reproducibility.seed_context = _seed_context
 
 __all__ = [
     "Callback",
@@ -55,7 +71,5 @@ __all__ = [
     "Logger",
     "State",
     "Trainer",
-    "get_rng_state",
     "keep_signal_handlers",
-    "load_rng_state",
 ]

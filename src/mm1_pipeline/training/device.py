@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import torch
 
 from mm1_pipeline.config.training import TrainingConfig
-from mm1_pipeline.training.processes import num_nodes
+from mm1_pipeline.training.nodes import num_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _PEAK_FLOPS = (
 figure with sparsity. The first name that is part of the device's is taken."""
 
 
-def choose_device(config: TrainingConfig) -> str:
+def choose_device(config: TrainingConfig) -> Literal["cpu", "cuda"]:
     """Resolves `auto`, refuses what the machine cannot do and warns of what it does slowly.
 
     Returns:

@@ -7,6 +7,8 @@ ranks first, so that all of them decide the same.
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from mm1_pipeline.training.plain_objects import send_plain_objects_only
 
 T = TypeVar("T")
 
@@ -90,22 +95,68 @@ def sum_counts(counts: Sequence[int]) -> list[int]:
     return sum_over_ranks(torch.tensor(counts, dtype=torch.int64)).tolist()
 
 
+def begin_together(world: World, backend: str, store: Store, *, timeout_seconds: float) -> None:
+    """Joins the ranks; from here on, nothing that another rank sends is unpickled.
+
+    Args:
+        world: this process among the others.
+        backend: `gloo` or `nccl`.
+        store: where the ranks meet.
+        timeout_seconds: longest wait for another rank in a collective.
+    """
+    send_plain_objects_only()
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("training", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+    )
+
+
 def share(value: T) -> T:
-    """What rank 0 has, on every rank. Small plain values only: they are pickled."""
+    """What rank 0 has, on every rank: a JSON value (None, numbers, texts, lists, dicts of texts).
+
+    It travels as JSON in tensors, not through the object collectives of torch, which unpickle what
+    comes from the other ranks.
+    """
     if not _is_together():
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    data = _as_bytes(value if dist.get_rank() == 0 else None)
+    size = torch.tensor([len(data)], device=collective_device())
+    dist.broadcast(size, src=0)
+    if dist.get_rank() != 0:
+        data = torch.empty(int(size.item()), dtype=torch.uint8, device=collective_device())
+    dist.broadcast(data, src=0)
+    return _of_bytes(data)
 
 
 def gather(value: T) -> list[T]:
-    """What every rank has, by rank. Small plain values only: they are pickled."""
+    """What every rank has, by rank: JSON values, which travel as in `share`."""
     if not _is_together():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    data = _as_bytes(value)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=data.device) for _ in _ranks()]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=data.device))
+    lengths = [int(size.item()) for size in sizes]
+    padded = torch.zeros(max(lengths), dtype=torch.uint8, device=data.device)
+    padded[: len(data)] = data
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return [_of_bytes(part[:length]) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _ranks() -> range:
+    return range(dist.get_world_size())
+
+
+def _as_bytes(value: Any) -> Tensor:
+    text = json.dumps(value).encode()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(collective_device())
+
+
+def _of_bytes(data: Tensor) -> Any:
+    return json.loads(data.cpu().numpy().tobytes())
 
 
 def once_a_node(world: World, action: Callable[[], object]) -> None:

@@ -11,20 +11,25 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from mm1_pipeline.training.authenticated import without_secret
 from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.nodes import ALONE, Node, loopback_interface
 
 _POLL_SECONDS = 0.1
 _LAST_LINES = 15
 _TAIL_BYTES = 16_384
 _CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Variables by which Gloo and NCCL are told where to listen."""
 
 _COMMAND = [sys.executable, "-m", "mm1_pipeline.training.worker"]
 
@@ -40,17 +45,37 @@ class WorkerProcesses:
 
     Each has a process group of its own, which holds its data workers too, and ends itself when
     this process is gone (see `worker`).
+
+    Args:
+        num_processes: on this node.
+        device: of every process.
+        logs_dir: gets what each rank writes.
+        node: this machine.
+        interface: network interface through which ranks reach each other, if several machines
+            train together and it is known; on one machine it is the loopback.
+        store_listener: descriptor of a socket that rank 0 takes over.
     """
 
-    def __init__(self, num_processes: int, device: str, logs_dir: Path) -> None:
+    def __init__(
+        self,
+        num_processes: int,
+        device: str,
+        logs_dir: Path,
+        *,
+        node: Node = ALONE,
+        interface: str | None = None,
+        store_listener: int | None = None,
+    ) -> None:
         shutil.rmtree(logs_dir, ignore_errors=True)
         logs_dir.mkdir(parents=True)
         self._logs_dir = logs_dir
-        self._first_rank = node_rank() * num_processes
+        self._first_rank = node.rank * num_processes
+        self._store_listener = store_listener
         self._processes: list[subprocess.Popen[bytes]] = []
         self._log_files: list[IO[bytes]] = []
         self._relay: threading.Thread | None = None
-        environment = _environment(num_processes, device)
+        self._writers: list[threading.Thread] = []
+        environment = _environment(num_processes, device, node, interface)
         try:
             for local_rank in range(num_processes):
                 self._start(local_rank, environment)
@@ -64,16 +89,26 @@ class WorkerProcesses:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def hand_over(self, job: bytes) -> None:
-        """Gives rank 0 the training; it passes it on."""
-        pipe = self._processes[0].stdin
-        assert pipe is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` says why
-            pipe.write(len(job).to_bytes(8, "big") + job)
-            pipe.flush()
+    def hand_over(self, order: bytes) -> None:
+        """Gives every rank its order, over its own pipe."""
 
-    def wait(self) -> None:
+        def write(pipe: IO[bytes]) -> None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` says why
+                pipe.write(len(order).to_bytes(8, "big") + order)
+                pipe.flush()
+
+        for process in self._processes:
+            assert process.stdin is not None
+            # Threads, for a rank that hangs before it reads must not keep the others from it.
+            writer = threading.Thread(target=write, args=(process.stdin,), daemon=True)
+            writer.start()
+            self._writers.append(writer)
+
+    def wait(self, check: Callable[[], object] = lambda: None) -> None:
         """Waits until all have ended well.
+
+        Args:
+            check: called again and again; what it raises ends the wait.
 
         Raises:
             ValueError: as a worker raised it.
@@ -87,6 +122,7 @@ class WorkerProcesses:
                 raise self._error(failed)
             if all(code == 0 for code in codes):
                 return
+            check()
             time.sleep(_POLL_SECONDS)
 
     def _start(self, local_rank: int, environment: dict[str, str]) -> None:
@@ -94,6 +130,7 @@ class WorkerProcesses:
         log = (self._logs_dir / f"rank-{rank}.log").open("wb")
         self._log_files.append(log)
         shown = rank == 0
+        passed = () if self._store_listener is None or rank else (self._store_listener,)
         process = subprocess.Popen(  # noqa: S603  a fixed command
             _COMMAND,
             env={
@@ -101,7 +138,9 @@ class WorkerProcesses:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(local_rank),
                 "MM1_ERROR_FILE": str(self._error_file(rank).absolute()),
+                "MM1_STORE_LISTENER": str(passed[0]) if passed else "",
             },
+            pass_fds=passed,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.PIPE if shown else subprocess.STDOUT,
@@ -119,6 +158,9 @@ class WorkerProcesses:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes:
             process.wait()
+        for writer in self._writers:
+            writer.join()
+        for process in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
@@ -148,23 +190,24 @@ class WorkerProcesses:
         )
 
 
-def _environment(num_processes: int, device: str) -> dict[str, str]:
-    nodes = num_nodes()
-    if nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ValueError(
-            f"Found NNODES={nodes} in the environment without MASTER_ADDR and MASTER_PORT, "
-            "expected both: the address of the node that runs the pipeline and a free port there."
-        )
+def _environment(
+    num_processes: int, device: str, node: Node, interface: str | None
+) -> dict[str, str]:
     variables = {
-        **os.environ,
-        "WORLD_SIZE": str(nodes * num_processes),
+        **without_secret(dict(os.environ)),
+        "WORLD_SIZE": str(node.count * num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
-        "NODE_RANK": str(node_rank()),
-        "MM1_DEVICE": device,
+        "NODE_RANK": str(node.rank),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    if nodes == 1:
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # NCCL's status service would listen as well, without a password.
+    variables.setdefault("NCCL_RAS_ENABLE", "0")
+    if node.count == 1:
+        # Whatever is set for other machines: here nobody else takes part.
+        variables |= dict.fromkeys(_INTERFACES, loopback_interface())
+    elif interface is not None:
+        for name in _INTERFACES:
+            variables.setdefault(name, interface)
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // num_processes)
         variables.setdefault("OMP_NUM_THREADS", str(threads))
@@ -172,22 +215,6 @@ def _environment(num_processes: int, device: str) -> dict[str, str]:
         columns = str(shutil.get_terminal_size().columns)
         variables |= {"FORCE_COLOR": "1", "COLUMNS": columns}
     return variables
-
-
-def num_nodes() -> int:
-    """Machines that train together: the environment's NNODES, 1 without it."""
-    return int(os.environ.get("NNODES", "1"))
-
-
-def node_rank() -> int:
-    """This machine among them: the environment's NODE_RANK, 0 without it."""
-    return int(os.environ.get("NODE_RANK", "0"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _show(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:

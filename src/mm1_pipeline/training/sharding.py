@@ -23,6 +23,10 @@ from mm1_pipeline.training.distributed import World, collective_device, share
 _GROUP_KEYS = ("lr", "initial_lr")
 """What of a parameter group changes in the course of a training."""
 
+_DTYPES = {
+    str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
+
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers of all Transformers in a module: the members of every list called `layers`.
@@ -119,7 +123,11 @@ def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, A
     """
     known = share(_names(state) if state is not None else None)
     assert known is not None, "rank 0 has the state"
-    names, layouts, groups = known
+    names, described, groups = known
+    layouts = {
+        name: {key: _Layout(shape, _DTYPES[dtype]) for key, (shape, dtype) in of_weight.items()}
+        for name, of_weight in described.items()
+    }
     tensors = dict(state_tensors(objective))
     if names != list(tensors):
         differing = sorted(set(names) ^ set(tensors)) or ["their order"]
@@ -147,12 +155,13 @@ class _Layout(NamedTuple):
     dtype: torch.dtype
 
 
-def _names(state: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, _Layout]], list[Any]]:
+def _names(state: dict[str, Any]) -> list[Any]:
+    """What the other ranks have to know of a state, as JSON."""
     layouts = {
-        name: {key: _Layout(list(value.shape), value.dtype) for key, value in of_weight.items()}
+        name: {key: [list(value.shape), str(value.dtype)] for key, value in of_weight.items()}
         for name, of_weight in state["optimizers"]["states"].items()
     }
-    return list(state["model"]), layouts, state["optimizers"]["groups"]
+    return [list(state["model"]), layouts, state["optimizers"]["groups"]]
 
 
 def _whole(value: Tensor) -> Tensor | None:

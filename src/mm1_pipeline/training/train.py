@@ -13,13 +13,14 @@ from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.models.objective import Objective, ShardNeeds
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import ShardIndex, verify_shards
+from mm1_pipeline.training.authenticated import read_secret
 from mm1_pipeline.training.device import choose_device, choose_num_processes
 from mm1_pipeline.training.distributed import check_single_process
 from mm1_pipeline.training.identity import check_identity, result_parameters
 from mm1_pipeline.training.launch import launch
 from mm1_pipeline.training.metrics import MetricsLog, Row
+from mm1_pipeline.training.nodes import Node, num_nodes
 from mm1_pipeline.training.optimizer import peak_learning_rate
-from mm1_pipeline.training.processes import num_nodes
 from mm1_pipeline.training.run import TrainingRun, metrics_file
 
 __all__ = ["build_model", "check_needs", "choose_device", "train"]
@@ -114,6 +115,9 @@ def train(
         TrainingStoppedError: a loss is not finite, or the data ended early.
     """
     check_single_process()
+    if num_nodes() > 1:  # what is missing is said before shards are read
+        Node.of_environment()
+        read_secret()
     device = choose_device(config)
     num_processes = choose_num_processes(config, device)
     index = ShardIndex.read(shards_dir)

@@ -1,11 +1,7 @@
 """Text tasks against what lm-evaluation-harness 0.4.13 asks and scores on the same rows.
 
-How text_tasks.json was made: lm-eval 0.4.13 (in an environment of its own) ran its own task files
-(arc_easy, arc_challenge, piqa, lambada_openai, winogrande, hellaswag, sciq, triviaqa, webqs),
-with `include:` and `dataset_path: json`, on the rows of text_files.py in the columns of the
-Hugging Face data sets, zero-shot, with a model whose answers are `toy_likelihood` and
-`toy_answer`. Kept are the hash of all its sorted requests, the first of them, and its metrics;
-and the tokens that its `_encode_pair` gives over `toy_encode`.
+How text_tasks.json was made: make_text_goldens.py, which runs lm-eval. `encode_pair` holds the
+tokens that its `_encode_pair` gives over `toy_encode`.
 """
 
 from __future__ import annotations
@@ -15,12 +11,23 @@ import json
 from pathlib import Path
 
 import pytest
-from text_files import COUNT, ROWS, toy_answer, toy_encode, toy_likelihood, write_text_files
+from text_files import (
+    COUNT,
+    NASTY_COUNT,
+    ROWS,
+    Rows,
+    nasty_rows,
+    toy_answer,
+    toy_encode,
+    toy_likelihood,
+    write_text_files,
+)
 
 from mm1_pipeline.config.task_files import TEXT_FOLDER, task_names
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.evaluation.likelihood import Likelihood, encode_pair
 from mm1_pipeline.evaluation.text_tasks import (
+    SEPARATOR,
     TextTask,
     load_text_task,
     score_likelihoods,
@@ -48,31 +55,69 @@ class ToyTokenizer(Tokenizer):
         return toy_encode(text)
 
 
-def load(task: str, folder: Path, **changes) -> TextTask:
-    config = TextTaskConfig(task=task, files=write_text_files(task, folder), **changes)
+DIGITS = 8
+CASES = [
+    (task, kind) for task in ROWS for kind in ("plain", "nasty", "one_shot") if kind in GOLDEN[task]
+]
+
+
+def load(task: str, folder: Path, rows: Rows | None = None, **changes) -> TextTask:
+    files = write_text_files(task, folder, rows)
+    config = TextTaskConfig(task=task, files=files, **changes)
     return load_text_task(task, config, seed=0)
 
 
-def digest(requests: list[list[str]]) -> str:
-    return hashlib.sha256(json.dumps(sorted(requests)).encode()).hexdigest()
+def asked_of(task: TextTask, shot: str) -> dict[str, tuple[tuple[str, ...], list]]:
+    """As `text_pairs`, after one solved example that is the same for all."""
+    return {item.key: (("shot",), item.pairs(shot)) for item in task.items}
+
+
+def digest(pairs: list[list[str]]) -> str:
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:DIGITS]
 
 
 def test_every_text_task_file_is_compared():
     assert set(task_names(TEXT_FOLDER)) == set(ROWS) == set(GOLDEN) - {"encode_pair"}
+    assert len(CASES) == 26
 
 
-@pytest.mark.parametrize("name", sorted(set(ROWS) - {"triviaqa"}))
-def test_requests_and_metrics_are_lm_evals(name, tmp_path):
-    task = load(name, tmp_path)
-    golden = GOLDEN[name]
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_every_request_and_metric_is_lm_evals(name, kind, tmp_path):
+    *nasty, example = nasty_rows(name)
+    task = load(name, tmp_path / "items", None if kind == "plain" else nasty)
+    golden = GOLDEN[name][kind]
+    count = COUNT if kind == "plain" else NASTY_COUNT
     asked = text_pairs(task, 0, 0)
-    pairs = [pair for _, group in asked.values() for pair in group]
-    requests = [list(pair) for pair in pairs]
-    assert sorted(requests)[0] == golden["first"]
-    assert len(requests) == golden["num_requests"]
-    assert digest(requests) == golden["requests_sha256"]
-    scored = score_likelihoods(task, 0, asked, [Likelihood(*toy_likelihood(*p)) for p in pairs])
-    assert len(scored.rows) == COUNT
+    if kind == "one_shot":
+        shot = load(name, tmp_path / "shots", [example, nasty[0]]).items[0]
+        asked = asked_of(task, shot.solved() + SEPARATOR)
+    assert len(task.items) == len(asked) == count
+    requests = [
+        [[pairs[0][0]]] if task.is_written else [list(pair) for pair in pairs]
+        for _, pairs in asked.values()
+    ]
+    assert requests[0] == golden["first"]
+    expected = [
+        golden["digests"][place : place + DIGITS]
+        for place in range(0, len(golden["digests"]), DIGITS)
+    ]
+    assert len(expected) == count
+    different = [
+        request
+        for request, wanted in zip(requests, expected, strict=True)
+        if digest(request) != wanted
+    ]
+    assert not different, f"{len(different)} of {count}, such as {different[0]}"
+    if task.is_written:
+        prompts = written_prompts(task, 0, 0, ToyTokenizer())
+        answers = [toy_answer(request[0][0]) for request in requests]
+        scored = score_written(task, 0, prompts, answers)
+        assert scored.value == pytest.approx(100 * golden["metrics"]["exact_match"], abs=1e-9)
+        assert 0 < scored.value < 100
+        return
+    likelihoods = [Likelihood(*toy_likelihood(*pair)) for pairs in requests for pair in pairs]
+    scored = score_likelihoods(task, 0, asked, likelihoods)
+    assert len(scored.rows) == count
     # lm-eval calls it `acc` for LAMBADA and `exact_match` for WebQS.
     names = {"perplexity": "perplexity", "acc": "acc", "acc_norm": "acc_norm"}
     if name == "lambada":
@@ -80,20 +125,9 @@ def test_requests_and_metrics_are_lm_evals(name, tmp_path):
     names["exact_match"] = "greedy_match"
     for metric, value in golden["metrics"].items():
         scale = 1 if metric == "perplexity" else 100
-        # Worst difference measured: 2e-8: ours are rounded to 6 digits.
-        assert scored.details[names[metric]] == pytest.approx(scale * value, abs=1e-6)
+        # Worst difference measured: 5e-7 of a percent: ours are rounded to 6 digits.
+        assert scored.details[names[metric]] == pytest.approx(scale * value, rel=1e-9, abs=1e-6)
     assert scored.value == pytest.approx(scored.details[task.config.metric.value], abs=1e-6)
-
-
-def test_triviaqa_is_written_and_matched_as_lm_eval_does(tmp_path):
-    task = load("triviaqa", tmp_path)
-    asked = text_pairs(task, 0, 0)
-    contexts = [pairs[0][0] for _, pairs in asked.values()]
-    assert digest([[context] for context in contexts]) == GOLDEN["triviaqa"]["requests_sha256"]
-    prompts = written_prompts(task, 0, 0, ToyTokenizer())
-    scored = score_written(task, 0, prompts, [toy_answer(context) for context in contexts])
-    assert scored.value == pytest.approx(100 * GOLDEN["triviaqa"]["metrics"]["exact_match"])
-    assert 0 < scored.value < 100
 
 
 def test_continuations_get_the_tokens_that_lm_eval_gives_them():

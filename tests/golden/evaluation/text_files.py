@@ -1,15 +1,20 @@
-"""20 items of every text benchmark in its official format, and a model that hashes its input."""
+"""Items of every text benchmark in its official format, and a model that hashes its input.
+
+20 plain ones of each, and 500 whose texts have what real files have: brackets, double and outer
+spaces, lower-case starts, quotes, line ends, digits alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 COUNT = 20
+NASTY_COUNT = 500
 NOUNS = [
     "anvil",
     "badge",
@@ -46,7 +51,7 @@ def toy_likelihood(context: str, continuation: str) -> tuple[float, bool]:
 
 def toy_answer(context: str) -> str:
     """What the model writes: often a name of the answer, spelt in some way."""
-    noun = next(noun for noun in reversed(NOUNS) if noun in context)
+    noun = next((noun for noun in reversed(NOUNS) if noun in context.lower()), "7")
     kind = hashlib.sha256(context.encode()).digest()[0] % 4
     return (f" {noun.upper()}", f" the {noun}", f" {noun}", f" {noun}s")[kind]
 
@@ -179,10 +184,87 @@ ROWS: dict[str, Callable[[], Rows]] = {
 """Rows of each text task file's format."""
 
 
-def write_text_files(task: str, folder: Path) -> dict[str, str]:
-    """Writes the rows of a task in its official format."""
+_KEPT = frozenset({"id", "qID", "QuestionId", "label", "answerKey", "ind"})
+"""Fields that are no texts."""
+
+_CHANGES: list[Callable[[str], str]] = [
+    lambda text: f" {text}",
+    lambda text: f"  {text}",
+    lambda text: f"{text} ",
+    lambda text: text.replace(" ", "  "),
+    lambda text: f"[header] {text}",
+    lambda text: f"{text} [title] More of it. [step] Go on [substeps] now",
+    lambda text: f"{text} [title]  [a] [b]",
+    lambda text: f"[{text}]",
+    lambda text: f"{text} [open",
+    lambda text: f'"{text}"',
+    lambda text: f"'{text}'",
+    lambda text: f'it\'s "{text}"',
+    lambda text: text.capitalize(),
+    lambda text: text.upper(),
+    lambda text: f"{text}\n",
+    lambda text: f"{text}\nand more",
+    lambda text: f"{text}\u2028end",
+    lambda text: f"{text} {{{{x}}}} {{% y %}}",
+    lambda text: f"\\{text}\\n",
+    lambda text: f"{text}\t",
+    lambda text: f"{text}\u00a0",
+    lambda text: f"\u00e9{text}\U0001f600",
+    lambda text: f"{text}, {text}",
+    lambda text: f"{text}.",
+    lambda _text: "7",
+    lambda _text: "(a)",
+]
+
+
+def nasty_rows(task: str) -> Rows:
+    """500 rows, and one more that may be a solved example."""
+    rng = random.Random(f"text rows of {task}")
+    plain = ROWS[task]()
+    rows = [json.loads(json.dumps(plain[n % COUNT])) for n in range(NASTY_COUNT + 1)]
+    return [_changed(row, rng) for row in rows]
+
+
+def _changed(value: Any, rng: random.Random, field: str = "") -> Any:
+    if isinstance(value, dict):
+        return {
+            name: value[name]
+            if name in _KEPT or (name == "answer" and "sentence" in value)
+            else _changed(value[name], rng, name)
+            for name in value
+        }
+    if isinstance(value, list):
+        return [_changed(each, rng) for each in value]
+    if not isinstance(value, str):
+        return value
+    if field == "targetValue":
+        return _changed_target(rng)
+    text = value
+    for change in rng.sample(_CHANGES, k=rng.choice([0, 1, 1, 2])):
+        text = change(text)
+    # WinoGrande has a gap in every sentence.
+    return f"{text} _ it" if field == "sentence" and "_" not in text else text
+
+
+def _changed_target(rng: random.Random) -> str:
+    """Names as WebQuestions lists them, with and without quotes, some with others' beginnings."""
+    nouns = rng.sample(NOUNS, k=rng.randint(1, 3))
+    names = [
+        name
+        for noun in nouns
+        for name in (noun, f"{noun} oil", f"The {noun}", f"{noun} (film", f"{noun}'s", f" {noun}")
+        if rng.random() < 0.4
+    ] or nouns
+    quoted = [f'"{name}"' if " " in name or rng.random() < 0.3 else name for name in names]
+    if rng.random() < 0.2:
+        quoted.append('"a \\"b\\" c"')
+    return "(list " + " ".join(f"(description {name})" for name in quoted) + ")"
+
+
+def write_text_files(task: str, folder: Path, rows: Rows | None = None) -> dict[str, str]:
+    """Writes rows of a task in its official format; without any, the plain ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = ROWS[task]()
+    rows = ROWS[task]() if rows is None else rows
     path = folder / f"{task}.json"
     files = {"questions": str(path)}
     match task:
@@ -200,7 +282,3 @@ def write_text_files(task: str, folder: Path) -> dict[str, str]:
         labels.write_text("".join(f"{row['label']}\n" for row in rows))
         files["labels"] = str(labels)
     return files
-
-
-def perplexity(logs: list[float]) -> float:
-    return math.exp(-sum(logs) / len(logs))

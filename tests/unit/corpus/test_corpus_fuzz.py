@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from mm1_pipeline.config.ingest import FORMAT_KINDS, SourceFormat
 from mm1_pipeline.corpus.filters import ImageChecker, check_record
 from mm1_pipeline.corpus.readers.base import RejectedRecord, Source
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
+from mm1_pipeline.corpus.steps import count_passed_over
 
 NUM_RECORDS = 6
 INPUTS = 1_000
@@ -129,7 +131,7 @@ def read_all(folder: Path, source_format: str) -> tuple[int, int]:
     source = Source("s", settings, open_files(settings), config.limits)
     checker = ImageChecker(settings.image_rules, wants_looks=True)
     read = rejected = 0
-    for item in read_source(source):
+    for item in count_passed_over(read_source(source), Counter()):
         read += 1
         if isinstance(item, RejectedRecord):
             rejected += 1

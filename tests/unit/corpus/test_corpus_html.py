@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 
@@ -223,6 +224,33 @@ def test_hostile_attributes_are_refused_quickly(attribute):
         read(f"<p {attributes}>x</p>")
     assert caught.value.reason == "page_too_complex"
     assert time.perf_counter() - start < 10  # measured 0.1 s; the parser alone takes 30 s
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<a " * 100_000,
+        '<a href="' * 40_000,
+        f'<p>a<img srcset="{"," * 200_000}">',
+        f'<p>a<img srcset="{"a " * 100_000}">',
+        f'<base href="http://a/{"a/" * 200_000}">' + "<img src=x>" * 400,
+        f'<p>a</p><ol start="{"9" * 200_000}"><li>b</ol>',
+    ],
+)
+def test_hostile_addresses_and_open_tags_end(html):
+    # Each took time that grew with the square of its length, or an error (300 kB of the first 5 s).
+    start = time.perf_counter()
+    with contextlib.suppress(Rejected):
+        read(html)
+    assert time.perf_counter() - start < 10
+
+
+def test_sources_of_a_set():
+    html = '<img srcset="/a,b.jpg 1x,/c.jpg 3x, /d.jpg, /e.jpg 1.2.3x, /f.jpg 2w 5h">'
+    (image,) = extract_document(html, URL).parts
+    assert isinstance(image, Image)
+    names = [url.rsplit("/", 1)[1] for url in image.urls]
+    assert names == ["c.jpg", "f.jpg", "a,b.jpg", "d.jpg", "e.jpg"]
 
 
 def test_long_values_are_no_attributes():

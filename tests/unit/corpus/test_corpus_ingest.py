@@ -89,6 +89,7 @@ def test_files_report_and_schema(tmp_path):
         "read": 8,
         "kept": 7,
         "rejected": {"image_undecodable": 1},
+        "passed_over": {},
         "images": {"read": 8, "kept": 7, "rejected": {"image_undecodable": 1}},
         "steps": {
             "read": {"read": 8, "kept": 8, "rejected": {}},
@@ -319,13 +320,16 @@ def test_good_sources_pass(tmp_path):
     check_sources(make_config(make_sources(tmp_path / "raw")))
 
 
-def test_a_column_that_is_missing_later_stops_the_run(tmp_path):
-    rows = [{"image": picture(), "caption": "a"}]
-    write_parquet(tmp_path / "raw" / "0.parquet", rows)
-    write_parquet(tmp_path / "raw" / "1.parquet", [{"image": picture(), "text": "a"}])
-    with pytest.raises(ValueError, match=r"source\.text_column: found 'caption', .* 1\.parquet"):
+def test_a_column_that_is_missing_later_stops_the_run_before_it_starts(tmp_path):
+    for number in range(5):
+        rows = [{"image": picture(), "caption" if number < 1 else "text": "a"}]
+        write_parquet(tmp_path / "raw" / f"{number}.parquet", rows)
+    write_bytes(tmp_path / "raw" / "00.parquet", b"PAR1 damaged")
+    with pytest.raises(ValueError, match=r"text_column: found 'caption', .* 1\.parquet") as caught:
         run(tmp_path / "out", "caption", "image_parquet", tmp_path / "raw")
+    assert "found 4 files of 6 whose columns" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_details_can_be_stored_and_are_the_same_in_every_run():
-    assert printable("<BytesIO object at 0x7f00Ab>: \ud83d") == "<BytesIO object>: ?"
+    assert printable("<BytesIO object at 0x7f00Ab>: \ud83d") == "<BytesIO object>: \\ud83d"

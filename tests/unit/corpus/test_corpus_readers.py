@@ -403,7 +403,7 @@ def test_metadata_that_json_lacks_is_stored_all_the_same(tmp_path):
     lines = [b'{"text": "a", "score": NaN, "half": "\\ud83d", "deep": {"n": Infinity}}']
     write_bytes(tmp_path / "raw" / "t.jsonl", b"\n".join(lines))
     result = run(tmp_path / "out", "text", "jsonl", tmp_path / "raw", text_column="text")
-    assert result.records[0].metadata == {"score": None, "half": "?", "deep": {"n": None}}
+    assert result.records[0].metadata == {"score": None, "half": "\\ud83d", "deep": {"n": None}}
 
 
 def test_a_source_may_be_one_file_and_any_fsspec_url(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -29,6 +30,7 @@ from mm1_pipeline.corpus.download import addresses
 from mm1_pipeline.corpus.download.addresses import CheckedResolver, is_public, parse_url
 from mm1_pipeline.corpus.download.download import download
 from mm1_pipeline.corpus.download.failures import Failed, Failure
+from mm1_pipeline.corpus.download.fetch import Fetcher
 from mm1_pipeline.corpus.records import read_records
 
 
@@ -296,6 +298,41 @@ def test_the_checked_address_is_the_one_that_is_asked(
         ("2002:7f00:1::", False),
         ("64:ff9b::7f00:1", False),
         ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+        ("192.0.0.192", False),
+        ("192.0.0.9", False),
+        ("192.88.99.1", False),
+        ("198.19.255.1", False),
+        ("198.51.100.7", False),
+        ("203.0.113.7", False),
+        ("240.0.0.1", False),
+        ("168.63.129.16", False),
+        ("100.100.100.200", False),
+        ("8.8.8.8", True),
+        ("192.31.196.1", True),
+        ("fec0::1", False),
+        ("feff::1", False),
+        ("3fff::1", False),
+        ("3fff:fff::1", False),
+        ("5f00::1", False),
+        ("100::1", False),
+        ("fd00:ec2::254", False),
+        ("4000::1", False),
+        ("2001:db8::1", False),
+        ("2001:2::1", False),
+        ("2001:20::1", False),
+        ("2002:808:808::1", False),
+        ("::8.8.8.8", False),
+        ("::ffff:0:8.8.8.8", False),
+        ("::ffff:8.8.8.8", True),
+        ("::ffff:192.0.0.192", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b::c000:c0", False),
+        ("64:ff9b:1::808:808", False),
+        ("2606:4700::5efe:a00:1", False),
+        ("2606:4700::200:5efe:7f00:1", False),
+        ("2606:4700::5efe:808:808", True),
+        ("fe80::5efe:808:808", False),
+        ("2001:4860:4860::8888", True),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
@@ -319,9 +356,76 @@ def test_addresses_that_are_never_asked(url: str, reason: Failure) -> None:
     assert caught.value.reason == reason
 
 
-def test_one_private_address_among_public_ones_is_enough() -> None:
-    import asyncio
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
+
+def test_a_dead_host_is_retired_and_the_others_go_on(server: str, tmp_path: Path) -> None:
+    dead = f"http://127.0.0.1:{closed_port()}"
+    rows = [(f"{dead}/{n}", "") for n in range(300)] + [(f"{server}/image/{n}", "") for n in "123"]
+    limits = replace(LOCAL, host_failures=3, connections_per_host=1, num_retries=1)
+    report = download(make_config(tmp_path, rows, limits, concurrency=2))
+    assert report["kept"] == 3
+    # Two requests and a retry: the third failure in a row is the last that is asked for.
+    assert report["rejected"]["connection"] in (2, 3)
+    assert report["rejected"]["host_retired"] == 300 - report["rejected"]["connection"]
+    table = pq.read_table(tmp_path / "shards/00000.parquet").to_pylist()
+    assert table[299]["error_message"].startswith(dead.removeprefix("http://"))
+
+
+def test_an_answer_of_any_kind_keeps_a_host_in_use(server: str, tmp_path: Path) -> None:
+    urls = ["/broken"] * 6 + ["/missing"] * 3 + ["/image/1"]
+    limits = replace(LOCAL, host_failures=2, connections_per_host=1)
+    report = download(make_config(tmp_path, [(f"{server}{url}", "") for url in urls], limits))
+    assert report["rejected"] == {"connection": 6, "http_status": 3}
+
+
+def test_a_host_that_is_silent_is_retired_too(server: str, tmp_path: Path) -> None:
+    limits = replace(LOCAL, host_failures=2, connections_per_host=1, total_seconds=0.2)
+    rows = [(f"{server}/slow", "")] * 9
+    report = download(make_config(tmp_path, rows, limits))
+    assert report["rejected"] == {"timeout_total": 2, "host_retired": 7}
+
+
+def test_who_waits_for_a_host_holds_up_no_other(server: str, tmp_path: Path) -> None:
+    """Behind a row of images that wait for their host's turn, another host is asked."""
+    port = server.rpartition(":")[2]
+    limits = replace(LOCAL, connections_per_host=1)
+    config = make_config(tmp_path, [("", "")], limits, concurrency=1)
+
+    async def run() -> bytes:
+        async with Fetcher(config, FakeNames("127.0.0.1")) as fetcher:
+            async with fetcher._hosts.turn("slow.example", "slow.example"):
+                url = f"http://slow.example:{port}/image/1"
+                waiting = [asyncio.create_task(fetcher.fetch(url)) for _ in range(5)]
+                await asyncio.sleep(0)
+                other = await fetcher.fetch(f"http://fast.example:{port}/image/2")
+                assert not any(task.done() for task in waiting)
+            await asyncio.gather(*waiting)
+            return other.data
+
+    assert asyncio.run(run()) == png(2)
+
+
+def test_no_secret_of_an_address_is_shown(server: str, tmp_path: Path, caplog) -> None:
+    word = "hunter2"
+    rows = [
+        (f"http://user:{word}@127.0.0.1/x", ""),
+        (f"http://127.0.0.1:{closed_port()}/x?token={word}", ""),
+        (f"http://user:{word}@[::1/x", ""),
+        (f"ftp://user:{word}@host/x", ""),
+    ]
+    report = download(make_config(tmp_path, rows))
+    table = pq.read_table(tmp_path / "shards/00000.parquet").to_pylist()
+    assert report["kept"] == 0
+    assert not any(word in (row["error_message"] or "") for row in table), table
+    assert word not in caplog.text
+    assert word not in json.dumps(report)
+
+
+def test_one_private_address_among_public_ones_is_enough() -> None:
     class Two(FakeNames):
         async def resolve(self, host, port=0, family=socket.AF_INET):
             return await super().resolve(host, port) + await super().resolve(host, port)

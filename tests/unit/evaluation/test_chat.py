@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mm1_pipeline import chat_page
 from mm1_pipeline.chat_terminal import open_chat_model, read_image, talk
 from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
 from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.chat import ChatModel, Conversation
+from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.resolution import square_keys
 from mm1_pipeline.models.checkpoint import save_model
@@ -133,6 +136,26 @@ def test_an_image_that_cannot_be_read_leaves_the_conversation_as_it_was(chat: Ch
     assert conversation.ask("and?") == again.ask("and?")
 
 
+def test_what_does_not_fit_is_refused_before_it_is_computed(
+    chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(chat, max_positions=60)
+    conversation = Conversation(short)
+    before = conversation.ask("hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", lambda *_args, **_kwargs: pytest.fail("computed"))
+        with pytest.raises(ValueError, match=r"of \d+ positions; 54 and an answer of 6"):
+            conversation.ask("red dog " * 30)
+        patch.setattr(Tokenizer, "encode", lambda *_args: pytest.fail("cut into tokens"))
+        with pytest.raises(ValueError, match="message of 20,000 characters; 54 positions"):
+            conversation.ask("x" * 20_000)
+        with pytest.raises(ValueError, match=r"14 images in the conversation; 13 of 4 positions"):
+            conversation.ask("what?", [b"never decoded"] * 14)
+    again = Conversation(short)
+    assert again.ask("hello") == before
+    assert conversation.ask("and?") == again.ask("and?")
+
+
 def test_the_terminal_takes_commands(chat: ChatModel, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(picture(20, 20))
@@ -175,6 +198,28 @@ def test_a_checkpoint_is_found_by_its_folder_and_checked(
         open_chat_model(nowhere, str(tmp_path / "model"), tmp_path / "larger", None, 6)
     with pytest.raises(ValueError, match="found no such file"):
         read_image(tmp_path / "none.png")
+
+
+def test_a_page_that_others_can_reach_needs_a_password(
+    chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[dict[str, object]] = []
+
+    class Page:
+        def launch(self, **options: object) -> None:
+            launched.append(options)
+
+    monkeypatch.setattr(chat_page, "build_page", lambda _chat: Page())
+    monkeypatch.delenv(chat_page.PASSWORD_VARIABLE, raising=False)
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", ""):
+        with pytest.raises(StalenessError, match="others can reach, and no password"):
+            chat_page.serve(chat, host=host, port=1)
+    for host in ("127.0.0.1", "::1", "localhost"):
+        chat_page.serve(chat, host=host, port=1)
+        assert launched.pop()["auth"] is None
+    monkeypatch.setenv(chat_page.PASSWORD_VARIABLE, "secret")
+    chat_page.serve(chat, host="0.0.0.0", port=1)
+    assert launched.pop()["auth"] == ("mm1", "secret")
 
 
 def test_the_page_answers(chat: ChatModel, tmp_path: Path) -> None:

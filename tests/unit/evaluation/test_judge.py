@@ -103,6 +103,11 @@ def test_llava_w_is_the_ratio_of_the_sums_of_marks(server, tmp_path, tokenizer):
     assert scored.value == pytest.approx(62.5)
     assert scored.summary(200, 0)["stderr"] > 0
     assert [row["score"] for row in scored.rows[:4]] == [75.0, 75.0, 75.0, 25.0]
+    parts = scored.details["by_category"]
+    assert sum(part["n"] for part in parts.values()) == COUNT
+    assert {part["reference"] for part in parts.values()} == {80.0}
+    for part in parts.values():  # the official summary rounds means to three digits
+        assert part["ratio"] == pytest.approx(part["answer"] / 0.8, abs=0.01)
     record = scored.rows[0]["judge"]
     assert record["model"] == "fake-judge"
     assert len(record["prompt_sha256"]) == 64
@@ -128,6 +133,10 @@ def test_mm_vet_is_the_mean_grade(server, tmp_path, tokenizer):
     assert scored.value == pytest.approx(80.0)
     # The odd questions need "math+rec": 5 x 1.0 and 5 x 0.2 of ten.
     assert scored.details["by_category"]["math+rec"] == {"mean": 60.0, "n": 10}
+    capabilities = scored.details["by_capability"]
+    assert capabilities["math"] == {"mean": 60.0, "n": 10}
+    assert capabilities["rec"] == capabilities["math"]
+    assert capabilities["ocr"] == {"mean": 100.0, "n": 10}
 
 
 def test_an_unreadable_reply_fails_its_item_and_counts_as_wrong(server, tmp_path, tokenizer):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.config.evaluation import AnswerForm, Metric
 from mm1_pipeline.evaluation.postprocess import (
     CONTRACTIONS,
     cut_at_stop,
     has_stop,
+    normalize_evalai_answer,
+    normalize_vizwiz_answer,
     normalize_vqa_answer,
     process_output,
 )
@@ -38,8 +40,36 @@ def test_a_caption_keeps_its_case_and_marks_but_no_extra_space():
     assert output == "A photo of the Sea, at night."
 
 
-def test_an_answer_is_cut_before_it_is_normalised():
-    assert process_output(" Two, maybe three", Metric.VQA_ACCURACY, VQA_STOP) == "2"
+@pytest.mark.parametrize("metric", [m for m in Metric if m != Metric.CIDER])
+def test_an_answer_is_cut_and_loses_its_outer_spaces_alone(metric):
+    assert process_output(" The  Two, maybe three", metric, VQA_STOP) == "The  Two"
+
+
+def test_an_answer_is_cut_before_it_is_rewritten():
+    found = process_output(" Two, maybe", Metric.VQA_ACCURACY, VQA_STOP, AnswerForm.EVALAI)
+    assert found == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "vqa", "evalai", "vizwiz"),
+    [
+        ("The man's hat", "man's hat", "man 's hat", "man's hat"),
+        ("black,white", "black white", "blackwhite", "black white"),
+        ("1,000 t-shirts", "1000 tshirts", "1000 t shirts", "1000 tshirts"),
+        ("dont", "don't", "don't", "don’t"),
+        ("weve", "we've", "we've", "we've"),
+        ("couldntve", "couldntve", "couldntve", "couldntve"),
+        ("couldn'tve", "couldn't've", "couldn't've", "couldn’t’ve"),
+        ("couldnt've", "couldn't've", "couldn't've", "couldnt've"),
+        ("couldnt’ve", "couldnt’ve", "couldnt’ve", "couldn’t’ve"),
+        ("a\u00a0- b", "b", "b", "b"),
+        ("a b\u00a0-c", "b c", "b c", "b c"),  # only a plain space beside a mark counts
+    ],
+)
+def test_each_benchmark_has_a_normal_form(text, vqa, evalai, vizwiz):
+    assert normalize_vqa_answer(text) == vqa
+    assert normalize_evalai_answer(text) == evalai
+    assert normalize_vizwiz_answer(text) == vizwiz
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,40 @@ def test_an_entry_overrides_its_task_file():
     assert dataclasses.replace(task, shots=(1,)).prompt == task.prompt
 
 
+OPTION_TASKS = ("mmbench", "mmbench_test", "mmmu_test", "mmmu_val", "scienceqa_img", "seed_all")
+
+
+@pytest.mark.parametrize("name", [*OPTION_TASKS, "seed_image", "mme_cognition", "mme_perception"])
+def test_whole_answers_of_fine_tuned_models_are_read_and_lines_of_documents(name):
+    content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
+    task = TaskConfig(task=name, files=dict.fromkeys(FILES[content["format"]], "x"))
+    assert (task.stop, task.for_documents.stop) == ((), ("\n",))
+    assert task.for_documents.prompt == task.prompt
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_a_task_of_ones_own_reads_whole_answers_where_its_metric_does(metric):
+    values = {
+        "source": "s",
+        "metric": metric.value,
+        "prompt": "{image} {question} {options}" if metric != Metric.CIDER else "{image}",
+        "judge_prompt": "{answer}",
+    }
+    task = TaskConfig(**values)
+    is_whole = metric in (
+        Metric.CHOICE,
+        Metric.CIRCULAR,
+        Metric.MATHVISTA,
+        Metric.JUDGE_RATIO,
+        Metric.JUDGE_GRADE,
+    )
+    assert task.stop == (() if is_whole else ("\n",))
+    assert task.for_documents.stop == ("\n",)
+    assert TaskConfig(**values, stop=["\n\n"]).for_documents.stop == ("\n\n",)
+    with pytest.raises(ValueError, match="document_stop: found"):
+        TaskConfig(**values, document_stop=("",))
+
+
 def test_a_task_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.yml"
     path.write_text('format: textvqa\nmetric: anls\nprompt: "{image} {question}"\nshots: [0]\n')

@@ -14,7 +14,7 @@ from evaluation_samples import (
 )
 
 from mm1_pipeline.config.evaluation import Metric
-from mm1_pipeline.evaluation.baselines import most_frequent_answer
+from mm1_pipeline.evaluation.baselines import caption_centrality, most_frequent_answer
 
 ANSWERS = ["yes"] * 10
 
@@ -98,6 +98,14 @@ def test_the_frequent_answer_counts_the_whole_pool(make_task):
     assert most_frequent_answer(tied) == "blue"
     clear = [record(n, vote) for n, vote in enumerate([*votes, "red"])]
     assert most_frequent_answer(make_task(clear, Metric.VQA_ACCURACY, source="b")) == "red"
+
+
+def test_captions_that_tie_weigh_the_same_in_every_process() -> None:
+    """Words that occur alike, in captions of other letters: only a set's order tells them apart."""
+    tied = [[f"{letter}{number}" for number in range(1, 9)] for letter in "abcdefghijklmnop"]
+    fillers = [f"{words[n]} {words[n]}{k}" for words in tied for n in range(8) for k in range(n)]
+    weights = caption_centrality([" ".join(words) for words in tied] + fillers)
+    assert len({weights[" ".join(words)] for words in tied}) == 1
 
 
 def test_a_source_needs_a_usable_record(make_task):

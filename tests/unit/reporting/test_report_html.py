@@ -336,9 +336,13 @@ def test_benchmarks_stand_under_the_papers_columns_in_a_table_of_their_own() -> 
     own_sft, paper_sft = rest.split("This run: the paper's benchmarks after SFT")[1].split(
         "The paper's, after SFT"
     )
-    assert "pretrain 0 – – – – – – – – – – – 72.6 ± 3.0, n 20" in own_sft
+    assert "72.6 ± 3.0, n 20" in own_sft
+    assert "30.0 ± 3.0, n 20" in own_sft
     assert "LLaVA-NeXT-7B 0 81.8" in paper_sft
     assert "pope by part: pretrain, 0 shots Part f1 accuracy yes ratio n random 75.0 " in results
+    assert "mathvista by domain: pretrain, 0 shots Part mean n Science 50.0 " in results
+    assert "Not comparable with published numbers: extracted by rules." in results
+    assert "MathV is not comparable with published numbers: extracted by rules." in own_sft
 
 
 def make_run_with_benchmarks() -> str:
@@ -359,7 +363,17 @@ def make_run_with_benchmarks() -> str:
             "paper": {"table": "sft", "column": "POPE"},
             "shots": {"0": score(72.6, 3.0, 20, details={"by_category": {"random": part}})},
         },
-        "arc_easy": {"metric": "acc", "shots": {"0": score(25.0, 2.0, 50)}},
+        "mathvista": {
+            "metric": "mathvista",
+            "paper": {"table": "sft", "column": "MathV"},
+            "not_comparable": "extracted by rules",
+            "shots": {
+                "0": score(
+                    30.0, 3.0, 20, details={"by_domain": {"Science": {"mean": 50.0, "n": 8}}}
+                )
+            },
+        },
+        "arc_easy": {"metric": "acc", "shots": {"0": score(25.0, 2.0, 50, details={"acc": 25.0})}},
     }
     evaluation = {"models": {"pretrain": {"tasks": tasks}, "frequent": {"tasks": tasks}}}
     return render_report(ReportConfig(), evaluation=evaluation)

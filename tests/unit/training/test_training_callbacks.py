@@ -302,7 +302,9 @@ def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
 
 def test_random_state_really_matters_to_the_toy(undisturbed, tmp_path, monkeypatch):
     """Without restoring it, the resumed losses differ: the test above can fail."""
-    monkeypatch.setattr("mm1_pipeline.training.checkpoints.load_rng_state", lambda state: None)
+    monkeypatch.setattr(
+        "mm1_pipeline.training.checkpoints.restore_random_state", lambda state: None
+    )
     _, rows = undisturbed
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(stop_after=5)

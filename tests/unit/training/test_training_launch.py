@@ -14,6 +14,7 @@ import pytest
 
 from mm1_pipeline.training import processes
 from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.nodes import Node
 from mm1_pipeline.training.processes import WorkerProcesses
 
 SLEEP = "import time; time.sleep(60)"
@@ -53,23 +54,37 @@ def wait_for(file: Path) -> str:
     return file.read_text()
 
 
-def test_ranks_know_their_place_and_rank_0_gets_the_job(workers, tmp_path):
+def test_ranks_know_their_place_and_each_gets_its_order(workers, tmp_path):
     code = f"""
-if rank == 0:
-    size = int.from_bytes(sys.stdin.buffer.read(8), "big")
-    open({str(tmp_path / "job")!r}, "wb").write(sys.stdin.buffer.read(size))
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+size = int.from_bytes(sys.stdin.buffer.read(8), "big")
+open({str(tmp_path / "order")!r} + str(rank), "wb").write(sys.stdin.buffer.read(size))
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 open({str(tmp_path)!r} + f"/rank{{rank}}", "w").write(json.dumps([os.environ[n] for n in names]))
 """
     with workers(code) as started:
-        started.hand_over(b"the job" * 100_000)
+        started.hand_over(b"the order" * 100_000)
         started.wait()
-    assert (tmp_path / "job").read_bytes() == b"the job" * 100_000
-    found = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
-    assert [place[:5] for place in found] == [
-        [str(rank), str(rank), "2", "2", "127.0.0.1"] for rank in range(2)
-    ]
-    assert found[0][5] == found[1][5]
+    for rank in range(2):
+        assert (tmp_path / f"order{rank}").read_bytes() == b"the order" * 100_000
+        found = json.loads((tmp_path / f"rank{rank}").read_text())
+        assert found == [str(rank), str(rank), "2", "2"]
+
+
+def test_ranks_of_one_machine_listen_at_the_loopback_and_know_no_secret(
+    workers, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MM1_SECRET", "s" * 40)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    code = f"""
+shown = {{name: value for name, value in os.environ.items() if "IFNAME" in name or "MM1" in name}}
+open({str(tmp_path)!r} + f"/rank{{rank}}", "w").write(json.dumps(shown))
+"""
+    with workers(code) as started:
+        started.wait()
+    shown = json.loads((tmp_path / "rank1").read_text())
+    assert shown.pop("MM1_ERROR_FILE")
+    assert shown.pop("MM1_STORE_LISTENER") == ""
+    assert shown == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def test_a_failing_rank_ends_all_and_is_quoted(workers, tmp_path):
@@ -165,27 +180,25 @@ with processes.WorkerProcesses(2, "cpu", Path({str(tmp_path / "logs")!r})) as wo
     assert all(ends(pid) for pid in pids)
 
 
-def test_several_nodes_need_an_address(monkeypatch, workers):
-    monkeypatch.setenv("NNODES", "2")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ValueError, match=r"NNODES=2 .* without MASTER_ADDR"):
-        workers("pass")
-
-
-def test_the_second_node_continues_the_count(monkeypatch, workers, tmp_path):
-    for name, value in {
-        "NNODES": "2",
-        "NODE_RANK": "1",
-        "MASTER_ADDR": "10.0.0.1",
-        "MASTER_PORT": "29500",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_the_second_node_continues_the_count(monkeypatch, tmp_path):
     code = f"""
-names = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-open({str(tmp_path)!r} + f"/rank{{rank}}", "w").write(" ".join(os.environ[n] for n in names))
+import os
+names = ("LOCAL_RANK", "WORLD_SIZE", "GLOO_SOCKET_IFNAME")
+folder = {str(tmp_path)!r} + "/rank" + os.environ["RANK"]
+open(folder, "w").write(" ".join(os.environ[n] for n in names))
 """
-    with workers(code) as started:
+    monkeypatch.setattr(processes, "_COMMAND", [sys.executable, "-c", code])
+    node = Node(rank=1, count=2, address="10.0.0.1", port=29500)
+    with WorkerProcesses(2, "cpu", tmp_path / "logs", node=node, interface="eth7") as started:
         started.wait()
-    assert (tmp_path / "rank2").read_text() == "0 4 10.0.0.1 29500"
-    assert (tmp_path / "rank3").read_text() == "1 4 10.0.0.1 29500"
+    assert (tmp_path / "rank2").read_text() == "0 4 eth7"
+    assert (tmp_path / "rank3").read_text() == "1 4 eth7"
     assert not os.path.exists(tmp_path / "rank0")
+
+
+def test_what_is_looked_after_meanwhile_may_end_the_wait(workers):
+    def check():
+        raise TrainingStoppedError("node 1 has gone")
+
+    with workers(SLEEP) as started, pytest.raises(TrainingStoppedError, match="node 1 has gone"):
+        started.wait(check)

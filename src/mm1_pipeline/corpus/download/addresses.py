@@ -10,8 +10,45 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from mm1_pipeline.corpus.download.failures import Failed, Failure
+from mm1_pipeline.corpus.urls import without_secrets
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_REFUSED_IPV4 = tuple(
+    ipaddress.IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private use
+        "100.64.0.0/10",  # shared by customers of a provider; metadata of one cloud
+        "127.0.0.0/8",  # this machine
+        "168.63.129.16/32",  # not in the registry: one cloud's own service, asked by its machines
+        "169.254.0.0/16",  # this link; metadata of most clouds
+        "172.16.0.0/12",  # private use
+        "192.0.0.0/24",  # protocol assignments; metadata of one cloud
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # relays of 6to4, given up
+        "192.168.0.0/16",  # private use
+        "198.18.0.0/15",  # measurements
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved; broadcast
+    )
+)
+"""IANA's registry of special-purpose IPv4 addresses (RFC 6890), and multicast."""
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_REFUSED_IPV6 = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "2001::/23",  # protocol assignments, with Teredo, measurements, identifiers of hosts
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, given up; it carries any IPv4 address
+        "3fff::/20",  # documentation
+    )
+)
+"""What IANA's registry takes out of the global unicast addresses; nothing outside is asked."""
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""The upper half of an interface's name whose lower half is an IPv4 address (RFC 5214)."""
 
 
 class PrivateAddressError(OSError):
@@ -21,20 +58,19 @@ class PrivateAddressError(OSError):
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet.
 
-    Refused are loopback, private, link-local (with the metadata services of clouds), shared,
-    reserved and multicast addresses, also where IPv6 carries them inside.
+    What IANA's registries of special-purpose addresses do not call globally reachable is refused,
+    and likewise what carries such an IPv4 address inside: mapped, by NAT64 or by ISATAP.
     """
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        elif found.sixtofour is not None:
-            found = found.sixtofour
-        elif found in _NAT64:
-            found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        elif found.teredo is not None:
-            return False
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    if isinstance(found, ipaddress.IPv4Address):
+        return not any(found in network for network in _REFUSED_IPV4)
+    inside = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+    if found in _MAPPED or found in _NAT64:
+        return is_public(str(inside))
+    if found not in _GLOBAL_UNICAST or any(found in network for network in _REFUSED_IPV6):
+        return False
+    is_isatap = int(found) >> 32 & 0xFFFF_FFFF in _ISATAP
+    return not is_isatap or is_public(str(inside))
 
 
 def parse_url(text: str, *, allow_private: bool) -> yarl.URL:
@@ -51,7 +87,7 @@ def parse_url(text: str, *, allow_private: bool) -> yarl.URL:
         url = yarl.URL(text.strip())
         host, _ = url.host, url.port
     except (ValueError, TypeError) as error:
-        raise Failed(Failure.URL_INVALID, str(error)) from None
+        raise Failed(Failure.URL_INVALID, without_secrets(str(error))) from None
     if url.scheme not in ("http", "https"):
         raise Failed(Failure.URL_SCHEME, f"found {url.scheme!r}, expected http or https")
     if not host or url.user or url.password:

@@ -37,6 +37,7 @@ from mm1_pipeline.corpus.download.shards import (
     publish_shard,
     shard_name,
 )
+from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.quarantine import Reason
 from mm1_pipeline.corpus.readers import interleaved_parquet as layouts
@@ -115,16 +116,15 @@ class DocumentLists:
         left = limit
         for file in self.files:
             shard: list[ListedDocument] = []
-            with self.files.open(file) as stream, pq.ParquetFile(stream) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
-                    for document in _documents(batch):
-                        if left == 0:
-                            break
-                        left = None if left is None else left - 1
-                        shard.append(document)
-                        if len(shard) == self.config.documents_per_shard:
-                            yield shard
-                            shard = []
+            for batch in read_batches(self.config, self.files, file, _ROWS_AT_ONCE):
+                for document in _documents(batch):
+                    if left == 0:
+                        break
+                    left = None if left is None else left - 1
+                    shard.append(document)
+                    if len(shard) == self.config.documents_per_shard:
+                        yield shard
+                        shard = []
             if shard:
                 yield shard
 

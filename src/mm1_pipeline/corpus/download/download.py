@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from aiohttp.abc import AbstractResolver
 
 from mm1_pipeline.config.download import DownloadConfig
@@ -25,12 +24,15 @@ from mm1_pipeline.corpus.download.failures import Failed
 from mm1_pipeline.corpus.download.fetch import FetchedImage, Fetcher
 from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
+from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
+from mm1_pipeline.corpus.urls import without_secrets
 from mm1_pipeline.corpus.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 2
+_LISTED_PROBLEMS = 10
+_AHEAD = 8
 """Images that may be fetched, or wait for an earlier one, for each that is fetched at once."""
 
 
@@ -52,19 +54,19 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
     """
     if config.lists is None:
         raise ValueError(
-            "download.lists: found none, expected a Parquet file of image addresses and captions, "
-            "or a folder of them."
+            "download.lists: found none, expected a Parquet or TSV file of image addresses and "
+            "captions, or a folder of them."
         )
-    files = SourceFiles(config.lists, patterns=("*.parquet",))
+    files = SourceFiles(config.lists, patterns=PATTERNS[config.kind])
     lists = _open_lists(config, files)
     total = _check_lists(config, lists, files)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     identity = _identity(config, files)
     statistics = asyncio.run(_download_all(config, lists, identity, total, folder, resolver))
-    number = len(statistics)
+    number, shown = len(statistics), without_secrets(str(folder))
     while finished := list(folder.glob(f"{number:05d}*")):  # of an earlier, longer list
-        logger.warning("%s: removes shard %05d, which the lists no longer fill.", folder, number)
+        logger.warning("%s: removes shard %05d, which the lists no longer fill.", shown, number)
         remove_shard(folder, number)
         for path in finished:
             path.unlink(missing_ok=True)
@@ -95,8 +97,8 @@ async def _download_all(
                 if found is None:
                     remove_shard(folder, number)
                     shard = lists.open(folder, number, mine)
-                    fetch = _bounded(fetcher, config.concurrency)
                     limit = _AHEAD * config.concurrency
+                    fetch = _bounded(fetcher, limit)
                     found = await _download_shard(lists, fetch, rows, shard, limit, progress)
                 else:
                     progress.skip(len(rows))
@@ -157,21 +159,33 @@ async def _download_shard(
 
 
 def _check_lists(config: DownloadConfig, lists: Lists[Any, Any], files: SourceFiles) -> int:
-    """Number of rows that will be taken; every list has the columns that are needed."""
+    """Number of rows that will be taken, about; every list has the columns that are needed."""
     total = 0
+    problems: list[str] = []
     for file in files:
-        with files.open_aside(file) as stream, pq.ParquetFile(stream) as parquet:
-            lists.check(file.name, parquet.schema_arrow)
-            total += parquet.metadata.num_rows
+        try:
+            schema, num_rows = read_head(config, files, file)
+            lists.check(file.name, schema)
+            total += num_rows
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - _LISTED_PROBLEMS
+        rest = [f"download.lists: found {more} more files with problems."] if more > 0 else []
+        raise ValueError("\n".join([*problems[:_LISTED_PROBLEMS], *rest]))
     if not total:
-        raise ValueError(f"download.lists: found no rows in {config.lists}.")
+        expected = " or ".join(PATTERNS[config.kind])
+        found = without_secrets(config.lists or "")
+        raise ValueError(f"download.lists: found no rows in {found}, expected {expected}.")
     return total if config.max_images is None else min(total, config.max_images)
 
 
 def _identity(config: DownloadConfig, files: SourceFiles) -> str:
     """What the outcome depends on, as far as it is known without asking servers."""
     ignored = {"output": None, "lists": None, "concurrency": None, "max_images": None}
-    content = [{**asdict(config), **ignored}, files.listing()]
+    settings = {**asdict(config), **ignored}
+    del settings["limits"]["host_failures"]
+    content = [settings, files.listing()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -19,6 +19,8 @@ class Failure(StrEnum):
     TIMEOUT_TOTAL = "timeout_total"
     CONNECTION = "connection"
     """Refused, reset, or ended before the body did."""
+    HOST_RETIRED = "host_retired"
+    """Not asked: the host failed `host_failures` times in a row, and is left for this run."""
     TLS = "tls"
     HTTP_STATUS = "http_status"
     HTTP_PROTOCOL = "http_protocol"

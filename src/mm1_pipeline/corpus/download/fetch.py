@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import itertools
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +16,6 @@ from types import TracebackType
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
-from PIL import Image
 
 from mm1_pipeline.config.download import DownloadConfig, FetchLimits
 from mm1_pipeline.corpus.download.addresses import (
@@ -25,13 +24,22 @@ from mm1_pipeline.corpus.download.addresses import (
     parse_url,
 )
 from mm1_pipeline.corpus.download.failures import Failed, Failure
-from mm1_pipeline.corpus.images import FORMATS, RejectedImage, check_image, check_url
+from mm1_pipeline.corpus.images import (
+    FORMAT_SUFFIXES,
+    RejectedImage,
+    check_image,
+    check_url,
+    image_format,
+)
+from mm1_pipeline.corpus.urls import without_secrets
 
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _OK = 200
 _TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 _IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+_UNREACHABLE = frozenset({Failure.NAME_UNKNOWN, Failure.TIMEOUT_CONNECT, Failure.CONNECTION})
+"""Failures that say something about the host, where it gave no answer at all."""
 _DECODERS = 4
 """Threads that decode; Pillow frees the interpreter meanwhile."""
 _BACKOFF_SECONDS = 0.5
@@ -67,6 +75,7 @@ class Fetcher:
         self._config, self._limits = config, config.limits
         self._resolver = resolver
         self._hosts = _Hosts(config.limits)
+        self._slots = asyncio.Semaphore(config.concurrency)
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._session: aiohttp.ClientSession | None = None
 
@@ -120,12 +129,16 @@ class Fetcher:
             raise Failed(error.reason, error.detail) from None
 
     async def _get_patiently(self, url: str) -> bytes:
+        earlier: Failed | None = None
         for attempt in itertools.count():
             try:
                 return await self._get(url)
             except Failed as error:
+                if error.reason == Failure.HOST_RETIRED and earlier is not None:
+                    raise earlier from None
                 if not error.is_passing or attempt == self._limits.num_retries:
                     raise
+                earlier = error
                 await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
         raise AssertionError("the loop returns or raises")
 
@@ -133,18 +146,20 @@ class Fetcher:
         """Follows redirects, each hop checked as if the list had named it."""
         for _ in range(self._limits.max_redirects + 1):
             url = parse_url(text, allow_private=self._limits.allow_private_addresses)
-            async with self._hosts.turn(url.host or ""):
-                found = await self._request(url)
+            # First the host's turn, then a slot: who waits for a slow host holds up no other.
+            async with self._hosts.turn(url.host or "", url.authority) as visit, self._slots:
+                found = await self._request(url, visit)
             if isinstance(found, bytes):
                 return found
             text = found
         raise Failed(Failure.TOO_MANY_REDIRECTS, f"allowed {self._limits.max_redirects}")
 
-    async def _request(self, url: yarl.URL) -> bytes | str:
+    async def _request(self, url: yarl.URL, visit: _Visit) -> bytes | str:
         """The body, or where the server redirects to."""
         assert self._session is not None, "used outside of its context"
         with _named_errors():
             async with self._session.get(url, allow_redirects=False) as response:
+                visit.was_answered = True
                 location = response.headers.get("Location")
                 if response.status in _REDIRECTS and location:
                     return str(url.join(yarl.URL(location)))
@@ -182,7 +197,7 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         rules = self._config.images
         size = await loop.run_in_executor(self._decoders, check_image, data, rules)
-        return FetchedImage(data, _suffix(data), *size)
+        return FetchedImage(data, FORMAT_SUFFIXES[image_format(data)][0], *size)
 
 
 @dataclass
@@ -195,16 +210,36 @@ class _Host:
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+@dataclass(slots=True)
+class _Visit:
+    """One request to a host."""
+
+    was_answered: bool = False
+
+
 class _Hosts:
     """Lets few requests at a time to each host, with a pause between their starts."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
         self._hosts: dict[str, _Host] = {}
+        self._failures: Counter[str] = Counter()
+
+    def is_retired(self, server: str) -> bool:
+        """Whether a server has failed so often in a row that it is left for this run."""
+        return self._failures[server] >= self._limits.host_failures
 
     @contextlib.asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
-        """Waits until the host may be asked."""
+    async def turn(self, name: str, server: str) -> AsyncIterator[_Visit]:
+        """Waits until the host may be asked, and notes whether it could be reached.
+
+        Args:
+            name: the host's, which is asked slowly whatever its ports.
+            server: host and port, whose failures are counted.
+
+        Raises:
+            Failed: the server is retired.
+        """
         host = self._hosts.get(name)
         if host is None:
             self._forget_idle()
@@ -214,11 +249,27 @@ class _Hosts:
         try:
             async with host.free:
                 async with host.starting:
+                    self._check_retired(server)
                     await asyncio.sleep(max(0.0, host.next_start - time.monotonic()))
                     host.next_start = time.monotonic() + self._limits.host_delay_seconds
-                yield
+                visit = _Visit()
+                try:
+                    yield visit
+                    self._failures.pop(server, None)
+                except Failed as error:
+                    is_dead = error.reason in _UNREACHABLE and not visit.was_answered
+                    if is_dead or error.reason == Failure.TIMEOUT_TOTAL:
+                        self._failures[server] += 1
+                    else:
+                        self._failures.pop(server, None)
+                    raise
         finally:
             host.users -= 1
+
+    def _check_retired(self, server: str) -> None:
+        if self.is_retired(server):
+            found = f"{server} failed {self._failures[server]} times in a row"
+            raise Failed(Failure.HOST_RETIRED, found)
 
     def _forget_idle(self) -> None:
         """Drops hosts that may be asked at once anyway, so that memory does not grow."""
@@ -232,7 +283,17 @@ class _Hosts:
 
 @contextlib.contextmanager
 def _named_errors() -> Iterator[None]:
-    """Turns what the library raises into a reason."""
+    """Turns what the library raises into a reason that gives away no secret of an address."""
+    try:
+        with _library_errors():
+            yield
+    except Failed as error:
+        detail = without_secrets(error.detail)
+        raise Failed(error.reason, detail, is_passing=error.is_passing) from None
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
@@ -255,12 +316,6 @@ def _named_errors() -> Iterator[None]:
         raise Failed(Failure.CONNECTION, found, is_passing=True) from None
     except (ValueError, UnicodeError) as error:
         raise Failed(Failure.URL_INVALID, str(error)) from None
-
-
-def _suffix(data: bytes) -> str:
-    """File name suffix of an image that was decoded before."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return {"JPEG": "jpg", "TIFF": "tiff"}.get(image.format or "", (image.format or "").lower())
 
 
 def _opted_out(tags: Iterable[str], directives: Iterable[str]) -> str | None:

@@ -25,6 +25,7 @@ from mm1_pipeline.config.download import DownloadConfig
 from mm1_pipeline.corpus.download.failures import Failed
 from mm1_pipeline.corpus.download.fetch import FetchedImage
 from mm1_pipeline.corpus.download.lists import Fetch, Outcome, texts
+from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.quarantine import printable
 
@@ -96,10 +97,9 @@ class ImageLists:
     def _read_rows(self) -> Iterator[ListedImage]:
         columns = [self.config.url_column, self.config.caption_column]
         for file in self.files:
-            with self.files.open(file) as stream, pq.ParquetFile(stream) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-                    urls, captions = (texts(batch.column(name)) for name in columns)
-                    yield from map(ListedImage, urls, captions)
+            for batch in read_batches(self.config, self.files, file, _ROWS_AT_ONCE, columns):
+                urls, captions = (texts(batch.column(name)) for name in columns)
+                yield from map(ListedImage, urls, captions)
 
     def num_images(self, row: ListedImage) -> int:
         """One."""

@@ -8,18 +8,22 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from mm1_pipeline.corpus import json_streams
+from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
+from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
 from mm1_pipeline.corpus.readers.base import RawImage, Source
 
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})
+_MAX_DIGITS = 100
+_MAX_NAME = 1_000
+"""Characters of an identifier above which it is none."""
 
 
 def open_image_folder(source: Source) -> ImageFolder:
     """The folder that annotations refer to: the configured one, else that of the annotations."""
     path = source.config.image_path or source.files.fs.unstrip_protocol(source.files.folder)
-    return ImageFolder(path, source.config.images.max_bytes)
+    follow_links = source.config.follow_image_links
+    return ImageFolder(path, source.config.images.max_bytes, follow_links=follow_links)
 
 
 def image_by_name(folder: ImageFolder, name: Any) -> RawImage:
@@ -44,19 +48,24 @@ class NumberedImages:
         self._names: dict[int, list[str]] = {}
         for name in folder.names:
             path = PurePosixPath(name)
-            number = re.search(r"\d+$", path.stem)
-            if number and path.suffix.lower() in _IMAGE_SUFFIXES:
+            number = re.search(r"[0-9]+$", path.stem)
+            if (
+                number
+                and len(number[0]) <= _MAX_DIGITS
+                and path.suffix[1:].lower() in IMAGE_SUFFIXES
+            ):
                 self._names.setdefault(int(number[0]), []).append(name)
 
     def find(self, number: Any) -> RawImage:
         """The image of a number."""
-        names = self._names.get(number, []) if isinstance(number, int) else []
+        is_number = isinstance(number, int) and not isinstance(number, bool)
+        names = self._names.get(number, []) if is_number else []
         if len(names) == 1:
-            return RawImage(partial(self._folder.load, names[0]))
+            return image_by_name(self._folder, names[0])
         if names:
-            found = f"found {', '.join(names)} for image {number}"
+            found = f"found {len(names)} files, as {', '.join(names[:3])}, for image {number}"
             return RawImage.refused(Rejected(Reason.IMAGE_AMBIGUOUS, found))
-        found = f"found no image file whose name ends in {number!r}"
+        found = f"found no image file whose name ends in {str(number)[:_MAX_DIGITS]!r}"
         return RawImage.refused(Rejected(Reason.IMAGE_MISSING, found))
 
 
@@ -73,13 +82,20 @@ def read_json(source: Source, file: SourceFile) -> dict[str, Any]:
 
 
 def read_json_value(source: Source, file: SourceFile) -> Any:
-    """Reads a whole JSON file of any content.
+    """Reads a whole JSON file of any content, plain or packed.
 
     Raises:
-        Rejected: it is no JSON.
+        Rejected: it is no JSON, or too long to be held.
     """
+    limit = source.limits.max_annotation_bytes
+    pieces, size = [], 0
     with source.files.open(file) as stream:
-        value = json_streams.parse(stream.read())
+        for piece in decompression.read_chunks(stream, file.name.lower()):
+            size += len(piece)
+            if size > limit:
+                raise Rejected(Reason.FILE_TOO_LARGE, f"found more than {limit} bytes, allowed")
+            pieces.append(piece)
+    value = json_streams.parse(b"".join(pieces), keep_repeated=True)
     if isinstance(value, Rejected):
         raise value
     return value
@@ -89,29 +105,42 @@ def entries(content: Mapping[str, Any], field: str) -> list[Any]:
     """One list of an annotation file.
 
     Raises:
-        Rejected: the file has no such list.
+        Rejected: the file has no such list, or several.
     """
     found = content.get(field)
     if not isinstance(found, list):
         raise Rejected(Reason.MALFORMED_RECORD, f"found no list {field!r}")
+    if isinstance(content, json_streams.RepeatingObject):
+        number = sum(name == field for name, _ in content.pairs)
+        if number > 1:
+            raise Rejected(Reason.DUPLICATE_KEY, f"found {number} lists {field!r}")
     return found
 
 
-def index_by(items: list[Any], field: str) -> Iterator[tuple[Any, dict[str, Any] | Rejected]]:
+def as_name(identifier: Any) -> str | None:
+    """How an identifier, a number or a text, stands in keys; None for anything else."""
+    if not isinstance(identifier, int | str) or isinstance(identifier, bool):
+        return None
+    name = storable(str(identifier))
+    return name if 0 < len(name) <= _MAX_NAME else None
+
+
+def index_by(items: list[Any], field: str) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
     """Identifier and content of each entry; an entry without an identifier is rejected.
 
     Yields:
-        The identifier, or the entry's place where it has none, and the entry or what is wrong.
+        The identifier as `as_name` gives it, or the entry's place where it has none, and the
+        entry or what is wrong.
     """
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for place, item in enumerate(items):
-        identifier = item.get(field) if isinstance(item, dict) else None
-        if not isinstance(identifier, int | str):
+        name = as_name(item.get(field)) if isinstance(item, dict) else None
+        if name is None:
             found = f"found an entry without {field!r} at place {place}"
             yield f"entry_{place}", Rejected(Reason.MALFORMED_RECORD, found)
-        elif identifier in seen:
-            found = f"found {field} {identifier!r} a second time, at place {place}"
-            yield identifier, Rejected(Reason.DUPLICATE_KEY, found)
+        elif name in seen:
+            found = f"found {field} {name!r} a second time, at place {place}"
+            yield name, Rejected(Reason.DUPLICATE_KEY, found)
         else:
-            seen.add(identifier)
-            yield identifier, item
+            seen.add(name)
+            yield name, item

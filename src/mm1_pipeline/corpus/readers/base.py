@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import ReaderLimits, RecordKind, SourceConfig, SourceSplit
-from mm1_pipeline.corpus import decompression
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.records import Role, Segment
 
 
@@ -59,8 +56,19 @@ class RejectedRecord:
     why: Rejected
 
 
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something in a file that its format calls no record: not read, but counted."""
+
+    why: Passed
+    count: int = 1
+
+
 Item = RawRecord | RejectedRecord
-"""What a reader yields: one unit of `read`."""
+"""One unit of `read`."""
+T = TypeVar("T")
+Found = Item | PassedOver
+"""What a reader yields."""
 
 
 @dataclass(frozen=True)
@@ -84,40 +92,97 @@ class Source:
         return f"ingest.sources.{self.name}.{field_name}"
 
 
-FILE_ERRORS = (OSError, EOFError, tarfile.TarError, pa.ArrowException, *decompression.ERRORS)
-"""What a file that is not what it should be makes libraries raise."""
+class ParameterError(ValueError):
+    """The parameters do not fit the files: a user's mistake, which no record is rejected for."""
 
-_NOT_THE_FILES_FAULT = (PermissionError, FileNotFoundError, TimeoutError, ConnectionError)
+
+_NOT_THE_FILES_FAULT = (
+    ParameterError, MemoryError, PermissionError, FileNotFoundError, TimeoutError, ConnectionError
+)  # fmt: skip
+_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def is_files_fault(error: BaseException) -> bool:
+    """Whether an error comes from what a file holds, and so costs that file or record alone.
+
+    It does not where the machine has run out of something, where a store cannot be reached, or
+    where parameters are wrong: then going on would empty the corpus, and the run must stop. Of
+    damaged files libraries raise nearly everything else, RecursionError and SystemError included.
+    """
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return False
+    return isinstance(error, Exception) and not isinstance(error, _NOT_THE_FILES_FAULT)
 
 
 def read_each_file(
-    source: Source, read_file: Callable[[Source, SourceFile], Iterator[Item]]
-) -> Iterator[Item]:
+    source: Source, read_file: Callable[[Source, SourceFile], Iterator[Found]]
+) -> Iterator[Found]:
     """Reads one file after the other; damage to one costs its rest, as one rejected unit.
 
     Args:
         source: the source.
-        read_file: reads one file, and may raise Rejected or any of FILE_ERRORS.
+        read_file: reads one file, and may raise whatever a damaged file makes it raise.
     """
     for file in source.files:
         yield from read_guarded(source, file, read_file)
 
 
 def read_guarded(
-    source: Source, file: SourceFile, read_file: Callable[[Source, SourceFile], Iterator[Item]]
-) -> Iterator[Item]:
+    source: Source, file: SourceFile, read_file: Callable[[Source, SourceFile], Iterator[Found]]
+) -> Iterator[Found]:
     """Reads one file; see `read_each_file`."""
-    if file.size == 0:
+    if file.size == 0 and not file.unusable:
         yield RejectedRecord(file.name, Rejected(Reason.EMPTY_FILE, "found 0 bytes"))
         return
     try:
         yield from read_file(source, file)
     except Rejected as error:
         yield RejectedRecord(file.name, error)
-    except _NOT_THE_FILES_FAULT:
-        raise  # a store that cannot be reached must stop the run, not empty the corpus
-    except FILE_ERRORS as error:
+    except Exception as error:
+        if not is_files_fault(error):
+            raise
         yield RejectedRecord(file.name, file_error(error))
+
+
+def read_one(key: str, read_record: Callable[[], T]) -> T | RejectedRecord:
+    """Reads one record; whatever is wrong with it costs it alone, its neighbours stay.
+
+    Args:
+        key: of the record, should it be rejected.
+        read_record: gives it, and may raise whatever its content makes it raise.
+    """
+    try:
+        return read_record()
+    except Exception as error:
+        return RejectedRecord(key, record_fault(error))
+
+
+def without_doubles(items: Iterable[Found]) -> Iterator[Found]:
+    """Rejects records whose key an earlier one of the same file has: they would share a score.
+
+    Args:
+        items: of one file, whose keys come from what stands in it.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if isinstance(item, PassedOver):
+            yield item
+        elif isinstance(item, RawRecord) and item.key in seen:
+            why = Rejected(Reason.DUPLICATE_KEY, "found a second entry of this name")
+            yield RejectedRecord(item.key, why)
+        else:
+            if isinstance(item, RawRecord):
+                seen.add(item.key)
+            yield item
+
+
+def record_fault(error: Exception) -> Rejected:
+    """Why a record is rejected that raised an error; raises it again if no record is to blame."""
+    if isinstance(error, Rejected):
+        return error
+    if not is_files_fault(error):
+        raise error
+    return Rejected(Reason.MALFORMED_RECORD, f"{type(error).__name__}: {error}")
 
 
 def file_error(error: BaseException) -> Rejected:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,12 +25,15 @@ from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    ParameterError,
     RawImage,
     RawRecord,
     RejectedRecord,
     Source,
     read_each_file,
+    read_one,
 )
 from mm1_pipeline.corpus.records import Segment
 
@@ -40,40 +44,38 @@ CONTENTS = ("bytes", "image")
 _FETCH = "fetch them first with the stage `download` and download.kind: interleaved"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
     return read_each_file(source, _read_table)
 
 
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
-    found = problems(source, file)
-    if found:
-        raise ValueError("\n".join(found))
-    to_record = _matched if _is_mmc4(parquet.read_schema(source, file)) else _parallel
-    for item in parquet.read_rows(source, file):
+    schema = parquet.read_schema(source, file)
+    if found := problems(source, file, schema):
+        raise ParameterError("\n".join(found))
+    to_record, needed = _parallel, (TEXTS, IMAGES)
+    if _is_mmc4(schema):
+        to_record, needed = _matched, (SENTENCES, IMAGE_INFO)
+    for item in parquet.read_rows(source, file, needed):
         if isinstance(item, RejectedRecord):
             yield item
-            continue
-        key, row = item
-        try:
-            yield to_record(key, row)
-        except Rejected as error:
-            yield RejectedRecord(key, error)
+        else:
+            yield read_one(item[0], partial(to_record, *item))
 
 
-def problems(source: Source, file: SourceFile) -> list[str]:
+def problems(source: Source, file: SourceFile, schema: pa.Schema) -> list[str]:
     """What keeps a table from being read as interleaved documents."""
-    schema = parquet.read_schema(source, file)
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    columns = parquet.describe_columns(schema)
     start = f"{source.parameter('path')}: found the columns {columns} in {file.name}, expected"
     if _is_mmc4(schema):
         return _mmc4_problems(schema, start)
     found = []
-    if not _is_list_of(schema, TEXTS, pa.types.is_string, pa.types.is_large_string):
+    images = parquet.item_type(parquet.column_type(schema, IMAGES))
+    if not parquet.is_text(parquet.item_type(parquet.column_type(schema, TEXTS))):
         found.append(f"{start} {TEXTS}, lists of text.")
-    if _is_list_of(schema, IMAGES, pa.types.is_string, pa.types.is_large_string):
+    if parquet.is_text(images):
         found.append(f"{start} {IMAGES}, lists of encoded images, not of URLs: {_FETCH}.")
-    elif not _is_list_of(schema, IMAGES, parquet.is_image_type):
+    elif not parquet.is_image_type(images):
         found.append(f"{start} {IMAGES}, lists of encoded images.")
     return found
 
@@ -84,9 +86,9 @@ def _is_mmc4(schema: pa.Schema) -> bool:
 
 def _mmc4_problems(schema: pa.Schema, start: str) -> list[str]:
     found = []
-    if not _is_list_of(schema, SENTENCES, pa.types.is_string, pa.types.is_large_string):
+    if not parquet.is_text(parquet.item_type(parquet.column_type(schema, SENTENCES))):
         found.append(f"{start} {SENTENCES}, lists of text.")
-    if not _is_list_of(schema, IMAGE_INFO, _is_image_info):
+    if not _is_image_info(parquet.item_type(parquet.column_type(schema, IMAGE_INFO))):
         found.append(
             f"{start} {IMAGE_INFO}, lists of structs with {PLACE} and the encoded image in "
             f"{' or '.join(CONTENTS)}: {_FETCH}."
@@ -94,20 +96,12 @@ def _mmc4_problems(schema: pa.Schema, start: str) -> list[str]:
     return found
 
 
-def _is_image_info(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind):
+def _is_image_info(kind: pa.DataType | None) -> bool:
+    if kind is None or not pa.types.is_struct(kind):
         return False
     types = {field.name: field.type for field in kind}
-    has_image = any(name in types and parquet.is_image_type(types[name]) for name in CONTENTS)
-    return has_image and PLACE in types and pa.types.is_integer(types[PLACE])
-
-
-def _is_list_of(schema: pa.Schema, column: str, *fits: Any) -> bool:
-    if column not in schema.names:
-        return False
-    kind = schema.field(column).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return is_list and any(fit(kind.value_type) for fit in fits)
+    has_image = any(parquet.is_image_type(types.get(name)) for name in CONTENTS)
+    return has_image and PLACE in types and pa.types.is_integer(parquet.plain_type(types[PLACE]))
 
 
 def _parallel(key: str, row: dict[str, Any]) -> RawRecord:

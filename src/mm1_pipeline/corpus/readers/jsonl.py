@@ -13,11 +13,12 @@ from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
-    FILE_ERRORS,
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
     Source,
+    is_files_fault,
     read_each_file,
 )
 from mm1_pipeline.corpus.records import Segment
@@ -25,7 +26,7 @@ from mm1_pipeline.corpus.records import Segment
 _LINES_LOOKED_AT = 10
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all files."""
     return read_each_file(source, _read_file)
 
@@ -34,7 +35,7 @@ def _read_file(source: Source, file: SourceFile) -> Iterator[Item]:
     with source.files.open(file) as stream:
         chunks = decompression.read_chunks(stream, file.name.lower())
         for number, value in json_streams.iterate_lines(chunks, source.limits.max_line_bytes):
-            yield _to_item(source, f"{file.stem}/{number:08d}", value)
+            yield _to_item(source, f"{file.key}/{number:08d}", value)
 
 
 def _to_item(source: Source, key: str, value: Any | Rejected) -> Item:
@@ -60,7 +61,9 @@ def problems(source: Source, file: SourceFile) -> list[str]:
             lines = json_streams.iterate_lines(chunks, source.limits.max_line_bytes)
             for _, value in itertools.islice(lines, _LINES_LOOKED_AT):
                 found.update(value if isinstance(value, dict) else ())
-    except (Rejected, *FILE_ERRORS):
+    except Exception as error:
+        if not is_files_fault(error):
+            raise
         return []  # damage is found, and counted, by reading
     column = source.config.text_column
     if not found or column in found:

@@ -18,15 +18,17 @@ from functools import partial
 from typing import Any
 
 from mm1_pipeline.corpus import decompression, json_streams
-from mm1_pipeline.corpus.files import ImageFolder, SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
-from mm1_pipeline.corpus.readers.annotations import image_by_name, open_image_folder
+from mm1_pipeline.corpus.files import ImageFolder, SourceFile, whole_suffix
+from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
+from mm1_pipeline.corpus.readers.annotations import as_name, image_by_name, open_image_folder
 from mm1_pipeline.corpus.readers.base import (
-    Item,
+    Found,
+    PassedOver,
     RawRecord,
     RejectedRecord,
     Source,
     read_each_file,
+    read_one,
 )
 from mm1_pipeline.corpus.records import Role, Segment
 
@@ -45,37 +47,37 @@ _ROLES = {
 Turn = tuple[Role, str]
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all conversation files."""
     return read_each_file(source, partial(_read_conversations, open_image_folder(source)))
 
 
-def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -> Iterator[Item]:
+def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -> Iterator[Found]:
     with source.files.open(file) as stream:
-        chunks = decompression.read_chunks(stream, file.name)
-        is_array = file.name.endswith(".json")
+        chunks = decompression.read_chunks(stream, file.name.lower())
+        is_array = ".jsonl" not in whole_suffix(file.name)
         parse = json_streams.iterate_array if is_array else json_streams.iterate_lines
         for number, entry in parse(chunks, source.limits.max_line_bytes):
             if not _is_wanted(entry, source.config.ids):
+                yield PassedOver(Passed.OTHER_ENTRY)
                 continue
-            key = f"{file.stem}/{number:08d}"
-            try:
-                record = _to_record(folder, key, entry)
-                if source.is_evaluation:
-                    yield _to_question(record)
-                elif source.config.split_exchanges:
-                    yield from _split_exchanges(record)
-                else:
-                    yield record
-            except Rejected as error:
-                yield RejectedRecord(key, error)
+            key = f"{file.key}/{number:08d}"
+            record = read_one(key, partial(_to_record, folder, key, entry))
+            if isinstance(record, RejectedRecord):
+                yield record
+            elif source.is_evaluation:
+                yield read_one(key, partial(_to_question, record))
+            elif source.config.split_exchanges:
+                yield from _split_exchanges(record)
+            else:
+                yield record
 
 
 def _is_wanted(entry: Any, ids: str) -> bool:
     """Whether an entry is the source's by its `id`; damaged entries are, to be listed."""
     if ids == "*" or not isinstance(entry, dict):
         return True
-    return fnmatch.fnmatchcase(str(entry.get("id", "")), ids)
+    return fnmatch.fnmatchcase(as_name(entry.get("id")) or "", ids)
 
 
 def _to_record(folder: ImageFolder, key: str, entry: Any) -> RawRecord:

@@ -20,7 +20,8 @@ is a record, its answers are references, and options and the right one are in th
 
 from __future__ import annotations
 
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,22 +31,29 @@ from typing import Any, NamedTuple
 from mm1_pipeline.config.conversation_prompts import CHOICES, fill, option_letter
 from mm1_pipeline.config.ingest import SourceFormat, SourceSplit
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
+from mm1_pipeline.corpus.json_streams import all_pairs
+from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     NumberedImages,
+    as_name,
     entries,
     image_by_name,
     open_image_folder,
     read_json_value,
 )
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    PassedOver,
     RawImage,
     RawRecord,
     RejectedRecord,
     Source,
     caption_record,
     read_each_file,
+    record_fault,
+    without_doubles,
 )
 from mm1_pipeline.corpus.records import Role, Segment
 
@@ -58,7 +66,7 @@ class _Images:
     def __init__(self, folder: ImageFolder) -> None:
         self._folder = folder
         self._numbered: NumberedImages | None = None
-        self._by_stem: dict[str, str] | None = None
+        self._by_stem: dict[str, list[str]] | None = None
 
     def named(self, name: Any) -> RawImage:
         return image_by_name(self._folder, name)
@@ -68,10 +76,30 @@ class _Images:
         return self._numbered.find(number)
 
     def with_stem(self, stem: Any) -> RawImage:
-        """The image called `<stem>.<any suffix>`."""
+        """The image called `<stem>.<any suffix of images>`."""
         if self._by_stem is None:
-            self._by_stem = {PurePosixPath(name).stem: name for name in self._folder.names}
-        return self.named(self._by_stem.get(str(stem), f"{stem}.jpg"))
+            self._by_stem = defaultdict(list)
+            for name in self._folder.names:
+                path = PurePosixPath(name)
+                if path.suffix[1:].lower() in IMAGE_SUFFIXES:
+                    self._by_stem[unicodedata.normalize("NFC", path.stem)].append(name)
+        if as_name(stem) is None:
+            found = f"found an image of the name {stem!r:.100}, expected a number or text"
+            return RawImage.refused(Rejected(Reason.MALFORMED_RECORD, found))
+        names = self._by_stem.get(unicodedata.normalize("NFC", str(stem)), [f"{stem}.jpg"])
+        if len(names) > 1:
+            found = f"found {len(names)} files, as {', '.join(names[:3])}, for image {stem!r}"
+            return RawImage.refused(Rejected(Reason.IMAGE_AMBIGUOUS, found))
+        return self.named(names[0])
+
+    def named_below(self, name: Any) -> RawImage:
+        """The image of a name, or else one of that name in any folder, with any suffix."""
+        if not isinstance(name, str) or "/" not in name:
+            return self.named(name)
+        try:
+            return self.named(self._folder.resolve(name))
+        except Rejected:
+            return self.with_stem(PurePosixPath(name).stem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +130,37 @@ class _Layout(NamedTuple):
     """The example behind an entry; raises Rejected."""
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all files of a set."""
     images = _Images(open_image_folder(source))
     return read_each_file(source, partial(_read_file, images))
 
 
-def _read_file(images: _Images, source: Source, file: SourceFile) -> Iterator[Item]:
+def _read_file(images: _Images, source: Source, file: SourceFile) -> Iterator[Found]:
     content = read_json_value(source, file)
     if source.config.format == SourceFormat.TEXT_CAPS:
-        yield from _text_caps(images, source, file, content)
-        return
+        return without_doubles(_text_caps(images, source, file, content))
+    return without_doubles(_read_entries(images, source, file, content))
+
+
+def _read_entries(
+    images: _Images, source: Source, file: SourceFile, content: Any
+) -> Iterator[Found]:
     layout = _LAYOUTS[source.config.format]
     for name, entry in layout.find(content):
         if source.config.format == SourceFormat.OCR_VQA and not _is_of_split(entry, source):
+            yield PassedOver(Passed.OTHER_ENTRY)
             continue
-        key = f"{file.stem}/{name}"
+        key = f"{file.key}/{name}"
         try:
             if not isinstance(entry, dict):
                 found = f"found {type(entry).__name__}, expected an object"
                 raise Rejected(Reason.MALFORMED_RECORD, found)
-            yield from _to_records(source, key, layout.read(images, name, entry))
-        except Rejected as error:
-            yield RejectedRecord(key, error)
+            records = list(_to_records(source, key, layout.read(images, name, entry)))
+        except Exception as error:
+            yield RejectedRecord(key, record_fault(error))
+        else:
+            yield from records
 
 
 def _to_records(source: Source, key: str, example: _Example) -> Iterator[RawRecord]:
@@ -210,20 +246,19 @@ def _ai2d(images: _Images, name: str, entry: Entry) -> _Example:
     if not isinstance(found, dict) or not found:
         raise Rejected(Reason.TEXT_MISSING, "found no question")
     questions = []
-    for text, content in found.items():
+    for text, content in all_pairs(found):
         choices = _texts(content if isinstance(content, dict) else {}, "answerTexts")
-        correct = _index(content["correctAnswer"], choices) if choices else None
+        correct = _index(content.get("correctAnswer"), choices) if choices else None
         if correct is None:
             raise Rejected(Reason.QUESTION_WITHOUT_ANNOTATION, f"found no right option of {text!r}")
         questions.append(_Question(text, (choices[correct],), choices, correct))
-    return _Example(images.named(name), tuple(questions), {"image_name": name})
+    image = images.named(entry.get("imageName"))
+    return _Example(image, tuple(questions), {"image_name": name})
 
 
 def _doc_vqa(images: _Images, name: str, entry: Entry) -> _Example:
     image = entry.get("image_local_name", entry.get("image"))
-    resolved = images.named(image)
-    if isinstance(image, str) and "/" in image:  # DocVQA says documents/x.png
-        resolved = images.with_stem(PurePosixPath(image).stem)
+    resolved = images.named_below(image)  # DocVQA says documents/x.png
     question = _Question(_text(entry, "question"), _some(_texts(entry, "answers")))
     return _Example(resolved, (question,), {"question_id": name})
 
@@ -231,7 +266,7 @@ def _doc_vqa(images: _Images, name: str, entry: Entry) -> _Example:
 def _text_caps(images: _Images, source: Source, file: SourceFile, content: Any) -> Iterator[Item]:
     for number, entry in enumerate(entries(_object(content), "data")):
         fields = entry if isinstance(entry, dict) else {}
-        key = f"{file.stem}/{fields.get('caption_id', f'entry_{number}')}"
+        key = f"{file.key}/{as_name(fields.get('caption_id')) or f'entry_{number}'}"
         image_id = fields.get("image_id")
         if image_id is None:
             yield RejectedRecord(key, Rejected(Reason.CAPTION_WITHOUT_IMAGE))
@@ -241,7 +276,8 @@ def _text_caps(images: _Images, source: Source, file: SourceFile, content: Any) 
 
 
 def _objects_by_key(content: Any) -> Iterator[tuple[str, Any]]:
-    yield from _object(content).items()
+    for number, (name, entry) in enumerate(all_pairs(_object(content))):
+        yield as_name(name) or f"entry_{number}", entry
 
 
 def _listed(identifier: str, content: Any) -> Iterator[tuple[str, Any]]:
@@ -249,8 +285,8 @@ def _listed(identifier: str, content: Any) -> Iterator[tuple[str, Any]]:
         found = f"found {type(content).__name__}, expected a list"
         raise Rejected(Reason.MALFORMED_RECORD, found)
     for number, entry in enumerate(content):
-        name = entry.get(identifier) if isinstance(entry, dict) else None
-        yield (f"entry_{number}" if name is None else str(name)), entry
+        name = as_name(entry.get(identifier)) if isinstance(entry, dict) else None
+        yield name or f"entry_{number}", entry
 
 
 def _data(identifier: str, content: Any) -> Iterator[tuple[str, Any]]:
@@ -258,7 +294,7 @@ def _data(identifier: str, content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _whole(content: Any) -> Iterator[tuple[str, Any]]:
-    yield str(_object(content).get("imageName")), content
+    yield as_name(_object(content).get("imageName")) or "entry_0", content
 
 
 _LAYOUTS = {

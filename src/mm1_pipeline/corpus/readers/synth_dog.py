@@ -6,43 +6,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    ParameterError,
     RejectedRecord,
     Source,
     caption_record,
     read_each_file,
+    read_one,
 )
 
 _TEXT_COLUMN = "ground_truth"
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all tables."""
     return read_each_file(source, _read_table)
 
 
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
-    image_column = source.config.image_column
-    for item in parquet.read_rows(source, file):
+    if found := problems(source, file, parquet.read_schema(source, file)):
+        raise ParameterError("\n".join(found))
+    needed = (source.config.image_column, _TEXT_COLUMN)
+    for item in parquet.read_rows(source, file, needed):
         if isinstance(item, RejectedRecord):
             yield item
-            continue
-        key, row = item
-        try:
-            text = _written_text(row.get(_TEXT_COLUMN))
-        except Rejected as error:
-            yield RejectedRecord(key, error)
-            continue
-        image = parquet.to_image(row.get(image_column))
-        metadata = parquet.other_columns(row, (image_column, _TEXT_COLUMN))
-        yield caption_record(source, key, image, text, metadata)
+        else:
+            yield read_one(item[0], partial(_to_record, source, *item))
+
+
+def _to_record(source: Source, key: str, row: parquet.Row) -> Item:
+    image_column = source.config.image_column
+    text = _written_text(row[_TEXT_COLUMN])
+    metadata = parquet.other_columns(row, (image_column, _TEXT_COLUMN))
+    return caption_record(source, key, parquet.to_image(row[image_column]), text, metadata)
+
+
+def problems(source: Source, file: SourceFile, schema: pa.Schema) -> list[str]:
+    """What in the parameters or in a table does not fit the format."""
+    found = []
+    if not parquet.is_image_type(parquet.column_type(schema, source.config.image_column)):
+        found.append(("image_column", source.config.image_column, "encoded images"))
+    if not parquet.is_text(parquet.column_type(schema, _TEXT_COLUMN)):
+        found.append(("path", _TEXT_COLUMN, "text"))
+    return [
+        f"{source.parameter(parameter)}: found no such column {column!r}, expected one column of "
+        f"{content}; {file.name} has {parquet.describe_columns(schema)}."
+        for parameter, column, content in found
+    ]
 
 
 def _written_text(value: Any) -> str:

@@ -23,25 +23,27 @@ from mm1_pipeline.corpus.readers.annotations import (
     read_json,
 )
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
     RawRecord,
     RejectedRecord,
     Source,
     read_guarded,
+    read_one,
 )
 from mm1_pipeline.corpus.records import Role, Segment
 
 _COPIED = ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer")
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all annotation files, then the questions."""
     images = NumberedImages(open_image_folder(source))
-    annotations: dict[Any, dict[str, Any]] = {}
+    annotations: dict[str, dict[str, Any] | Rejected] = {}
     for file in source.files:
         if is_annotation_file(file):
             yield from read_guarded(source, file, partial(_collect_annotations, annotations))
-    asked: set[Any] = set()
+    asked: set[str] = set()
     for file in source.files:
         if is_question_file(file):
             read_questions = partial(_read_questions, images, annotations, asked)
@@ -64,48 +66,53 @@ def is_annotation_file(file: SourceFile) -> bool:
 
 
 def _collect_annotations(
-    annotations: dict[Any, dict[str, Any]], source: Source, file: SourceFile
+    annotations: dict[str, dict[str, Any] | Rejected], source: Source, file: SourceFile
 ) -> Iterator[Item]:
     found = entries(read_json(source, file), "annotations")
     for question_id, annotation in index_by(found, "question_id"):
         if isinstance(annotation, Rejected):
-            yield RejectedRecord(f"{file.stem}/{question_id}", annotation)
-        else:
+            yield RejectedRecord(f"{file.key}/{question_id}", annotation)
+        elif question_id not in annotations:
             annotations[question_id] = annotation
+        else:
+            found = f"found question_id {question_id!r} in an earlier file as well"
+            why = Rejected(Reason.DUPLICATE_KEY, found)
+            yield RejectedRecord(f"{file.key}/annotation_{question_id}", why)
+            if annotations[question_id] != annotation:  # whose answers are meant nobody can tell
+                annotations[question_id] = why
 
 
 def _read_questions(
     images: NumberedImages,
-    annotations: dict[Any, dict[str, Any]],
-    asked: set[Any],
+    annotations: dict[str, dict[str, Any] | Rejected],
+    asked: set[str],
     source: Source,
     file: SourceFile,
 ) -> Iterator[Item]:
     questions = entries(read_json(source, file), "questions")
     source.files.expected_records = len(questions) + (source.files.expected_records or 0)
     for question_id, question in index_by(questions, "question_id"):
-        key = f"{file.stem}/{question_id}"
+        key = f"{file.key}/{question_id}"
         asked.add(question_id)
-        try:
-            if isinstance(question, Rejected):
-                raise question
-            annotation = annotations.get(question_id)
-            yield _to_record(images, source, key, question, annotation)
-        except Rejected as error:
-            yield RejectedRecord(key, error)
+        annotation = annotations.get(question_id)
+        yield read_one(key, partial(_to_record, images, source, key, question, annotation))
 
 
 def _to_record(
     images: NumberedImages,
     source: Source,
     key: str,
-    question: dict[str, Any],
-    annotation: dict[str, Any] | None,
+    question: dict[str, Any] | Rejected,
+    annotation: dict[str, Any] | Rejected | None,
 ) -> RawRecord:
+    for half in (question, annotation):
+        if isinstance(half, Rejected):
+            raise half
+    assert isinstance(question, dict), "what is none is rejected"
     text = question.get("question")
     if not isinstance(text, str) or not text.strip():
         raise Rejected(Reason.TEXT_MISSING, "found no text in the field 'question'")
-    if annotation is None:
+    if not isinstance(annotation, dict):
         raise Rejected(Reason.QUESTION_WITHOUT_ANNOTATION)
     answers = _answers(annotation)
     if not source.is_evaluation:

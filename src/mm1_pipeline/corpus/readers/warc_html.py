@@ -1,118 +1,106 @@
 """Reads web archives: HTML pages, with the images that the same archives hold.
 
-Unit of `read`: one HTML response, whatever its status. An image is looked for in all archives of
-the source, by its URL; one that was not archived is rejected as missing and its page goes on.
+Unit of `read`: one HTML response, whatever its status; a response whose type cannot be told; a
+damaged place of an archive. All other records are counted as passed over. An image is looked for
+in all archives of the source, by its URL; one that was not archived is rejected as missing and its
+page goes on. A revisit record stands for the page or image that it repeats.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-
-from mm1_pipeline.corpus import decompression, http
+from mm1_pipeline.corpus import http
+from mm1_pipeline.corpus.charsets import REPLACEMENT, decode_page
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.html import Image, extract_document
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
+    Found,
     Item,
+    PassedOver,
     RawRecord,
     RejectedRecord,
     Source,
     read_guarded,
+    read_one,
 )
-from mm1_pipeline.corpus.readers.warc_index import ArchivedImages
+from mm1_pipeline.corpus.readers.warc_index import RESPONSES, REVISIT, ArchivedImages
 from mm1_pipeline.corpus.records import Segment
-
-_RECORD_TYPES = (WarcRecordType.response, WarcRecordType.resource)
-_MAX_HEADER_BYTES = 100_000
-_REPLACEMENT = "\ufffd"
+from mm1_pipeline.corpus.warc import Archive, WarcRecord
 
 
-def read(source: Source) -> Iterator[Item]:
+def read(source: Source) -> Iterator[Found]:
     """Reads all pages, archive by archive."""
     with closing(ArchivedImages(source)) as images:
         for file in source.files:
             yield from read_guarded(source, file, partial(_read_pages, images))
 
 
-def _read_pages(images: ArchivedImages, source: Source, file: SourceFile) -> Iterator[Item]:
-    number, position = 0, 0
+def _read_pages(images: ArchivedImages, source: Source, file: SourceFile) -> Iterator[Found]:
+    number = 0
+    max_bytes = source.limits.max_page_bytes + http.MAX_HEADER_BYTES
     with source.files.open(file) as stream:
-        for record in ArchiveIterator(stream, parse_http=True):
-            position = record.stream_pos
-            is_response = record.record_type in _RECORD_TYPES
-            if not is_response or http.content_type(record) not in http.PAGE_TYPES:
+        for record in Archive(stream).records(max_bytes):
+            if isinstance(record, Rejected):
+                yield RejectedRecord(file.name, record)
                 continue
-            key = f"{file.stem}/{number:06d}"
-            number += 1
-            url = http.target_url(record)
-            try:
-                yield _read_page(images, source, key, url, record)
-            except Rejected as error:
-                if error.reason == Reason.TRUNCATED_FILE:
-                    raise  # the archive ends here: its rejection, not another one of the page
-                yield RejectedRecord(key, _with_url(error, url))
-    _check_end(source, file, position)
+            if record.kind not in (*RESPONSES, REVISIT):
+                yield PassedOver(Passed.OTHER_WARC_RECORD)
+                continue
+            key = f"{file.key}/{number:06d}"
+            found = read_one(key, partial(_read_response, images, source, key, record))
+            number += not isinstance(found, PassedOver)
+            yield found
+
+
+def _read_response(
+    images: ArchivedImages, source: Source, key: str, record: WarcRecord
+) -> Item | PassedOver:
+    max_bytes = source.limits.max_page_bytes
+    try:
+        response = http.parse_response(record)
+        if record.kind == REVISIT:
+            original = images.original_of(record)
+            if original is None and response.media_type not in ("", *http.PAGE_TYPES):
+                return PassedOver(Passed.ARCHIVED_FILE)
+            if original is None:
+                raise Rejected(
+                    Reason.ORIGINAL_MISSING,
+                    "found a revisit record of a page that no archive of the source holds",
+                )
+            if response.is_good or response.is_unchanged:
+                response = http.parse_response(original)
+        if not http.is_page(response, max_bytes):
+            return PassedOver(Passed.ARCHIVED_FILE)
+        return _read_page(images, key, record.url, response, max_bytes)
+    except Rejected as error:
+        detail = f"{record.url}: {error.detail}" if error.detail else record.url
+        return RejectedRecord(key, Rejected(error.reason, detail))
 
 
 def _read_page(
-    images: ArchivedImages, source: Source, key: str, url: str, record: WarcRecord
+    images: ArchivedImages, key: str, url: str, response: http.Response, max_bytes: int
 ) -> RawRecord:
-    status = http.status(record)
-    if status != http.OK:
-        raise Rejected(Reason.HTTP_STATUS, f"found status {status}, expected {http.OK}")
-    body = http.read_body(record, source.limits.max_page_bytes)
-    document = extract_document(http.decode_text(body, record.http_charset), url)
+    if not response.is_good:
+        raise Rejected(Reason.HTTP_STATUS, f"found status {response.status}, expected 200")
+    body = http.read_body(response, max_bytes)
+    document = extract_document(decode_page(body, response.charset), url)
     segments: list[Segment] = []
     found: dict[tuple[str, ...], int] = {}
     for part in document.parts:
         if isinstance(part, Image):
             segments.append(Segment.of_image(found.setdefault(part.urls, len(found))))
-        elif _REPLACEMENT in part.text:
-            raise Rejected(Reason.INVALID_UTF8, "found bytes that the page's encoding lacks")
+        elif REPLACEMENT in part.text:
+            raise Rejected(
+                Reason.INVALID_UTF8,
+                "found U+FFFD in the text: bytes that the page's encoding lacks, or that an "
+                "earlier conversion lost",
+            )
         else:
             segments.append(Segment.of_text(part.text))
     raw_images = tuple(images.find(urls) for urls in found)
     metadata = {"url": url, "title": document.title}
     return RawRecord(key, tuple(segments), raw_images, metadata=metadata)
-
-
-def _with_url(error: Rejected, url: str) -> Rejected:
-    return Rejected(error.reason, f"{url}: {error.detail}" if error.detail else url)
-
-
-def _check_end(source: Source, file: SourceFile, position: int) -> None:
-    """Makes sure that an archive is whole from its last record on.
-
-    The iterator takes the end of the file for the end of the archive, wherever it comes.
-
-    Args:
-        source: the source.
-        file: the archive.
-        position: where its last record starts.
-
-    Raises:
-        Rejected: the file ends in the middle, or is no archive.
-    """
-    head, length = b"", 0
-    with source.files.open_aside(file) as stream:
-        stream.seek(position)
-        try:
-            for chunk in decompression.read_chunks(stream, file.name.lower()):
-                head += chunk if len(head) < _MAX_HEADER_BYTES else b""
-                length += len(chunk)
-        except decompression.ERRORS as error:
-            found = f"byte {position}: {error}. Records must be packed one by one, as WARC asks"
-            raise Rejected(Reason.UNREADABLE_FILE, found) from None
-    header, separator, _ = head.partition(b"\r\n\r\n")
-    if not header.startswith(b"WARC/"):
-        found = f"found {head[:8].hex(' ')} at byte {position}, expected a record"
-        raise Rejected(Reason.UNREADABLE_FILE, found)
-    declared = re.search(rb"^Content-Length:\s*(\d+)", header, re.IGNORECASE | re.MULTILINE)
-    content = length - len(header) - len(separator)
-    if not separator or declared is None or content < int(declared[1]):
-        raise Rejected(Reason.TRUNCATED_FILE, "found an archive that ends inside of a record")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,8 @@ ImageSource = Path | bytes
 """A file, or an encoded image."""
 
 _ID_FIELDS = ("question_id", "questionId", "id", "image_id", "index", "qid")
+_GZIP = b"\x1f\x8b"
+_SPACE = b" \t\r\n"
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -114,28 +119,63 @@ def parse_keyed(
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Content of a JSON file; of JSON lines, the list of their rows.
+
+    Read as `read_json_lines` reads.
 
     Raises:
         ValueError: The file is missing or no JSON.
     """
+    content = _content(path, "JSON")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(content)
+    except ValueError as error:
+        rows = _lines(content)
+        # A file of lines has several, and the first of them is a value by itself.
+        if len(rows) > 1 and not isinstance(rows[0], str):
+            return rows
         raise ValueError(f"Found no readable JSON at {path}: {error}.") from error
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Rows of a JSON-lines file; a line that is no JSON stays as text and fails as an item.
+    """Rows of a file of JSON lines, or of one JSON list; benchmarks are published as either.
+
+    A line that is no JSON stays as text and fails as an item. Files may be compressed by gzip,
+    begin with a byte order mark and end lines as Windows does. A line ends at a line feed alone:
+    texts inside JSON hold other signs that count as line ends elsewhere.
 
     Raises:
         ValueError: The file is missing.
     """
+    content = _content(path, "JSON lines")
+    if content.lstrip(_SPACE)[:1] == b"[":
+        try:
+            return list(json.loads(content))
+        except ValueError:
+            pass  # Lines that are lists each.
+    return _lines(content)
+
+
+def read_text(path: Path) -> str:
+    """Text of a file, with line feeds for Windows' line ends; it may be compressed by gzip.
+
+    Raises:
+        ValueError: The file is missing or not in UTF-8.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Found no readable JSON lines at {path}: {error}.") from error
-    return [_parsed(line) for line in lines if line.strip()]
+        return _content(path, "text").decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Found no readable text at {path}: {error}.") from error
+
+
+def read_table(path: Path, name: str) -> list[Any]:
+    """The rows that a JSON file holds under a name; those of a list or JSON lines without one.
+
+    Raises:
+        ValueError: The file is missing, or holds no rows.
+    """
+    content = read_json(path)
+    return content if isinstance(content, list) else listed(content, name, path)
 
 
 def listed(content: Any, name: str, path: Path) -> list[Any]:
@@ -148,6 +188,24 @@ def listed(content: Any, name: str, path: Path) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"Found no list {name!r} in {path}; expected the official format.")
     return found
+
+
+def _content(path: Path, kind: str) -> bytes:
+    """Bytes of a file in UTF-8 without byte order mark, out of gzip if it is compressed."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(_GZIP):
+            content = gzip.decompress(content)
+        encoding = json.detect_encoding(content)
+        if encoding not in ("utf-8", "utf-8-sig"):
+            content = content.decode(encoding).encode("utf-8")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"Found no readable {kind} at {path}: {error}.") from error
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _lines(content: bytes) -> list[Any]:
+    return [_parsed(line) for line in content.split(b"\n") if line.strip()]
 
 
 def text_of(value: Any) -> str:
@@ -166,11 +224,11 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:
-        return line
+        return line.decode("utf-8", errors="replace").strip()
 
 
 def _key_of(row: Any, number: int) -> str:

@@ -11,15 +11,15 @@ from mm1_pipeline.evaluation.formats.base import (
     listed,
     parse_rows,
     read_json,
+    read_table,
     text_of,
 )
 
 
 def read_karpathy(files: FormatFiles) -> Iterator[RawItem]:
     """Images of one of Karpathy's splits; `train` also means its rest, `restval`."""
-    path = files.paths["annotations"]
     splits = {"train": ("train", "restval")}.get(files.subset, (files.subset,))
-    images = listed(read_json(path), "images", path)
+    images = read_table(files.paths["annotations"], "images")
     wanted = [row for row in images if not files.subset or _field(row, "split") in splits]
 
     def parse(row: Any) -> RawItem:
@@ -56,9 +56,8 @@ def read_coco_captions(files: FormatFiles) -> Iterator[RawItem]:
 
 def read_textcaps(files: FormatFiles) -> Iterator[RawItem]:
     """Images with all their captions; the training file has a row a caption."""
-    path = files.paths["annotations"]
     by_image: dict[Any, Any] = {}
-    for row in listed(read_json(path), "data", path):
+    for row in read_table(files.paths["annotations"], "data"):
         by_image.setdefault(_field(row, "image_id"), row)
 
     def parse(row: Any) -> RawItem:

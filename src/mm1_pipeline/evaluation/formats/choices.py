@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,31 @@ LETTERS = "ABCD"
 """Of the options that MMBench and SEED-Bench have."""
 FILE_INDEX = "file_index"
 """Fact: the row of MMBench's file that an item is."""
+
+_DOMAINS = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Psychology", "Sociology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+"""MMMU's six domains and their thirty subjects."""
+_DOMAIN_OF = {subject: domain for domain, subjects in _DOMAINS.items() for subject in subjects}
 
 _PASS = 1_000_000
 """MMBench numbers the rotations of a question: index, index + 1,000,000, ..."""
@@ -102,16 +128,15 @@ def _parse_mmmu(row: Any) -> RawItem:
     references = tuple(str(text).strip() for text in answer if str(text).strip() not in _HIDDEN)
     if options and references and references[0] not in map(letter, range(len(options))):
         raise ValueError(f"found the answer {references[0]!r} to {len(options)} options")
+    subject = re.sub("^(?:dev|validation|test)_", "", str(row["id"])).rpartition("_")[0]
     return RawItem(
         key=str(row["id"]),
         images=tuple(_embedded(row, MAX_IMAGES)),
         question=text_of(row["question"]),
         references=references,
         options=options,
-        category=str(row["id"])
-        .removeprefix("validation_")
-        .removeprefix("test_")
-        .rpartition("_")[0],
+        category=subject,
+        facts={"domain": _DOMAIN_OF[subject]} if subject in _DOMAIN_OF else {},
     )
 
 
@@ -148,6 +173,7 @@ def _parse_mmbench(row: Any, images: dict[str, bytes]) -> RawItem:
     hint = (row.get("hint") or "").strip()
     question = text_of(row["question"])
     answer = (row.get("answer") or "").strip()
+    l2 = (row.get("l2-category") or row.get("l2_category") or "").strip()
     return RawItem(
         key=f"{index % _PASS}/{index // _PASS}",
         images=(images[name],),
@@ -156,7 +182,7 @@ def _parse_mmbench(row: Any, images: dict[str, bytes]) -> RawItem:
         options=options,
         group=str(index % _PASS),
         category=str(row.get("category", "")),
-        facts={FILE_INDEX: name},
+        facts={FILE_INDEX: name, **({"l2_category": l2} if l2 else {})},
     )
 
 
@@ -183,7 +209,11 @@ def rotations(item: RawItem) -> Iterator[RawItem]:
             options=(*item.options[shift:], *item.options[:shift]),
             group=item.group,
             category=item.category,
-            facts=item.facts if shift == 0 else {},
+            facts={
+                name: value
+                for name, value in item.facts.items()
+                if shift == 0 or name != FILE_INDEX
+            },
         )
 
 

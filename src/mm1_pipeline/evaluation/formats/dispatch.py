@@ -8,6 +8,9 @@ from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats import captions, choices, open_ended, questions, yes_no
 from mm1_pipeline.evaluation.formats.base import FormatFiles, RawItem
 
+_MAX_FOUND = 300
+"""Characters of a library's error that are passed on."""
+
 
 def read_items(kind: TaskFormat, files: FormatFiles) -> Iterator[RawItem]:
     """Items of a benchmark, in the order of its files.
@@ -17,8 +20,26 @@ def read_items(kind: TaskFormat, files: FormatFiles) -> Iterator[RawItem]:
         files: Where they lie.
 
     Raises:
-        ValueError: If a file is missing or is not in the format at all.
+        ValueError: If a file is missing, damaged, or not in the format at all; a benchmark is
+            asked whole or not at all.
     """
+    try:
+        yield from _reader(kind, files)
+    except MemoryError:
+        raise
+    except Exception as error:
+        places = [str(path) for path in files.paths.values()]
+        if isinstance(error, ValueError) and any(place in str(error) for place in places):
+            raise
+        # Of damaged files libraries raise nearly everything: OSError, TypeError, RecursionError.
+        found = " ".join(str(error).split())[:_MAX_FOUND]
+        raise ValueError(
+            f"Found no readable files of {kind.value} in {', '.join(places)} "
+            f"({type(error).__name__}: {found}); expected the official format. Fetch them anew."
+        ) from error
+
+
+def _reader(kind: TaskFormat, files: FormatFiles) -> Iterator[RawItem]:
     match kind:
         case TaskFormat.KARPATHY:
             return captions.read_karpathy(files)

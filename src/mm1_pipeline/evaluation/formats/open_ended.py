@@ -32,8 +32,9 @@ def read_mathvista(files: FormatFiles) -> Iterator[RawItem]:
             key=key,
             images=(files.image(str(row["image"]).removeprefix("images/")),),
             question=f"{question} (Unit: {unit})" if unit else question,
-            references=(text_of(row["answer"]),),
-            options=tuple(str(choice).strip() for choice in row.get("choices") or ()),
+            # Blanks around them count in the official distance of edits.
+            references=(str(row["answer"]),) if text_of(row["answer"]) else (),
+            options=tuple(map(str, row.get("choices") or ())),
             category=str(row.get("metadata", {}).get("task", "")),
             facts={
                 "answer_type": text_of(row["answer_type"]),

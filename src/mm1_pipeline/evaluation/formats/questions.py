@@ -9,10 +9,11 @@ from typing import Any
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
-    listed,
     parse_keyed,
     parse_rows,
     read_json,
+    read_json_lines,
+    read_table,
     text_of,
 )
 
@@ -35,8 +36,7 @@ def read_vqa(files: FormatFiles) -> Iterator[RawItem]:
             category=str(annotation.get("answer_type", "")),
         )
 
-    questions = files.paths["questions"]
-    return parse_rows(listed(read_json(questions), "questions", questions), parse)
+    return parse_rows(read_table(files.paths["questions"], "questions"), parse)
 
 
 def _annotations(path: Path | None) -> dict[Any, Any]:
@@ -45,7 +45,7 @@ def _annotations(path: Path | None) -> dict[Any, Any]:
         return {}
     return {
         row["question_id"]: row
-        for row in listed(read_json(path), "annotations", path)
+        for row in read_table(path, "annotations")
         if isinstance(row, dict) and "question_id" in row
     }
 
@@ -61,8 +61,7 @@ def read_textvqa(files: FormatFiles) -> Iterator[RawItem]:
             references=tuple(text_of(answer) for answer in files.answers(row, "answers")),
         )
 
-    path = files.paths["annotations"]
-    return parse_rows(listed(read_json(path), "data", path), parse)
+    return parse_rows(read_table(files.paths["annotations"], "data"), parse)
 
 
 def read_vizwiz(files: FormatFiles) -> Iterator[RawItem]:
@@ -77,7 +76,7 @@ def read_vizwiz(files: FormatFiles) -> Iterator[RawItem]:
             category=str(row.get("answer_type", "")),
         )
 
-    return parse_rows(_rows(files, "annotations"), parse)
+    return parse_rows(read_json_lines(files.paths["annotations"]), parse)
 
 
 def read_gqa(files: FormatFiles) -> Iterator[RawItem]:
@@ -112,8 +111,7 @@ def read_docvqa(files: FormatFiles) -> Iterator[RawItem]:
             references=tuple(text_of(answer) for answer in files.answers(row, "answers")),
         )
 
-    path = files.paths["annotations"]
-    return parse_rows(listed(read_json(path), "data", path), parse)
+    return parse_rows(read_table(files.paths["annotations"], "data"), parse)
 
 
 def read_chartqa(files: FormatFiles) -> Iterator[RawItem]:
@@ -127,11 +125,4 @@ def read_chartqa(files: FormatFiles) -> Iterator[RawItem]:
             references=(text_of(row["label"]),),
         )
 
-    return parse_keyed(enumerate(_rows(files, "annotations")), parse)
-
-
-def _rows(files: FormatFiles, role: str) -> list[Any]:
-    content = read_json(files.paths[role])
-    if not isinstance(content, list):
-        raise ValueError(f"Found no list in {files.paths[role]}; expected the official format.")
-    return content
+    return parse_keyed(enumerate(read_json_lines(files.paths["annotations"])), parse)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from mm1_pipeline.config.text_tasks import TextFormat
 from mm1_pipeline.evaluation.formats.base import (
     RawItem,
     letter,
-    listed,
     parse_keyed,
-    read_json,
     read_json_lines,
+    read_table,
+    read_text,
     text_of,
 )
 
+logger = logging.getLogger(__name__)
+
 _BRACKETS = re.compile(r"\[.*?\]")
-_DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"]+))\)')
+_DESCRIPTION = re.compile(r'\(description (?:"(?P<quoted>[^"]+)"|(?P<plain>[^)]+))\)')
+"""A name in WebQuestions. One that holds quotes keeps them all, with their backslashes, as in the
+data set that lm-evaluation-harness asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class TextItem:
         options: What may follow, without the space before it.
         right: Places of the right options.
         failure: Why it cannot be asked.
+        gap: What stands between context and continuation in a solved example.
     """
 
     key: str
@@ -40,6 +46,7 @@ class TextItem:
     options: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
     failure: str | None = None
+    gap: str = ""
 
     def pairs(self, shots: str = "") -> list[tuple[str, str]]:
         """Context and continuation of each option, after some solved examples."""
@@ -52,7 +59,7 @@ class TextItem:
     def solved(self) -> str:
         """The item as an example: context and the first right continuation."""
         context, continuation = self.pairs()[self.right[0]]
-        return context + continuation
+        return context + self.gap + continuation
 
 
 def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[TextItem]:
@@ -78,12 +85,11 @@ def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[Tex
         case TextFormat.HELLASWAG:
             return _items(_numbered(read_json_lines(path)), _hellaswag)
         case TextFormat.SCIQ:
-            return _items(_numbered(_list(path)), _sciq)
+            return _items(_numbered(read_json_lines(path)), _sciq)
         case TextFormat.TRIVIAQA:
-            rows = listed(read_json(path), "Data", path)
-            return _items(_numbered(rows, "QuestionId"), _triviaqa)
+            return _items(_numbered(read_table(path, "Data"), "QuestionId"), _triviaqa)
         case TextFormat.WEBQS:
-            return _items(_numbered(_list(path)), _webqs)
+            return _items(_numbered(read_json_lines(path)), _webqs)
 
 
 def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
@@ -100,14 +106,27 @@ def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
             yield TextItem(raw.key, failure=raw.failure)
 
 
-def _numbered(rows: Iterable[Any], name: str = "") -> Iterator[tuple[str, Any]]:
+def _numbered(rows: Sequence[Any], name: str = "") -> Iterator[tuple[str, Any]]:
     """Rows with their id; with their place where they have none, or one that came before."""
     seen: set[str] = set()
+    repeated: list[str] = []
     for number, row in enumerate(rows):
-        key = str(row.get(name, number)) if isinstance(row, Mapping) else str(number)
-        key = f"{key} (row {number})" if key in seen else key
+        found = str(row.get(name, number)) if isinstance(row, Mapping) else str(number)
+        key = found
+        while key in seen:
+            key = f"{key} (row {number})"
+        if key != found:
+            repeated.append(key)
         seen.add(key)
         yield key, row
+    if repeated:
+        logger.warning(
+            "found %d of %d questions under ids that others have; they are asked and scored under "
+            "keys of their own, such as %r.",
+            len(repeated),
+            len(seen),
+            repeated[0],
+        )
 
 
 def _arc(key: str, row: Any) -> TextItem:
@@ -123,7 +142,7 @@ def _arc(key: str, row: Any) -> TextItem:
 
 def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
     rows = read_json_lines(files["questions"])
-    labels = files["labels"].read_text(encoding="utf-8").split()
+    labels = read_text(files["labels"]).split()
     if len(rows) != len(labels):
         raise ValueError(
             f"Found {len(rows)} questions in {files['questions']}, but {len(labels)} labels."
@@ -133,15 +152,16 @@ def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
 
 def _piqa(key: str, pair: Any) -> TextItem:
     row, label = pair
-    options = (text_of(row["sol1"]), text_of(row["sol2"]))
+    options = (_as_it_is(row["sol1"]), _as_it_is(row["sol2"]))
     return TextItem(key, (f"Question: {row['goal']}\nAnswer:",), options, (_place(label, options),))
 
 
 def _lambada(key: str, row: Any) -> TextItem:
-    context, space, last = row["text"].rpartition(" ")
-    if not space or not last:
-        raise ValueError("found no last word after a space")
-    return TextItem(key, (context,), (last,), (0,))
+    context, _, last = _as_it_is(row["text"]).rpartition(" ")
+    if not context and not last:
+        raise ValueError("found no word in the text")
+    # lm-evaluation-harness puts a second space before the last word of a solved example.
+    return TextItem(key, (context,), (last,), (0,), gap=" ")
 
 
 def _winogrande(key: str, row: Any) -> TextItem:
@@ -171,7 +191,7 @@ def _wikihow(text: str) -> str:
 
 def _sciq(key: str, row: Any) -> TextItem:
     options = [row[f"distractor{number}"] for number in (1, 2, 3)]
-    support = text_of(row["support"]) if not row["support"] else row["support"].lstrip()
+    support = _as_it_is(row["support"]).lstrip()
     return TextItem(
         key,
         (f"{support}\nQuestion: {row['question']}\nAnswer:",),
@@ -181,20 +201,19 @@ def _sciq(key: str, row: Any) -> TextItem:
 
 
 def _triviaqa(key: str, row: Any) -> TextItem:
-    aliases = tuple(str(alias) for alias in row["Answer"]["Aliases"])
+    aliases = tuple(text_of(alias) for alias in row["Answer"]["Aliases"])
     if not aliases:
         raise ValueError("found no alias of the answer")
-    return TextItem(
-        key, (f"Question: {row['Question']}?\nAnswer:",), aliases, tuple(range(len(aliases)))
-    )
+    context = f"Question: {text_of(row['Question'])}?\nAnswer:"
+    return TextItem(key, (context,), aliases, tuple(range(len(aliases))))
 
 
 def _webqs(key: str, row: Any) -> TextItem:
     """Names that begin with another one are left out: that one is enough to be right."""
-    names = sorted(quoted or plain for quoted, plain in _DESCRIPTION.findall(row["targetValue"]))
+    found = _DESCRIPTION.finditer(row["targetValue"])
     kept: list[str] = []
-    for name in (name.replace('\\"', '"').strip() for name in names):
-        if name and not (kept and name.startswith(kept[-1])):
+    for name in sorted(match["quoted"] or match["plain"] for match in found):
+        if not (kept and name.startswith(kept[-1])):
             kept.append(name)
     if not kept:
         raise ValueError("found no name in targetValue")
@@ -206,15 +225,15 @@ def _webqs(key: str, row: Any) -> TextItem:
     )
 
 
+def _as_it_is(value: Any) -> str:
+    """A text with its outer spaces, which are part of what is asked."""
+    if not isinstance(value, str):
+        raise TypeError(f"found {type(value).__name__}, expected text")
+    return value
+
+
 def _place(label: Any, options: tuple[str, ...]) -> int:
     index = int(label)
     if not 0 <= index < len(options):
         raise ValueError(f"found {letter(index) if index >= 0 else index} as the right option")
     return index
-
-
-def _list(path: Path) -> list[Any]:
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"Found no list in {path}; expected the official format.")
-    return content

@@ -14,6 +14,7 @@ from mm1_pipeline.evaluation.formats.base import (
     parse_keyed,
     parse_rows,
     read_json_lines,
+    read_text,
     text_of,
 )
 
@@ -104,7 +105,10 @@ def _read_mme_image(category: str, path: Path, images: Path) -> Iterator[RawItem
             category=category,
         )
 
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
+    except ValueError as error:
+        return iter([RawItem(f"{group}/0", failure=str(error), group=group, category=category)])
     items = parse_keyed(((f"{group}/{number}", line) for number, line in enumerate(lines)), parse)
     # A malformed line still belongs to its image and category.
     return (replace(item, group=group, category=category) for item in items)

@@ -4,7 +4,7 @@ The network is the project's own `MM1`. Shape letters: B rows, S new positions o
 positions that are seen (those in the cache and the new), V vocabulary.
 """
 
-# pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleMethodOverride=false, reportArgumentType=false
 # The signatures are those that transformers documents for such classes, not those it writes.
 
 from __future__ import annotations
@@ -24,6 +24,21 @@ from mm1_pipeline.export.huggingface.parameters import build
 from mm1_pipeline.models.losses import IGNORED
 from mm1_pipeline.models.mm1 import MM1
 
+_CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
+"""What transformers calls a cache: from 5.24 on, and before."""
+
+
+class TiedEmbedding(torch.nn.Embedding):
+    """Token embeddings that are the map to the vocabulary too.
+
+    One module for both, because a weight is only at hand inside its module where modules lie on
+    several devices or on the disk.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        """Maps int64[...] to float[..., D], and float[..., D] to float[..., V]."""
+        return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
+
 
 class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Next tokens after text with images.
@@ -35,13 +50,18 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MM1HFConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012  the name that transformers reads
+    _no_split_modules = ["DecoderLayer", "VisionLayer"]  # noqa: RUF012  as transformers reads it
 
     def __init__(self, config: MM1HFConfig) -> None:
         super().__init__(config)
         assert config.shape is not None, "config.json has no shape"
         self.model = MM1(build(MM1Config, config.shape), config.image_token_id)
+        decoder = self.model.decoder
+        if decoder.head is None:
+            decoder.embedding = TiedEmbedding(decoder.config.vocab_size, decoder.config.d_model)
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -50,10 +70,25 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: torch.nn.Embedding) -> None:
         """Replaces the token embeddings; the output head too where it is tied."""
+        if self.model.decoder.head is None and not isinstance(value, TiedEmbedding):
+            value = TiedEmbedding.from_pretrained(value.weight, freeze=False)
         self.model.decoder.embedding = value
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        """The map to the vocabulary, where it is not tied."""
+        return self.model.decoder.head
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Linear) -> None:
+        """Replaces the map to the vocabulary."""
+        self.model.decoder.head = new_embeddings
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing: an exported directory holds every weight."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+        """The model's own way, which computes each layer again in the backward pass."""
+        self.gradient_checkpointing = enable
+        self.model.vision.recompute = self.model.decoder.recompute = enable
 
     def forward(
         self,
@@ -65,7 +100,8 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        cache: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token.
@@ -80,18 +116,21 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: float[B, S, D], instead of input_ids.
             labels: int64[B, S], -100 where nothing is predicted; shifted here.
             use_cache: whether to return a cache.
-            logits_to_keep: last positions whose logits are computed; 0 is all.
+            logits_to_keep: last positions whose logits are computed, 0 is all; or their indices.
+            cache: `past_key_values` by its newer name.
 
         Returns:
             logits float32[B, S, V], loss, cache.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+        recomputes = self.model.decoder.recompute and torch.is_grad_enabled()
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None and not recomputes:
+            cache = DynamicCache()
         embeddings = (
             self._embed(input_ids, pixel_values) if inputs_embeds is None else inputs_embeds
         )
         num_rows, num_new = embeddings.shape[:2]
-        num_past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        num_past = 0 if cache is None else int(cache.get_seq_length())
         device = embeddings.device
         if attention_mask is None:
             attention_mask = torch.ones(num_rows, num_past + num_new, device=device)
@@ -101,32 +140,70 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = self.model.decoder(
             embeddings.flatten(0, 1),
             position_ids.expand(num_rows, num_new).flatten(),
-            _attend(past_key_values, _visible(real, num_past), num_rows),
+            _attend(cache, _visible(real, num_past), num_rows),
         ).view(embeddings.shape)
-        logits = self.model.logits(hidden[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = (self.model.decoder.head or self.get_input_embeddings())(hidden[:, kept]).float()
         return CausalLMOutputWithPast(
-            loss=None if labels is None else _next_token_loss(logits, labels),  # pyright: ignore[reportArgumentType]
-            logits=logits,  # pyright: ignore[reportArgumentType]
-            past_key_values=past_key_values,
+            loss=None if labels is None else _next_token_loss(logits, labels),
+            logits=logits,
+            **{_CACHE: cache},
         )
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         past_key_values: Any = None,
+        cache: Any = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What the next call of `forward` gets: the positions that the cache does not hold."""
-        num_past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        return {
-            "input_ids": input_ids[:, num_past:],
-            "pixel_values": pixel_values if num_past == 0 else None,
+        cache = past_key_values if cache is None else cache
+        num_past = 0 if cache is None else int(cache.get_seq_length())
+        inputs = {
+            _CACHE: cache,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
             "use_cache": kwargs.get("use_cache", True),
+            "logits_to_keep": kwargs.get("logits_to_keep", 0),
         }
+        if inputs_embeds is not None and num_past == 0:
+            generated = self.get_input_embeddings()(input_ids)
+            return {**inputs, "inputs_embeds": torch.cat([inputs_embeds, generated], dim=1)}
+        length = input_ids.shape[1] + (0 if inputs_embeds is None else inputs_embeds.shape[1])
+        # A prompt that is read in pieces comes without what the cache holds.
+        num_new = length - num_past if length > num_past else input_ids.shape[1]
+        num_seen = input_ids.shape[1] - num_new
+        if pixel_values is not None and num_seen:
+            seen = self._num_squares(input_ids[:, :num_seen])
+            rows = pixel_values.split(self._num_squares(input_ids))
+            pixel_values = torch.cat([row[n:] for row, n in zip(rows, seen, strict=True)])
+        has_images = pixel_values is not None and len(pixel_values) > 0
+        return {
+            **inputs,
+            "input_ids": input_ids[:, num_seen:],
+            "pixel_values": pixel_values if has_images else None,
+        }
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeats each row with its images, of which it may have several or none."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and input_ids is not None:
+            rows = pixel_values.split(self._num_squares(input_ids))
+            pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        return input_ids, {**kwargs, "pixel_values": pixel_values}
+
+    def _num_squares(self, input_ids: Tensor) -> list[int]:
+        """How many of `pixel_values` belong to each row."""
+        is_placeholder = input_ids == self.model.image_token_id
+        return (is_placeholder.sum(1) // self.model.config.connector.num_tokens).tolist()
 
     def _embed(self, input_ids: Tensor | None, pixel_values: Tensor | None) -> Tensor:
         assert input_ids is not None, "give input_ids or inputs_embeds"
@@ -136,9 +213,8 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"Found image placeholders (token {self.model.image_token_id}) but no "
                     "pixel_values. Give the images, or leave their placeholders out."
                 )
-            return self.model.decoder.embedding(input_ids)
-        weight = self.model.decoder.embedding.weight
-        return self.model.embed(input_ids, pixel_values.to(weight))
+            return self.get_input_embeddings()(input_ids)
+        return self.model.embed(input_ids, pixel_values.to(input_ids.device, self.dtype))
 
 
 def _visible(real: Tensor, num_past: int) -> Tensor:
@@ -152,17 +228,23 @@ def _visible(real: Tensor, num_past: int) -> Tensor:
 
 def _attend(cache: Any, visible: Tensor, num_rows: int) -> Callable[..., Tensor]:
     """Attention over a cache of transformers', as `Decoder.forward` calls it."""
+    num_new, num_seen = visible.shape[-2:]
+    slots = torch.arange(num_seen - num_new, num_seen, device=visible.device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys, values = (x.unflatten(0, (num_rows, -1)).transpose(1, 2) for x in (q, k, v))
+        mask = visible.to(q.device)
         if cache is not None:
-            keys, values = cache.update(keys, values, layer)
+            new_slots = {"cache_position": slots.to(q.device)}
+            keys, values = cache.update(keys, values, layer, new_slots)
+            # A static cache is longer than what it holds.
+            mask = F.pad(mask, (0, keys.shape[-2] - num_seen))
         repeats = q.shape[1] // k.shape[1]
         attended = F.scaled_dot_product_attention(
             queries,
             keys.repeat_interleave(repeats, 1),
             values.repeat_interleave(repeats, 1),
-            attn_mask=visible,
+            attn_mask=mask,
         )
         return attended.transpose(1, 2).flatten(0, 1)
 
@@ -170,5 +252,5 @@ def _attend(cache: Any, visible: Tensor, num_rows: int) -> Callable[..., Tensor]
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    targets = labels[:, 1:].flatten()
+    targets = labels[:, 1:].flatten().to(logits.device)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORED)

@@ -39,18 +39,23 @@ def _own_table(
                 rows.append((model, str(shots), *cells))
     if not rows:
         return []
+    entries = {name: inputs.entry(task) for name, task in tasks.items()}
     unconfirmed = sorted(
-        {part for task in tasks.values() for part in inputs.entry(task).get("unconfirmed", ())}
+        {part for entry in entries.values() for part in entry.get("unconfirmed", ())}
     )
+    notes = [f"Not confirmed to be the paper's: {', '.join(unconfirmed)}."] if unconfirmed else []
+    notes += [
+        f"{name} is not comparable with published numbers: {entry['not_comparable']}."
+        for name, entry in entries.items()
+        if "not_comparable" in entry
+    ]
     return [
         Table(
             f"This run: the paper's {title}",
             _headings(columns),
             tuple(rows),
             frozenset(range(len(rows))),
-            note=f"Not confirmed to be the paper's: {', '.join(unconfirmed)}."
-            if unconfirmed
-            else "",
+            note=" ".join(notes),
         )
     ]
 

@@ -23,8 +23,8 @@ from mm1_pipeline.reporting.predictions import (
 from mm1_pipeline.reporting.thumbnails import thumbnail_uri
 
 _GRADED = frozenset(
-    {"vqa_accuracy", "exact_match", "choice", "circular", "pope_f1", "mme_score", "mathvista"}
-    | {"relaxed_accuracy"}
+    {"vqa_accuracy", "textvqa_accuracy", "vizwiz_accuracy", "exact_match", "relaxed_accuracy"}
+    | {"choice", "circular", "pope_f1", "mme_score", "mathvista"}
 )
 """Metrics whose items are right or wrong; captions are only better or worse."""
 _WITHOUT_IMAGES = frozenset({"acc", "acc_norm", "greedy_match", "alias_match"})

@@ -21,7 +21,7 @@ def results_section(inputs: ReportInputs) -> Section | None:
             *(
                 table
                 for task in inputs.tasks
-                for table in (_task_table(inputs, task), *_details_table(inputs, task))
+                for table in (_task_table(inputs, task), *_details_tables(inputs, task))
             ),
             *paper_tables(inputs),
         ),
@@ -47,7 +47,7 @@ def _task_table(inputs: ReportInputs, task: str) -> Table:
     )
     emphasised = frozenset(i for i, name in enumerate(models) if is_trained(name))
     caption = f"{task}: {metric_name(inputs.metric(task))}"
-    return Table(caption, columns, rows, emphasised, _failures(inputs, models, task, shots))
+    return Table(caption, columns, rows, emphasised, _note(inputs, models, task, shots))
 
 
 def _has_scores(inputs: ReportInputs, model: str, task: str, shots: list[int]) -> bool:
@@ -66,29 +66,40 @@ def _sample_sizes(inputs: ReportInputs, model: str, task: str, shots: list[int])
     return ", ".join(dict.fromkeys(count(score["n"]) for score in scores if score))
 
 
-def _failures(inputs: ReportInputs, models: list[str], task: str, shots: list[int]) -> str:
+def _note(inputs: ReportInputs, models: list[str], task: str, shots: list[int]) -> str:
+    """What the number must not be compared with, and what could not be asked."""
     scores = [inputs.score(model, task, number) for model in models for number in shots]
     failed = max((score.get("failed", 0) for score in scores if score), default=0)
-    if not failed:
-        return ""
-    return f"{count(failed)} of the n items could not be asked and count as wrong."
+    sentences = []
+    if reason := inputs.entry(task).get("not_comparable"):
+        sentences.append(f"Not comparable with published numbers: {reason}.")
+    if failed:
+        sentences.append(f"{count(failed)} of the n items could not be asked and count as wrong.")
+    return " ".join(sentences)
 
 
-def _details_table(inputs: ReportInputs, task: str) -> list[Table]:
+def _details_tables(inputs: ReportInputs, task: str) -> list[Table]:
     """Parts of the main model's number at the fewest shots, where it has any."""
     model, shots = inputs.main_model, inputs.shots(task)[0]
     score = inputs.score(model, task, shots) if model else None
-    parts = (score or {}).get("details", {}).get("by_category", {})
-    if not parts:
-        return []
-    names = list(dict.fromkeys(name for part in parts.values() for name in part if name != "n"))
-    columns = (
-        Column("Part", numeric=False),
-        *(Column(name.replace("_", " ")) for name in names),
-        Column("n"),
-    )
-    rows = tuple(
-        (part, *(decimal(values.get(name)) for name in names), count(values["n"]))
-        for part, values in parts.items()
-    )
-    return [Table(f"{task} by part: {model}, {shots} shots", columns, rows)]
+    tables = []
+    for division, parts in (score or {}).get("details", {}).items():
+        if not isinstance(parts, dict) or not all(
+            isinstance(part, dict) and "n" in part for part in parts.values()
+        ):
+            continue
+        names = list(dict.fromkeys(name for part in parts.values() for name in part if name != "n"))
+        columns = (
+            Column("Part", numeric=False),
+            *(Column(name.replace("_", " ")) for name in names),
+            Column("n"),
+        )
+        rows = tuple(
+            (part, *(decimal(values.get(name)) for name in names), count(values["n"]))
+            for part, values in parts.items()
+        )
+        kind = "part" if division == "by_category" else division.removeprefix("by_")
+        tables.append(
+            Table(f"{task} by {kind.replace('_', ' ')}: {model}, {shots} shots", columns, rows)
+        )
+    return tables
