@@ -13,7 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import env_option, validate_conf_source
 from kedro.utils import load_obj
 
-from mm1_pipeline.staleness.errors import redact
+from mm1_pipeline.staleness.errors import without_secrets
 
 if TYPE_CHECKING:
     from mm1_pipeline.staleness.session import StalenessSession
@@ -36,7 +36,7 @@ class UserErrorCommand(click.Command):
             try:
                 return super().invoke(ctx)
             except _user_errors() as error:
-                raise click.ClickException(redact(str(error))) from error
+                raise click.ClickException(without_secrets(str(error))) from error
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

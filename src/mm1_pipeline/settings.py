@@ -8,7 +8,7 @@ from typing import Any
 
 from mm1_pipeline import hooks
 from mm1_pipeline.staleness.components import Settings
-from mm1_pipeline.staleness.errors import redact
+from mm1_pipeline.staleness.errors import without_secrets
 from mm1_pipeline.staleness.session import session_class
 
 # Threads that wait must sleep: on a small machine that does anything else besides, spinning
@@ -22,8 +22,8 @@ def _make_redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     """A record of any library without the passwords of addresses in its text."""
     record = _make_record(*args, **kwargs)
     text = f"{record.msg}{record.args or ''}"
-    if redact(text) != text:
-        record.msg, record.args = redact(record.getMessage()), None
+    if without_secrets(text) != text:
+        record.msg, record.args = without_secrets(record.getMessage()), None
     return record
 
 

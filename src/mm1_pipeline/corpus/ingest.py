@@ -52,6 +52,7 @@ from mm1_pipeline.corpus.steps import (
     write_partition,
 )
 from mm1_pipeline.staleness.inputs import path_state
+from mm1_pipeline.staleness.parameters import flatten_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -374,6 +375,7 @@ def _fingerprint(
     A file that was edited and restored counts as another one: a killed run may have read it before.
     """
     source = config.sources[name]
+    read = flatten_parameters(source, "").inputs()
     content = {
         "layout": _LAYOUT,
         "name": name,
@@ -384,7 +386,7 @@ def _fingerprint(
         "records_per_file": config.records_per_file,
         "files": input_listing(source),
         # So that work on what lay there for a while is not taken for work on what lies there now.
-        "states": [path_state(path) for path in (source.path, source.image_path) if path],
+        "states": {path: path_state(found) for path, found in read.items()},
         "evaluation": None if index is None else read_summary(index)["digest"],
         "decontamination": None if index is None else asdict(config.decontamination),
         "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],

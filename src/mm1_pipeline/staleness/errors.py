@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+_USERINFO = re.compile(r"(//)[^/?#@\s'\"]*+@(?:[^/?#@\s'\"]*+@)*+")
 _SECRET = re.compile(
-    r"(?<=[?&])([\w.-]*(?:token|key|secret|sig|signature|passw(?:or)?d|pwd|credential)[\w.-]*=)"
-    r"[^&#\s'\"]+",
+    r"([?&;][\w.-]{0,60}?(?:token|key|secret|signature|sig|passw(?:or)?d|pwd|auth|credential"
+    r"|session)[\w.-]{0,20}=)[^&;#\s'\"]+",
     re.IGNORECASE,
 )
 
@@ -36,8 +36,12 @@ def unknown_name(what: str, found: str, allowed: Iterable[str], hint: str = "") 
     return f"{what}: found {found!r}; {hint or nearest}: {', '.join(names) or 'none'}."
 
 
-def redact(text: str) -> str:
-    """Hides in addresses whatever lets in: user and password, tokens and signatures of queries."""
-    if "://" not in text:
-        return text
-    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+def without_secrets(text: str) -> str:
+    """A text in whose addresses no user name, password or token is left to read.
+
+    Args:
+        text: an address, or a message that may hold some.
+    """
+    if "//" in text:
+        text = _USERINFO.sub(r"\1***@", text)
+    return _SECRET.sub(r"\1***", text)

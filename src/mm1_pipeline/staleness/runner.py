@@ -23,7 +23,7 @@ from pluggy import PluginManager
 from mm1_pipeline.staleness import artifacts
 from mm1_pipeline.staleness.components import Settings
 from mm1_pipeline.staleness.context import BuildContext, building
-from mm1_pipeline.staleness.errors import StalenessError, redact
+from mm1_pipeline.staleness.errors import StalenessError, without_secrets
 from mm1_pipeline.staleness.files import hash_json, remove_temporaries
 from mm1_pipeline.staleness.fingerprint import Cause, Fingerprint
 from mm1_pipeline.staleness.graph import StaleNode, Storage
@@ -277,7 +277,7 @@ class _Run:
         return {
             "node": node,
             "started_at": _format_time(started),
-            "command": redact(shlex.join(sys.argv)),
+            "command": without_secrets(shlex.join(sys.argv)),
             **(self._options.provenance or {}),
         }
 
