@@ -51,6 +51,7 @@ from mm1_pipeline.corpus.steps import (
     read_partition,
     write_partition,
 )
+from mm1_pipeline.staleness.files import read_json, seal, unseal
 from mm1_pipeline.staleness.inputs import path_state
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -194,9 +195,9 @@ def _ingest_source(
 
 def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
     """Marks a source as finished, and removes what only an unfinished one needs."""
-    content = {"fingerprint": fingerprint, "report": report}
+    content = json.loads(json.dumps({"fingerprint": fingerprint, "report": report}))
     temporary = folder / f"{_COMPLETED}.tmp"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.write_text(json.dumps(seal(content)), encoding="utf-8")
     temporary.replace(folder / _COMPLETED)
     for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
@@ -356,11 +357,8 @@ def _publish(folder: Path, name: str, output_dir: Path) -> None:
 
 def _completed_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
-    try:
-        content = json.loads((folder / _COMPLETED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content["report"] if content["fingerprint"] == fingerprint else None
+    content = unseal(read_json(folder / _COMPLETED))
+    return content["report"] if content and content["fingerprint"] == fingerprint else None
 
 
 def _fingerprint(

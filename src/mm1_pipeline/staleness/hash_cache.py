@@ -7,6 +7,7 @@ entries, which it compares with the time of its index.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -41,6 +42,7 @@ class HashCache:
         self._path = path
         self._entries: dict[str, list[Any]] = {}
         self._changed = False
+        self._lag: int | None = None
         stored = unseal(read_json(path)) if path is not None else None
         if stored is not None and stored.get("format") == _FORMAT:
             self._entries = stored["entries"]
@@ -60,7 +62,7 @@ class HashCache:
         entry = self._entries.get(key)
         if entry is not None and entry[:4] == found and _is_settled(found, entry[4]):
             return entry[5]
-        started = time.time_ns()
+        started = time.time_ns() - self._clock_lag()
         value = hash_file(path, algorithm)
         if signature(path) == found:
             self._store(key, found, started, value)
@@ -68,7 +70,9 @@ class HashCache:
 
     def seed(self, path: Path, value: str, algorithm: str = CONTENT_HASH) -> None:
         """Remembers a hash that was computed elsewhere from the file's present content."""
-        self._store(self._key(path, algorithm), signature(path), time.time_ns(), value)
+        self._store(
+            self._key(path, algorithm), signature(path), time.time_ns() - self._clock_lag(), value
+        )
 
     def save(self) -> None:
         """Writes the hashes of files that still exist, when there are new ones."""
@@ -83,6 +87,22 @@ class HashCache:
     def _store(self, key: str, found: list[int], hashed_at: int, value: str) -> None:
         self._entries[key] = [*found, hashed_at, value]
         self._changed = True
+
+    def _clock_lag(self) -> int:
+        """Nanoseconds by which a file written now is older than this machine's time.
+
+        Servers of files have clocks of their own. One that is late dates a second edit so that it
+        looks long past, which is why Git compares with the time of its index on the same disk.
+        """
+        if self._lag is None:
+            self._lag = 0
+            if self._path is not None:
+                probe = self._path.with_name(f".clock.{os.getpid()}.tmp")
+                with contextlib.suppress(OSError):  # A root that is read-only, or not there yet.
+                    probe.touch()
+                    self._lag = max(0, time.time_ns() - os.stat(probe).st_ctime_ns)
+                    probe.unlink()
+        return self._lag
 
     @staticmethod
     def _key(path: Path, algorithm: str) -> str:

@@ -134,6 +134,13 @@ def test_an_edit_within_the_tick_of_a_coarse_clock_is_seen(tmp_path, monkeypatch
         path.write_text("bb")
         assert cache.hash(path) != before
     at(3)
+    path.write_text("cc")
+    late = HashCache(tmp_path / "hashes.json")
+    monkeypatch.setattr(hash_cache.os, "stat", lambda _: types.SimpleNamespace(st_ctime_ns=written))
+    before = late.hash(path)  # The disk's clock is three seconds late: it was just written.
+    path.write_text("dd")
+    assert late.hash(path) != before
+    assert [found.name for found in tmp_path.iterdir()] == ["raw"]
     cache.hash(path)
     monkeypatch.setattr(hash_cache, "hash_file", None)
     cache.hash(path)  # Settled, so it is not read again.
