@@ -14,6 +14,7 @@ from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import ANSWER_FILES, FILES, SubmissionFormat, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
+from mm1_pipeline.staleness.errors import without_secrets
 
 
 class Metric(StrEnum):
@@ -352,6 +353,12 @@ class JudgeConfig:
     max_retries: int = operational(default=3)
 
     def __post_init__(self) -> None:
+        if without_secrets(self.endpoint) != self.endpoint:
+            raise ValueError(
+                f"endpoint: found {without_secrets(self.endpoint)!r}, an address with a key in it, "
+                "which would be stored with the parameters; name an environment variable that "
+                "holds it as api_key_env."
+            )
         if not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(
                 f"endpoint: found {self.endpoint!r}, expected an address that starts with http:// "

@@ -101,10 +101,8 @@ class LockStore:
     def read(self, node: str) -> NodeLock:
         """The lock of a node; an empty one where there is none or it is damaged."""
         path = self._path(node)
-        lock = _restore(read_json(path))
-        if lock is not None and lock.node == node:
-            return lock
-        return NodeLock(node, damaged=str(path) if path.exists() else None)
+        lock = self._restore(path)
+        return lock or NodeLock(node, damaged=str(path) if path.exists() else None)
 
     def write(self, lock: NodeLock) -> None:
         """Replaces the lock of a node in one step."""
@@ -119,15 +117,26 @@ class LockStore:
     def all(self) -> Iterator[NodeLock]:
         """Every whole lock, in the order of file names."""
         for path in self._files():
-            if (lock := _restore(read_json(path))) is not None:
+            if (lock := self._restore(path)) is not None:
                 yield lock
 
     def damaged(self) -> list[Path]:
-        """Files of locks that are not as they were written."""
-        return [path for path in self._files() if _restore(read_json(path)) is None]
+        """Files of locks that are not as they were written, or not where."""
+        return [path for path in self._files() if self._restore(path) is None]
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.json"))
+
+    def _restore(self, path: Path) -> NodeLock | None:
+        """The lock that a file holds; None where it holds no whole one, or one of another node."""
+        content = unseal(read_json(path), required=False)
+        if content is None or content.pop("format", None) != _FORMAT:
+            return None
+        try:
+            lock = _SHAPE.validate_python(content)
+        except ValidationError:
+            return None
+        return lock if self._path(lock.node) == path else None
 
     def _path(self, node: str) -> Path:
         if _PLAIN_NAME.fullmatch(node) and not node.startswith("."):
@@ -135,14 +144,3 @@ class LockStore:
         # Nodes without a name of their own are called by their datasets.
         plain = re.sub(r"[^\w\-]+", "_", node)[:100].strip("_")
         return self.folder / f"{plain}-{hash_text(node)[:12]}.json"
-
-
-def _restore(content: Any) -> NodeLock | None:
-    """The lock that a file holds; None where it holds no whole one."""
-    content = unseal(content, required=False)
-    if content is None or content.pop("format", None) != _FORMAT:
-        return None
-    try:
-        return _SHAPE.validate_python(content)
-    except ValidationError:
-        return None

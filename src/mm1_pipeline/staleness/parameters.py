@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.errors import StalenessError, without_secrets
 from mm1_pipeline.staleness.files import canonical_json, hash_json
 from mm1_pipeline.staleness.inputs import Selection
 from mm1_pipeline.staleness.meaning import OPERATIONAL
@@ -121,7 +121,7 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
             if reads and child is not None:
                 for place_path, place in _places(child, f"{path}.{name}"):
                     flat.input_paths[place_path] = place
-                    if callable(reads):
+                    if reads is not True:
                         flat.selections[place_path] = Selection(*reads(value, place))
             else:
                 _flatten(child, f"{path}.{name}", flat)
@@ -132,6 +132,8 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
     elif isinstance(value, list | tuple):
         _flatten_sequence(value, path, flat)
     elif isinstance(value, _Scalar):
+        if isinstance(value, str) and "://" in value:
+            value = without_secrets(value)  # Records and messages hold these values.
         flat.values[path] = repr(value) if isinstance(value, float) else canonical_json(value)
     else:
         raise StalenessError(
@@ -143,6 +145,10 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
 
 def _flatten_sequence(value: list | tuple, path: str, flat: FlatParameters) -> None:
     simple = [_simplify(item) for item in value]
+    simple = [
+        without_secrets(item) if isinstance(item, str) and "://" in item else item
+        for item in simple
+    ]
     if all(isinstance(item, _Scalar) for item in simple):
         flat.values[path] = canonical_json(simple)
         return
