@@ -27,10 +27,18 @@ STREAMING_TESTS = ("e2e", "unit/training", "unit/evaluation", "test_streams_load
 of every dataset that is alive on the machine."""
 
 
+COSTLY_MODULES = ("test_corpus_sample", "unit/export/test_export.py", "test_export_llava")
+"""Modules whose fixtures take longer than all their tests: each is one worker's, so that it builds
+them once. Others are dealt test by test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(place in item.path.as_posix() for place in STREAMING_TESTS):
+        path = item.path.as_posix()
+        if any(place in path for place in STREAMING_TESTS):
             item.add_marker(pytest.mark.xdist_group("streaming"))
+        elif any(module in path for module in COSTLY_MODULES):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

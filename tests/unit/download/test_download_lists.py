@@ -35,7 +35,7 @@ def listed(folder: Path, *, is_counted: bool = True, **more) -> list[ListedImage
     files = SourceFiles(str(folder), patterns=PATTERNS[config.kind])
     total = sum(read_head(config, files, file)[1] for file in files)
     rows = [row for shard in ImageLists(config, files).read(None) for row in shard]
-    assert not is_counted or total >= len(rows)
+    assert not is_counted or abs(total - len(rows)) <= max(2, 0.05 * len(rows))  # an estimate
     return rows
 
 

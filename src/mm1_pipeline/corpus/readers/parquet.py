@@ -111,14 +111,17 @@ def _read_group(
     metadata. What is lost then is lost from that row on, since no page says where the next starts.
     """
     names = list(dict.fromkeys(table.schema_arrow.names))
+    others = [name for name in names if name not in needed]
     why: Rejected | None = None
     number = 0
-    for columns in (names, [name for name in names if name in needed]):
+    for left_out in ([], others):
+        columns = [name for name in names if name not in left_out]
         try:
             for batch in _read_batches(table, group, columns, num_bytes, skipped=number):
                 for row in _to_rows(batch, needed, unreadable):
-                    yield row
                     number += 1
+                    unreadable.update(left_out)
+                    yield row
         except Rejected as error:
             why = error
         except (Exception, pa.ArrowMemoryError) as error:
@@ -128,7 +131,6 @@ def _read_group(
             why = Rejected(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error}")
         if number >= num_rows:
             return
-        unreadable.update({name: num_rows - number for name in names if name not in needed})
     why = why or Rejected(Reason.UNREADABLE_FILE, "found fewer rows than the footer says")
     yield from itertools.repeat(why)
 
@@ -149,14 +151,14 @@ def _read_batches(
     allowed = _FREE_BYTES + _MAX_EXPANSION * min(packed, num_bytes)
     values = max((chunk.num_values for chunk in chunks), default=0)
     if unpacked > allowed or values > _ROWS_PER_BYTE * num_bytes + _FREE_ROWS:
-        raise _swells(unpacked, packed, values)
+        raise _compression_bomb(unpacked, packed, values)
     # One value may be as large as its whole column, and a dictionary repeats it in every row.
     at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, unpacked)))
     for batch in table.iter_batches(batch_size=at_once, row_groups=[group], columns=columns):
         batch = _without_dictionaries(batch)
         allowed -= batch.nbytes
         if allowed < 0:
-            raise _swells(unpacked, packed, values)
+            raise _compression_bomb(unpacked, packed, values)
         wanted = batch.slice(min(skipped, batch.num_rows))
         skipped -= batch.num_rows - wanted.num_rows
         if wanted.num_rows:
@@ -175,9 +177,9 @@ def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
 
 
-def _swells(unpacked: int, packed: int, values: int) -> Rejected:
+def _compression_bomb(unpacked: int, packed: int, values: int) -> Rejected:
     return Rejected(
-        Reason.SWELLS,
+        Reason.COMPRESSION_BOMB,
         f"found a row group of {packed} bytes that unpacks to {unpacked} bytes or far more, and "
         f"{values} values, expected at most {_MAX_EXPANSION} times as many bytes",
     )
