@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm1_pipeline.staleness.artifacts import current
+from mm1_pipeline.staleness.artifacts import check_content, current
 from mm1_pipeline.staleness.errors import StalenessError
 
 if TYPE_CHECKING:
@@ -132,4 +132,5 @@ def _artifact(data_root: Path, name: str) -> Path:
             f"{data_root / name}: found nothing published. Run the pipeline that makes it, or "
             "name another folder (--tokenizer, --shards)."
         )
+    check_content(found)
     return found.path

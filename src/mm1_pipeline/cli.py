@@ -13,6 +13,8 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import env_option, validate_conf_source
 from kedro.utils import load_obj
 
+from mm1_pipeline.staleness.errors import hide_secrets, without_secrets
+
 if TYPE_CHECKING:
     from mm1_pipeline.staleness.session import StalenessSession
 
@@ -34,7 +36,10 @@ class UserErrorCommand(click.Command):
             try:
                 return super().invoke(ctx)
             except _user_errors() as error:
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException(without_secrets(str(error))) from error
+            except Exception as error:
+                hide_secrets(error)  # Whoever shows a traceback shows the texts of all.
+                raise
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from typing import Any
 
 from mm1_pipeline import hooks
 from mm1_pipeline.staleness.components import Settings
+from mm1_pipeline.staleness.errors import hide_secrets, without_secrets
 from mm1_pipeline.staleness.session import session_class
 
 # Threads that wait must sleep: on a small machine that does anything else besides, spinning
 # ones make a training step twenty times slower. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+_make_record = logging.getLogRecordFactory()
+
+
+def _make_redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """A record of any library without the passwords of addresses in its text."""
+    record = _make_record(*args, **kwargs)
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError):  # Arguments that do not fit; the handler says so.
+        return record
+    if without_secrets(text) != text:
+        record.msg, record.args = without_secrets(text), None
+    if record.exc_info and record.exc_info[1] is not None:
+        hide_secrets(record.exc_info[1])
+    return record
+
+
+logging.setLogRecordFactory(_make_redacted_record)
 
 HOOKS = hooks.HOOKS
 

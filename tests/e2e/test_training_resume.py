@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import random
@@ -28,7 +27,7 @@ from mm1_pipeline.config.training import LearningRateLaw, OptimizerConfig, Sched
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.next_token import NextToken
 from mm1_pipeline.training.callbacks import TrainingStoppedError
-from mm1_pipeline.training.metrics import without_timing
+from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.schedule import multiplier
 from mm1_pipeline.training.train import build_model, choose_device, train
 
@@ -90,8 +89,7 @@ def test_killed_and_damaged_training_equals_the_uninterrupted_one(
     assert without_timing(resumed) == without_timing(rows), kills
     for name in ("model.safetensors", "config.json"):
         assert (output_dir / name).read_bytes() == (folder / "model" / name).read_bytes(), kills
-    on_disk = (work_dir / "training_pretrain.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in on_disk] == resumed
+    assert MetricsLog(work_dir / "training_pretrain.jsonl").rows() == resumed
     saved = load_model(output_dir).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 

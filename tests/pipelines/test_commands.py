@@ -220,3 +220,73 @@ def test_the_wheel_outside_of_a_project_says_what_it_needs(installed, tmp_path, 
     assert elsewhere.returncode == 1
     assert "found nothing at 'data/sample/captions_openclipart_wds'" in elsewhere.stderr
     assert f"Relative paths begin at {tmp_path}" in elsewhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "path"),
+    [
+        ("evaluate", ("tasks",)),
+        ("evaluate", ("text_tasks",)),
+        ("ingest", ("sources",)),
+        ("pretrain", ("mixture", "streams")),
+        ("pretrain", ("mixture", "streams", "caption", "sources")),
+        ("ablate", ("grid", "arms")),
+        ("lr_law", ("sizes",)),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["../out", "a/b", "/etc/x", "..", "", ".hidden", "a\nb", "é", "a" * 101]
+)
+def test_names_that_would_lead_out_of_the_data_root_are_refused(group, path, name):
+    from kedro.framework.project import pipelines
+    from kedro.validation.type_extractor import TypeExtractor
+
+    from mm1_pipeline.config.validation import ParameterError, check_parameters
+
+    cls = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()[group]
+    raw: dict = {}
+    inner = raw
+    for part in path:
+        inner = inner.setdefault(part, {})
+    inner[name] = {}
+    with pytest.raises(ParameterError) as refused:
+        check_parameters({group: raw}, {group: cls})
+    assert f"{group}.{'.'.join(path)}: found the name {name!r}, expected" in str(refused.value)
+
+
+SECRET = "hunter2-not-real"
+
+
+ADDRESSES = {
+    "text": f"http://user:{SECRET}@127.0.0.1:1/x/",
+    "web_documents": f"s3://key:{SECRET}@bucket/x",
+    "instructions": f"https://127.0.0.1:1/x?api_key={SECRET}",
+    "digit_strips": f"ftp://user:{SECRET}@127.0.0.1:1/x",
+}
+
+
+def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
+    """Nor are keys of the environment."""
+    keys = {"HF_TOKEN": f"hf_{SECRET}", "OPENAI_API_KEY": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
+    options = ("--env=smoke", f"--conf-source={smoke_project.folder / 'conf'}")
+    sources = [f"ingest.sources.{name}.path={address}" for name, address in ADDRESSES.items()]
+    param = f"--params={','.join(sources)}"
+    for command in (
+        ("run", "--nodes=ingest_sources", *options, param),
+        ("mm1", "status", "--pipeline=ingest", *options, param),
+    ):
+        told = subprocess.run(
+            [sys.executable, "-m", "mm1_pipeline", *command],
+            env={**os.environ, **keys, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "400"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert SECRET not in told.stdout + told.stderr, told.stderr[-3000:]
+        if command[0] == "run":
+            told_of = [name for name in ADDRESSES if f"ingest.sources.{name}.path" in told.stderr]
+            assert told_of == list(ADDRESSES), told.stderr[-3000:]
+    files = [path for path in smoke_project.folder.rglob("*") if path.is_file()]
+    assert any("conf" not in path.parts for path in files)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]

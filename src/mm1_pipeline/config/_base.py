@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -21,11 +23,35 @@ NULL_REMOVES = BeforeValidator(_without_nulls)
 """Metadata of a mapping whose entries an environment may take out: environments are merged into
 `base` entry by entry, so one that wants other sources sets those of `base` to null."""
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_LONGEST_NAME = 100
+
+
+def _plain_name(name: str) -> str:
+    if len(name) > _LONGEST_NAME or not _PLAIN_NAME.fullmatch(name) or ".." in name:
+        raise ValueError(
+            f"found the name {name!r}, expected at most {_LONGEST_NAME} letters, digits, `_`, `-` "
+            "and single dots, the first a letter or digit: files and folders are called by it."
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+"""Key of a mapping whose entries files and folders are called by: none leads elsewhere."""
+
 OPERATIONAL = "operational"
 """Metadata key of a field that cannot change results, so it does not count for staleness."""
 
 INPUT_PATH = "input_path"
 """Metadata key of a field that names a file or folder whose content counts for staleness."""
+
+
+_NO_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog)(\.(txt|md|rst|html?|pdf|cff|bib))?"
+    r"|thumbs\.db|ehthumbs\.db|desktop\.ini|.*\.(md|rst)",
+    re.IGNORECASE,
+)
+"""Names that people and file managers give to what is beside data."""
 
 
 def operational(*, default: Any) -> Any:
@@ -36,13 +62,44 @@ def operational(*, default: Any) -> Any:
     return dataclasses.field(default=default, metadata={OPERATIONAL: True})
 
 
-def input_path(*, default: Any = dataclasses.MISSING) -> Any:
+class Selection(NamedTuple):
+    """Which files count of those that a parameter names."""
+
+    place: str
+    """Folder, or file."""
+    counts: Callable[[str], bool]
+    """Whether a file in the folder does, by its relative name."""
+    follows_out: bool = True
+    """Whether links that lead out of the folder are followed."""
+
+
+def is_data(name: str) -> bool:
+    """Whether a file in a folder of data is any: not hidden, no README, nothing a system left.
+
+    Args:
+        name: of the file, relative to the folder.
+    """
+    *_, base = parts = name.split("/")
+    return not any(part.startswith(".") for part in parts) and not _NO_DATA.fullmatch(base)
+
+
+def _all_data(_group: Any, place: str) -> Selection:
+    return Selection(place, is_data)
+
+
+def input_path(
+    *, default: Any = dataclasses.MISSING, reads: Callable[[Any, str], Selection] = _all_data
+) -> Any:
     """Declares a field that names a file or folder which is read.
 
     Staleness counts what lies there, not where it lies: moving data reruns nothing,
     changing it does.
+
+    Args:
+        default: value of the field.
+        reads: tells from the group and the path which files count.
     """
-    return dataclasses.field(default=default, metadata={INPUT_PATH: True})
+    return dataclasses.field(default=default, metadata={INPUT_PATH: reads})
 
 
 @dataclass_transform(

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
-from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import ANSWER_FILES, FILES, SubmissionFormat, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
+from mm1_pipeline.staleness.errors import without_secrets
 
 
 class Metric(StrEnum):
@@ -352,6 +353,12 @@ class JudgeConfig:
     max_retries: int = operational(default=3)
 
     def __post_init__(self) -> None:
+        if without_secrets(self.endpoint) != self.endpoint:
+            raise ValueError(
+                f"endpoint: found {without_secrets(self.endpoint)!r}, an address with a key in it, "
+                "which would be stored with the parameters; name an environment variable that "
+                "holds it as api_key_env."
+            )
         if not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(
                 f"endpoint: found {self.endpoint!r}, expected an address that starts with http:// "
@@ -363,8 +370,8 @@ class JudgeConfig:
 class EvaluateConfig:
     """Parameters of the stage `evaluate`."""
 
-    tasks: Annotated[dict[str, TaskConfig], NULL_REMOVES]
-    text_tasks: Annotated[dict[str, TextTaskConfig], NULL_REMOVES] = dataclasses.field(
+    tasks: Annotated[dict[Name, TaskConfig], NULL_REMOVES]
+    text_tasks: Annotated[dict[Name, TextTaskConfig], NULL_REMOVES] = dataclasses.field(
         default_factory=dict
     )
     """Tasks without images, by log-likelihood."""

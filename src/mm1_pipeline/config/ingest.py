@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
-from mm1_pipeline.config._base import NULL_REMOVES, input_path, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
 from mm1_pipeline.config.corpus_rules import (
     CAPTION_RULES,
     SHORT_TEXT_RULES,
@@ -18,6 +18,7 @@ from mm1_pipeline.config.corpus_rules import (
     TextRules,
     settle,
 )
+from mm1_pipeline.config.source_files import SourceFormat, read_by_source, seen_as_image
 
 
 class RecordKind(StrEnum):
@@ -31,46 +32,6 @@ class RecordKind(StrEnum):
     """Text alone."""
     CONVERSATION = "conversation"
     """Turns of a human and an assistant, possibly about images."""
-
-
-class SourceFormat(StrEnum):
-    """How a raw source lies on disk."""
-
-    IMG2DATASET = "img2dataset"
-    """Tar shards with `<key>.jpg/.txt/.json` and a parquet of metadata beside each."""
-    IMAGE_PARQUET = "image_parquet"
-    """Parquet rows with encoded image bytes and a caption column."""
-    INTERLEAVED_PARQUET = "interleaved_parquet"
-    """Interleaved documents with their images' bytes, laid out as OBELICS and OmniCorpus do
-    (parallel `texts` and `images`) or as MMC4 does (`text_list` and `image_info`)."""
-    COCO_CAPTIONS = "coco_captions"
-    """COCO caption annotations (JSON) beside a folder of images."""
-    VQA_V2 = "vqa_v2"
-    """VQAv2 questions and annotations (two JSON files) beside a folder of images."""
-    LLAVA = "llava"
-    """LLaVA / ShareGPT conversations (JSON) beside their images."""
-    GQA = "gqa"
-    """GQA questions (JSON) beside a folder of images."""
-    A_OKVQA = "a_okvqa"
-    """A-OKVQA questions with options (JSON) beside COCO's images."""
-    OCR_VQA = "ocr_vqa"
-    """OCR-VQA: dataset.json beside a folder of book covers."""
-    TEXT_CAPS = "text_caps"
-    """TextCaps captions (JSON) beside a folder of images."""
-    DVQA = "dvqa"
-    """DVQA questions on bar charts (JSON) beside a folder of images."""
-    CHART_QA = "chart_qa"
-    """ChartQA questions (JSON) beside a folder of images."""
-    AI2D = "ai2d"
-    """AI2D: one JSON file of questions with options an image."""
-    DOC_VQA = "doc_vqa"
-    """DocVQA or InfoVQA questions (JSON) beside a folder of images."""
-    SYNTH_DOG = "synth_dog"
-    """SynthDog: Parquet rows of an image and, as JSON, the text in it."""
-    WARC_HTML = "warc_html"
-    """Web archives of HTML pages and the images they show."""
-    JSONL = "jsonl"
-    """One JSON object a line, plain or `.zst` or `.gz`."""
 
 
 class SourceSplit(StrEnum):
@@ -209,7 +170,7 @@ class SourceConfig:
 
     kind: RecordKind
     format: SourceFormat
-    path: str = input_path()
+    path: str = input_path(reads=read_by_source)
     """Folder or file; any URL that fsspec opens."""
     files: str = "*"
     """Pattern of the file names to read inside a folder (`*val2014*`); images are not meant."""
@@ -218,7 +179,7 @@ class SourceConfig:
     """Column or JSON field that holds the text (img2dataset, image_parquet, jsonl)."""
     image_column: str = "image"
     """Column that holds the encoded image (image_parquet)."""
-    image_path: str | None = input_path(default=None)
+    image_path: str | None = input_path(default=None, reads=seen_as_image)
     """Folder that the image names of coco_captions, vqa_v2 and llava refer to; None takes the
     folder of the annotations, and `images` inside it."""
     follow_image_links: bool = False
@@ -346,7 +307,7 @@ class ReaderLimits:
 class IngestConfig:
     """Parameters of the stage `ingest`."""
 
-    sources: Annotated[dict[str, SourceConfig], NULL_REMOVES]
+    sources: Annotated[dict[Name, SourceConfig], NULL_REMOVES]
     deduplication: DeduplicationConfig = DeduplicationConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
     limits: ReaderLimits = ReaderLimits()

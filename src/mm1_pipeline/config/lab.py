@@ -7,7 +7,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any
 
-from mm1_pipeline.config._base import NULL_REMOVES, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, operational, parameters
 
 Overrides = dict[str, Any]
 """Values by the dotted path of a parameter, for instance `pretrain.schedule.num_steps`."""
@@ -213,7 +213,7 @@ class ExecutionConfig:
 class GridConfig(ExecutionConfig):
     """Arms that are trained and evaluated, each from several seeds."""
 
-    arms: Annotated[dict[str, Overrides], NULL_REMOVES]
+    arms: Annotated[dict[Name, Overrides], NULL_REMOVES]
     """What each arm changes in the environment's parameters; `{}` changes nothing."""
     seeds: tuple[int, ...] = (0, 1, 2)
     seed_paths: tuple[str, ...] = ("pretrain.seed",)
@@ -324,7 +324,7 @@ class AblateConfig:
 class LrLawConfig(ExecutionConfig):
     """Parameters of `lr_law`: sizes, rates, and how their runs are judged."""
 
-    sizes: dict[str, Overrides]
+    sizes: dict[Name, Overrides]
     """What each size changes in the environment's parameters, mostly `model.decoder`."""
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...] = (0,)

@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.staleness.errors import without_secrets
 
 DEFAULT_INSTRUCTION = (
     "Rewrite the alt text of an image as one fluent, factual sentence that uses what was seen in "
@@ -34,6 +35,12 @@ class EndpointConfig:
     """Captions that are asked for at once."""
 
     def __post_init__(self) -> None:
+        if without_secrets(self.base_url) != self.base_url:
+            raise ValueError(
+                f"base_url: found {without_secrets(self.base_url)!r}, an address with a key in it, "
+                "which would be stored with the parameters; name an environment variable that "
+                "holds it as key_variable."
+            )
         if not re.match(r"https?://[^/@]+", self.base_url):
             raise ValueError(
                 f"base_url: found {self.base_url!r}, expected http:// or https:// and a host."

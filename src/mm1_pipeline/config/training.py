@@ -6,7 +6,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from mm1_pipeline.config._base import NULL_REMOVES, operational, parameters
+from mm1_pipeline.config._base import NULL_REMOVES, Name, operational, parameters
 
 
 def _check_at_least_one(group: object, *names: str) -> None:
@@ -103,7 +103,7 @@ class StreamMixture:
 
     share: float
     """Share of the sequences of every global batch, 0..1."""
-    sources: Annotated[dict[str, float], NULL_REMOVES]
+    sources: Annotated[dict[Name, float], NULL_REMOVES]
     """Weight of each source inside the stream; weights are normalised."""
 
 
@@ -115,7 +115,7 @@ class MixtureConfig:
     Weights inside a stream are our choice.
     """
 
-    streams: Annotated[dict[str, StreamMixture], NULL_REMOVES]
+    streams: Annotated[dict[Name, StreamMixture], NULL_REMOVES]
 
     def __post_init__(self) -> None:
         total = sum(stream.share for stream in self.streams.values())

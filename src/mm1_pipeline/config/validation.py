@@ -75,6 +75,10 @@ def _describe(name: str, cls: type, problem: Any) -> str:
             return _unknown(path, _field_names(owner))
         case "missing" | "missing_argument":
             return f"{path}: missing, and it has no default."
+        case "value_error" if problem["loc"][-1:] == ("[key]",):  # The name of an entry.
+            return f"{'.'.join(str(part) for part in (name, *problem['loc'][:-2]))}: " + str(
+                problem["ctx"]["error"]
+            )
         case "value_error":
             # A group's own message starts with the field it is about.
             return f"{path}.{problem['ctx']['error']}"

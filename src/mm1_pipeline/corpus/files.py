@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import io
 import itertools
 import os
@@ -20,6 +19,8 @@ from typing import Any, BinaryIO, cast
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
+from mm1_pipeline.config._base import is_data
+from mm1_pipeline.config.source_files import matches
 from mm1_pipeline.corpus.images import RejectedImage
 from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
 
@@ -165,8 +166,9 @@ class ImageFolder:
     def __init__(self, path: str, max_bytes: int, *, follow_links: bool = False) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(path)
         self._max_bytes = max_bytes
-        found = _find(self._fs, self._root)
-        self._files = {_relative(name, self._root): file for name, file in found.items()}
+        found = _find(self._fs, self._root, follow_links=follow_links)
+        names = {_relative(path, self._root): file for path, file in found.items()}
+        self._files = {name: file for name, file in names.items() if is_data(name)}
         if not follow_links:
             for file in self._files.values():
                 file.unusable = file.unusable or file.leads_out
@@ -203,6 +205,11 @@ class ImageFolder:
                 Reason.IMAGE_AMBIGUOUS, f"found {len(found)} files that are all called {safe!r}"
             )
         if not found:
+            for folder in (
+                str(above) for place in candidates for above in PurePosixPath(place).parents
+            ):
+                if folder in self._files and (why := self._files[folder].leads_out):
+                    raise RejectedImage(Reason.UNSAFE_PATH, f"{safe!r}: {why}")
             raise RejectedImage(Reason.IMAGE_MISSING, f"found no file {safe!r} in the image folder")
         if why := self._files[found[0]].unusable:
             leads_out = why == self._files[found[0]].leads_out
@@ -294,10 +301,10 @@ class _File:
     """Said where a link leads out of the folder."""
 
 
-def _find(fs: Any, root: str) -> dict[str, _File]:
+def _find(fs: Any, root: str, *, follow_links: bool = True) -> dict[str, _File]:
     """Everything in a folder and below by its path, but what is hidden."""
     if isinstance(fs, LocalFileSystem) and os.path.isdir(root):
-        found = dict(_walk(root))
+        found = dict(_walk(root, follow_links))
     else:
         infos = cast(dict[str, dict[str, Any]], fs.find(root, detail=True))
         found = {path: _File(int(info["size"] or 0)) for path, info in infos.items()}
@@ -306,8 +313,11 @@ def _find(fs: Any, root: str) -> dict[str, _File]:
     return {path: file for path, file in found.items() if not _is_hidden(path, root)}
 
 
-def _walk(root: str) -> Iterator[tuple[str, _File]]:
-    """Lists a folder of this machine, where files may be anything and links lead anywhere."""
+def _walk(root: str, follow_links: bool) -> Iterator[tuple[str, _File]]:
+    """Lists a folder of this machine, where files may be anything and links lead anywhere.
+
+    A folder outside is listed by its own name if links are not followed.
+    """
     real_root = os.path.realpath(root)
     waiting = [(root, frozenset((real_root,)), "")]
     while waiting:
@@ -327,7 +337,9 @@ def _walk(root: str) -> Iterator[tuple[str, _File]]:
                 except OSError:  # it leads to nothing, to itself, or its target is not to be seen
                     yield path, _File(0, "found a link that leads to nothing")
                     continue
-                if stat.S_ISDIR(status.st_mode):
+                if stat.S_ISDIR(status.st_mode) and leads_out and not follow_links:
+                    yield path, _File(0, "", leads_out)
+                elif stat.S_ISDIR(status.st_mode):
                     real = os.path.realpath(target)
                     if real not in above:  # else it leads back to a folder that it lies in
                         waiting.append((path, above | {real}, leads_out))
@@ -365,10 +377,3 @@ def _file_keys(names: list[str]) -> dict[str, str]:
 
 def _relative(name: str, folder: str) -> str:
     return name[len(folder) :].lstrip("/") if name.startswith(folder) else name
-
-
-def matches(name: str, patterns: tuple[str, ...], also: str) -> bool:
-    """Whether a file's name fits one of the patterns, in any case of letters, and another one."""
-    base = posixpath.basename(name)
-    fits = any(fnmatch.fnmatchcase(base.lower(), pattern) for pattern in patterns)
-    return fits and fnmatch.fnmatchcase(base, also)

@@ -51,6 +51,9 @@ from mm1_pipeline.corpus.steps import (
     read_partition,
     write_partition,
 )
+from mm1_pipeline.staleness.files import read_json, seal, unseal
+from mm1_pipeline.staleness.inputs import path_state
+from mm1_pipeline.staleness.parameters import flatten_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +112,12 @@ def ingest(
             if reports[name] is None:
                 _start_or_resume(folder, fingerprint)
                 reports[name] = _ingest_source(name, config, folder, index, scorer, engine)
+                if _fingerprint(name, config, index, scorer, earlier) != fingerprint:
+                    raise ValueError(
+                        f"ingest.sources.{name}.path: found files that were written to while they "
+                        "were read, so nobody can tell what was. Run it again when nothing writes "
+                        "to them."
+                    )
                 _complete(folder, fingerprint, reports[name])
             else:
                 logger.info("%s: finished by an earlier run, kept", name)
@@ -186,9 +195,9 @@ def _ingest_source(
 
 def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
     """Marks a source as finished, and removes what only an unfinished one needs."""
-    content = {"fingerprint": fingerprint, "report": report}
+    content = json.loads(json.dumps({"fingerprint": fingerprint, "report": report}))
     temporary = folder / f"{_COMPLETED}.tmp"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.write_text(json.dumps(seal(content)), encoding="utf-8")
     temporary.replace(folder / _COMPLETED)
     for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
@@ -348,11 +357,8 @@ def _publish(folder: Path, name: str, output_dir: Path) -> None:
 
 def _completed_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
-    try:
-        content = json.loads((folder / _COMPLETED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content["report"] if content["fingerprint"] == fingerprint else None
+    content = unseal(read_json(folder / _COMPLETED))
+    return content["report"] if content and content["fingerprint"] == fingerprint else None
 
 
 def _fingerprint(
@@ -362,8 +368,12 @@ def _fingerprint(
     scorer: ScorerReference | None = None,
     earlier: Sequence[str] = (),
 ) -> str:
-    """What the files of a finished source depend on, as far as it is seen without reading."""
+    """What the files of a finished source depend on, as far as it is seen without reading.
+
+    A file that was edited and restored counts as another one: a killed run may have read it before.
+    """
     source = config.sources[name]
+    read = flatten_parameters(source, "").inputs()
     content = {
         "layout": _LAYOUT,
         "name": name,
@@ -373,6 +383,8 @@ def _fingerprint(
         "partition_bytes": config.partition_bytes,
         "records_per_file": config.records_per_file,
         "files": input_listing(source),
+        # So that work on what lay there for a while is not taken for work on what lies there now.
+        "states": {path: path_state(found) for path, found in read.items()},
         "evaluation": None if index is None else read_summary(index)["digest"],
         "decontamination": None if index is None else asdict(config.decontamination),
         "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig, SourceFormat
+from mm1_pipeline.config.source_files import FORMAT_FILES
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
 from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, whole_suffix
 from mm1_pipeline.corpus.readers import (
@@ -13,7 +14,7 @@ from mm1_pipeline.corpus.readers import (
     synth_dog,
 )
 from mm1_pipeline.corpus.readers.base import Source, is_files_fault
-from mm1_pipeline.corpus.readers.dispatch import FORMAT_FILES, open_files
+from mm1_pipeline.corpus.readers.dispatch import open_files
 from mm1_pipeline.corpus.text_rules import read_profanities
 
 _WITH_IMAGES_IN_THEM = frozenset(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus.columns import to_table
-from mm1_pipeline.corpus.urls import without_secrets
+from mm1_pipeline.staleness.errors import without_secrets
 
 QUARANTINE_SCHEMA = pa.schema(
     [

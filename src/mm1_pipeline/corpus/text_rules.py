@@ -6,6 +6,7 @@ Source: the quality and repetition rules of Gopher's MassiveText (Rae et al. 202
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -216,6 +217,8 @@ def read_profanities(path: str) -> tuple[frozenset[str], tuple[str, ...]]:
     """
     import fsspec
 
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("found a folder or a pipe")
     with fsspec.open(path, "rt", encoding="utf-8") as file:
         lines: Iterable[str] = file.read().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     entries = {" ".join(_WORD.findall(line.lower())) for line in lines if line[:1] != "#"} - {""}

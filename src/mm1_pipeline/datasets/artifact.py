@@ -9,8 +9,9 @@ from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
 
-from mm1_pipeline.staleness.artifacts import Artifact, Workspace, current, publish
+from mm1_pipeline.staleness.artifacts import Artifact, Workspace, check_content, current, publish
 from mm1_pipeline.staleness.context import current_context, workspace_for
+from mm1_pipeline.staleness.errors import StalenessError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class ArtifactDataset(AbstractDataset[StagedArtifact, Artifact]):
         """Gives the current version.
 
         Raises:
-            DatasetError: when nothing is published, or in a layout of another version.
+            DatasetError: when nothing is published, in a layout of another version, or when
+                weights or configurations in it are damaged.
         """
         artifact = current(self._path)
         if artifact is None:
@@ -100,6 +102,10 @@ class ArtifactDataset(AbstractDataset[StagedArtifact, Artifact]):
                 f"{self._schema_version}. It was made by another version of the project; make it "
                 "again."
             )
+        try:
+            check_content(artifact)
+        except StalenessError as error:
+            raise DatasetError(str(error)) from error
         return artifact
 
     def save(self, data: StagedArtifact) -> None:

@@ -56,6 +56,8 @@ def _read(source: ImageSource) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
+        if not source.is_file():
+            raise ValueError(f"found no file {source.name} in {source.parent.name}")
         size = source.stat().st_size
         if size > SAFE.max_bytes:
             raise ValueError(f"found {size} bytes in {source.name}, allowed {SAFE.max_bytes}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 import urllib.error
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm1_pipeline.config.evaluation import JudgeConfig
+from mm1_pipeline.corpus.api_keys import ApiKey
 from mm1_pipeline.evaluation.row_log import RowLog
+from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Judge:
         """
         digest = hashlib.sha256(json.dumps([self.model, prompt]).encode()).hexdigest()
         if digest not in self._replies:
-            reply = self._request(prompt)
+            reply = self._key.hide(self._request(prompt))
             self._replies[digest] = reply
             if self._log is not None:
                 self._log.append([{"sha256": digest, "reply": reply}])
@@ -93,30 +94,43 @@ class Judge:
         for attempt in range(self._config.max_retries + 1):
             try:
                 self.num_asked += 1
-                return _content(self._post(json.dumps(body).encode()))
+                return self._content(self._post(json.dumps(body).encode()))
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code} {error.reason}"
                 if error.code not in _RETRIED:
                     break
             except (OSError, HTTPException) as error:
                 problem = str(error)
+            problem = self._key.hide(without_secrets(problem))
             if attempt < self._config.max_retries:
                 logger.warning("judge: %s; trying again.", problem)
                 time.sleep(min(2**attempt, 30) * 0.5)
+        problem = self._key.hide(without_secrets(problem))
         raise JudgeError(
             f"evaluate.judge.endpoint: {self._config.endpoint} gave {problem}; check that the "
             "server runs, knows the model, and takes the key. Answers and replies so far are kept."
         )
 
     def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = {"Content-Type": "application/json", **self._key.headers()}
         request = urllib.request.Request(  # noqa: S310 (the parameters allow http and https only)
             f"{self._config.endpoint.rstrip('/')}/chat/completions", body, headers
         )
         with self._opener.open(request, timeout=self._config.timeout_seconds) as response:
             return response.read(MAX_REPLY_BYTES)
+
+    def _content(self, data: bytes) -> str:
+        try:
+            content = json.loads(data)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            content = None
+        if not isinstance(content, str):
+            start = self._key.hide(data.decode("utf-8", "replace"))[:80]
+            raise JudgeError(
+                f"evaluate.judge.endpoint: found a reply that starts with {start!r}, expected "
+                "choices[0].message.content as OpenAI's chat completions have it."
+            )
+        return content
 
 
 def fill_judge_prompt(
@@ -142,26 +156,14 @@ def parse_grade(reply: str) -> float | None:
     return grades[0] if len(grades) == 1 and 0 <= grades[0] <= 1 else None
 
 
-def _api_key(config: JudgeConfig) -> str | None:
-    if config.api_key_env is None:
-        return None
-    key = os.environ.get(config.api_key_env)
-    if not key:
+def _api_key(config: JudgeConfig) -> ApiKey:
+    try:
+        key = ApiKey(config.api_key_env)
+    except ValueError as error:
+        raise JudgeError(f"evaluate.judge.api_key_env: {error}") from None
+    if config.api_key_env is not None and not key:
         raise JudgeError(
             f"evaluate.judge.api_key_env: found no environment variable {config.api_key_env}; set "
             "it to the endpoint's key, or leave the parameter out for a server without keys."
         )
     return key
-
-
-def _content(data: bytes) -> str:
-    try:
-        content = json.loads(data)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        content = None
-    if not isinstance(content, str):
-        raise JudgeError(
-            f"evaluate.judge.endpoint: found a reply that starts with {data[:80]!r}, expected "
-            "choices[0].message.content as OpenAI's chat completions have it."
-        )
-    return content

@@ -17,7 +17,7 @@ from typing import Any
 from mm1_pipeline.lab.world import world_of
 from mm1_pipeline.staleness.files import canonical_json, hash_json
 from mm1_pipeline.staleness.hash_cache import HashCache
-from mm1_pipeline.staleness.inputs import path_digest
+from mm1_pipeline.staleness.inputs import Selection, path_digest
 from mm1_pipeline.staleness.parameters import diff, flatten_parameters
 
 CODE = "code"
@@ -83,7 +83,7 @@ class IdentityReader:
 
     def __init__(self, cache: Path | None = None) -> None:
         self._hashes = HashCache(cache)
-        self._digests: dict[str, str] = {}
+        self._digests: dict[tuple[str, str], str] = {}
 
     def read(self, scope: Scope, groups: Mapping[str, Any]) -> Identity:
         """The identity of what a scope's nodes make of some parameters.
@@ -97,7 +97,8 @@ class IdentityReader:
             flat = flatten_parameters(_at(groups, path), path)
             values |= flat.values
             values |= {
-                f"data:{name}": self._data(place) for name, place in flat.input_paths.items()
+                f"data:{name}": self._data(selection, _group_of(name, flat.values))
+                for name, selection in flat.inputs().items()
             }
         return Identity(dict(sorted(values.items())))
 
@@ -105,13 +106,20 @@ class IdentityReader:
         """Keeps the hashes for the next process."""
         self._hashes.save()
 
-    def _data(self, place: str) -> str:
-        if place not in self._digests:
-            world = world_of(Path(place))
-            self._digests[place] = (
-                path_digest(place, self._hashes) if world is None else canonical_json(world)
+    def _data(self, selection: Selection, group: str) -> str:
+        key = (selection.place, group)
+        if key not in self._digests:
+            world = world_of(Path(selection.place))
+            self._digests[key] = (
+                path_digest(selection, self._hashes) if world is None else canonical_json(world)
             )
-        return self._digests[place]
+        return self._digests[key]
+
+
+def _group_of(name: str, values: Mapping[str, str]) -> str:
+    """The values of the group that names an input: which files count depends on nothing else."""
+    owner = name.rpartition(".")[0] + "."
+    return canonical_json({path: value for path, value in values.items() if path.startswith(owner)})
 
 
 def _at(groups: Mapping[str, Any], path: str) -> Any:

@@ -154,10 +154,11 @@ def _weight_files(source: Path) -> list[Path]:
         raise ValueError(
             f"{source}: found nothing there, expected a .safetensors file or a folder."
         )
-    indices = sorted(source.glob("*.safetensors.index.json"))
+    # Hidden ones are of the file manager: macOS leaves `._model.safetensors`.
+    indices = sorted(source.glob("[!.]*.safetensors.index.json"))
     if indices:
         return _sharded(indices[0])
-    files = sorted(source.glob("*.safetensors"))
+    files = sorted(path for path in source.glob("[!.]*.safetensors") if path.is_file())
     if not files:
         raise ValueError(_refusal(source, sorted(source.iterdir())))
     if len(files) > 1:

@@ -40,6 +40,7 @@ from mm1_pipeline.staleness.manifests import (
     Manifest,
     build_manifest,
     compare,
+    damaged_files,
     dump_manifest,
     read_manifest,
 )
@@ -48,6 +49,9 @@ CURRENT = "CURRENT"
 STAGING = ".staging"
 WORK = ".work"
 FINGERPRINT_LENGTH = 12
+WEIGHTS = (".safetensors", ".json")
+"""Files of models and tokenizers, which are read whole in any case. Tables of records may be too
+large to be read twice, and readers of shards check the hashes of their index."""
 _MANY_FILES = 256
 _REPLACED = ".replaced"
 _TRASH = ".trash"
@@ -277,6 +281,24 @@ def verify(artifact: Artifact, deep: bool = False, hash_content: HashFile = hash
         One sentence for each difference; empty for a whole version.
     """
     return compare(artifact.path, artifact.manifest, deep=deep, hash_content=hash_content)
+
+
+def check_content(artifact: Artifact, suffixes: tuple[str, ...] = WEIGHTS) -> None:
+    """Hashes the files that a model is read from before anything is computed with them.
+
+    Args:
+        artifact: the version.
+        suffixes: of the files' names.
+
+    Raises:
+        StalenessError: names the files that are not what was published.
+    """
+    if damaged := damaged_files(artifact.path, artifact.manifest, suffixes):
+        raise StalenessError(
+            f"{artifact.path}: found {', '.join(damaged)} damaged: missing, or of another content "
+            "than was published, though no time shows it. Remove this folder; the next run makes "
+            "it again."
+        )
 
 
 def sweep(root: Path) -> list[Path]:

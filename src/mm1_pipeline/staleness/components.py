@@ -13,7 +13,7 @@ from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.staleness.fingerprint import Cause
 from mm1_pipeline.staleness.functions import FunctionView, describe_function
 from mm1_pipeline.staleness.graph import Dataset, Graph, StaleNode, Storage, bare
-from mm1_pipeline.staleness.inputs import path_digest
+from mm1_pipeline.staleness.inputs import Selection, path_digest, path_state
 from mm1_pipeline.staleness.outputs import OutputStore
 from mm1_pipeline.staleness.parameters import FlatParameters, flatten_parameters
 
@@ -62,6 +62,8 @@ class ComponentReader:
         self._closures: dict[str, Closure] = {}
         self._views: dict[str, FunctionView] = {}
         self._external: dict[str, str] = {}
+        # In which state each place that is read was when it was first looked at.
+        self._states: dict[str, str] = {}
 
     def inputs(self, node: StaleNode, predicted: Mapping[str, str | None]) -> dict[str, str | None]:
         """Digests of what a node reads.
@@ -78,11 +80,9 @@ class ComponentReader:
         for name in node.inputs:
             dataset = self._graph.datasets[name]
             if dataset.storage is Storage.PARAMETER:
-                paths = self._flatten(dataset).input_paths
-                digests |= {
-                    self._path_component(path): self._read_path(self._path_component(path), place)
-                    for path, place in paths.items()
-                }
+                for path, selection in self._flatten(dataset).inputs().items():
+                    component = f"{Cause.INPUT}:{path.removeprefix(f'{Cause.PARAMS}:')}"
+                    digests[component] = self._read_path(component, selection)
             elif bare(name) in predicted:
                 digests[f"{Cause.INPUT}:{name}"] = predicted[bare(name)]
             else:
@@ -122,12 +122,18 @@ class ComponentReader:
         return self._close(self._open_index(), node).parts != self._closure(node).parts
 
     def external_inputs_changed(self, node: StaleNode) -> bool:
-        """Whether what no node makes differs from when this process first read it."""
+        """Whether what no node makes was written to since this process first read it.
+
+        One that was changed and then restored counts: the node may have read what lay there
+        between.
+        """
         before, self._external = self._external, {}
+        states, self._states = self._states, {}
         self.inputs(node, {})
         changed = any(before.get(name, now) != now for name, now in self._external.items())
-        self._external = before | self._external
-        return changed
+        touched = any(states.get(name, now) != now for name, now in self._states.items())
+        self._external, self._states = before | self._external, states | self._states
+        return changed or touched
 
     def save(self) -> None:
         """Keeps what is known of source files for the next process."""
@@ -175,21 +181,19 @@ class ComponentReader:
     def _flatten(self, dataset: Dataset) -> FlatParameters:
         if dataset.name != _ALL_PARAMETERS:
             return flatten_parameters(dataset.value, dataset.name)
-        flat = FlatParameters({}, {})
+        flat = FlatParameters.empty()
         for name, value in dataset.value.items():
             if name not in self._settings.switches:
                 group = flatten_parameters(value, f"{Cause.PARAMS}:{name}")
                 flat.values.update(group.values)
                 flat.input_paths.update(group.input_paths)
+                flat.selections.update(group.selections)
         return flat
 
-    @staticmethod
-    def _path_component(path: str) -> str:
-        return f"{Cause.INPUT}:{path.removeprefix(f'{Cause.PARAMS}:')}"
-
-    def _read_path(self, component: str, place: str) -> str:
+    def _read_path(self, component: str, selection: Selection) -> str:
         if component not in self._external:
-            self._external[component] = path_digest(place, self._outputs.hashes)
+            self._states[component] = path_state(selection)
+            self._external[component] = path_digest(selection, self._outputs.hashes)
         return self._external[component]
 
     def _read_dataset(self, dataset: Dataset) -> str:
@@ -198,6 +202,8 @@ class ComponentReader:
         if dataset.storage is Storage.ARTIFACT:
             return self._outputs.digest(dataset)
         if dataset.name not in self._external:
+            if dataset.storage is Storage.PATH and dataset.location is not None:
+                self._states[dataset.name] = path_state(Selection(dataset.location()))
             self._external[dataset.name] = self._outputs.digest(dataset)
         return self._external[dataset.name]
 

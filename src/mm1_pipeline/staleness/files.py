@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mm1_pipeline.staleness.errors import StalenessError
 CONTENT_HASH = "xxh3_128"
 """The hash of file contents throughout this package."""
 _BLOCK_BYTES = 1 << 20
+_CHECKSUM = "checksum"
 _TEMPORARY = ".tmp"
 
 
@@ -69,8 +70,31 @@ def read_json(path: Path) -> Any | None:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return None
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds a checksum to a JSON object that is to be written."""
+    return {**content, _CHECKSUM: hash_json(dict(content))}
+
+
+def unseal(content: Any, *, required: bool = True) -> dict[str, Any] | None:
+    """Takes the checksum off again.
+
+    Args:
+        content: what `read_json` found.
+        required: whether one must be there; files of earlier versions of this package have none.
+
+    Returns:
+        The object; None where it is none, or not what was sealed.
+    """
+    if not isinstance(content, dict):
+        return None
+    rest = {name: value for name, value in content.items() if name != _CHECKSUM}
+    if _CHECKSUM not in content and not required:
+        return rest
+    return rest if content.get(_CHECKSUM) == hash_json(rest) else None
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mm1_pipeline.staleness.files import hash_text, read_json, write_atomically
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mm1_pipeline.staleness.files import hash_text, read_json, seal, unseal, write_atomically
 from mm1_pipeline.staleness.run_lock import STATE_FOLDER
 
 _FORMAT = 1
@@ -43,6 +45,8 @@ class RunRecord:
 class NodeLock:
     """All that is known about one node's runs."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     node: str
     head: str | None = None
     """Fingerprint of the run whose outputs are in place."""
@@ -50,6 +54,8 @@ class NodeLock:
     """Fingerprint of a run that has started and not yet ended."""
     runs: tuple[RunRecord, ...] = ()
     """Oldest first."""
+    damaged: str | None = None
+    """The file that should have told of the runs, but is not as it was written."""
 
     def run(self, fingerprint: str | None) -> RunRecord | None:
         """The run with a fingerprint."""
@@ -83,6 +89,9 @@ class NodeLock:
         return replace(self, head=run.fingerprint, attempt=None, runs=runs)
 
 
+_SHAPE = TypeAdapter(NodeLock)
+
+
 class LockStore:
     """Reads and writes the locks of one data root."""
 
@@ -91,27 +100,43 @@ class LockStore:
 
     def read(self, node: str) -> NodeLock:
         """The lock of a node; an empty one where there is none or it is damaged."""
-        content = read_json(self._path(node))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            return NodeLock(node)
-        runs = tuple(_restore_run(run) for run in content["runs"])
-        return NodeLock(content["node"], content["head"], content["attempt"], runs)
+        path = self._path(node)
+        lock = self._restore(path)
+        return lock or NodeLock(node, damaged=str(path) if path.exists() else None)
 
     def write(self, lock: NodeLock) -> None:
         """Replaces the lock of a node in one step."""
         content = {"format": _FORMAT, **asdict(lock)}
-        write_atomically(self._path(lock.node), json.dumps(content, indent=1) + "\n")
+        del content["damaged"]
+        write_atomically(self._path(lock.node), json.dumps(seal(content), indent=1) + "\n")
 
     def forget(self, node: str) -> None:
         """Removes the lock of a node."""
         self._path(node).unlink(missing_ok=True)
 
     def all(self) -> Iterator[NodeLock]:
-        """Every lock, in the order of file names."""
-        for path in sorted(self.folder.glob("*.json")):
-            content = read_json(path)
-            if isinstance(content, dict) and "node" in content:
-                yield self.read(content["node"])
+        """Every whole lock, in the order of file names."""
+        for path in self._files():
+            if (lock := self._restore(path)) is not None:
+                yield lock
+
+    def damaged(self) -> list[Path]:
+        """Files of locks that are not as they were written, or not where."""
+        return [path for path in self._files() if self._restore(path) is None]
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.json"))
+
+    def _restore(self, path: Path) -> NodeLock | None:
+        """The lock that a file holds; None where it holds no whole one, or one of another node."""
+        content = unseal(read_json(path), required=False)
+        if content is None or content.pop("format", None) != _FORMAT:
+            return None
+        try:
+            lock = _SHAPE.validate_python(content)
+        except ValidationError:
+            return None
+        return lock if self._path(lock.node) == path else None
 
     def _path(self, node: str) -> Path:
         if _PLAIN_NAME.fullmatch(node) and not node.startswith("."):
@@ -119,8 +144,3 @@ class LockStore:
         # Nodes without a name of their own are called by their datasets.
         plain = re.sub(r"[^\w\-]+", "_", node)[:100].strip("_")
         return self.folder / f"{plain}-{hash_text(node)[:12]}.json"
-
-
-def _restore_run(content: Mapping[str, Any]) -> RunRecord:
-    outputs = {name: OutputRecord(**output) for name, output in content["outputs"].items()}
-    return RunRecord(content["fingerprint"], content["components"], outputs, content["provenance"])

@@ -13,6 +13,7 @@ from mm1_pipeline.staleness import artifacts
 from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.staleness.fingerprint import Cause
 from mm1_pipeline.staleness.locks import LockStore, NodeLock, OutputRecord, RunRecord
+from mm1_pipeline.staleness.manifests import MANIFEST
 from mm1_pipeline.staleness.outputs import OutputStore
 from mm1_pipeline.staleness.planning import Planner
 from mm1_pipeline.staleness.run_lock import WhenBusy, hold_run_lock
@@ -156,10 +157,16 @@ def collect_garbage(
         What was removed.
 
     Raises:
-        StalenessError: while a run is in progress.
+        StalenessError: while a run is in progress, or when a record is damaged.
     """
     with hold_run_lock(data_root, WhenBusy.REFUSE, only_looks=dry_run):
-        locks = _trim_locks(LockStore(data_root), known_nodes, keep_runs, dry_run)
+        store = LockStore(data_root)
+        if damaged := ", ".join(str(path) for path in store.damaged()):
+            raise StalenessError(
+                f"{damaged}: found a damaged record, so nobody can tell what it refers to. Run "
+                "its node, or remove the file, before versions are removed."
+            )
+        locks = _trim_locks(store, known_nodes, keep_runs, dry_run)
         outputs = [output for lock in locks for run in lock.runs for output in run.outputs.values()]
         keep = {output.version for output in outputs if output.version is not None}
         keep |= {lock.attempt for lock in locks if lock.attempt is not None}
@@ -172,7 +179,7 @@ def collect_garbage(
 
 
 def verify(data_root: Path, deep: bool = False) -> list[Problem]:
-    """Compares every version of every artifact with its manifest.
+    """Compares every version of every artifact with its manifest, and looks at the records.
 
     Args:
         data_root: the environment's folder.
@@ -181,14 +188,21 @@ def verify(data_root: Path, deep: bool = False) -> list[Problem]:
     Returns:
         The differences; empty when all is whole.
     """
-    return [problem for root in find_roots(data_root) for problem in _verify_root(root, deep)]
+    damaged = [
+        Problem(str(path), "this record of a node's runs is damaged; the node will run again.")
+        for path in LockStore(data_root).damaged()
+    ]
+    return damaged + [
+        problem for root in find_roots(data_root) for problem in _verify_root(root, deep)
+    ]
 
 
 def find_roots(data_root: Path) -> list[Path]:
     """Every artifact root below a folder, whether the catalog still names it or not."""
     roots = []
     for directory, folders, files in os.walk(data_root):
-        if artifacts.CURRENT in files or artifacts.STAGING in folders or artifacts.WORK in folders:
+        marks = {artifacts.CURRENT, artifacts.STAGING, artifacts.WORK}
+        if marks & {*files, *folders} or _holds_versions(Path(directory)):
             roots.append(Path(directory))
             folders.clear()
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
@@ -269,12 +283,24 @@ def _trim_locks(
     return kept
 
 
+def _holds_versions(directory: Path) -> bool:
+    """Whether a folder that has lost everything else of an artifact is the root of one."""
+    return any((path / MANIFEST).is_file() for path in artifacts.version_folders(directory))
+
+
 def _verify_root(root: Path, deep: bool) -> Iterator[Problem]:
     name = artifacts.current_name(root)
     found = {artifact.path.name: artifact for artifact in artifacts.versions(root)}
+    folders = artifacts.version_folders(root)
+    if name is None and folders:
+        names = ", ".join(folder.name for folder in folders)
+        yield Problem(
+            str(root / artifacts.CURRENT),
+            f"missing or damaged; it names the version in use, one of {names}. A run writes it.",
+        )
     if name is not None and name not in found:
         yield Problem(str(root / artifacts.CURRENT), f"names {name}, which is missing or damaged.")
-    for path in artifacts.version_folders(root):
+    for path in folders:
         artifact = found.get(path.name)
         if artifact is None:
             yield Problem(str(path), "its manifest is missing or damaged.")

@@ -10,7 +10,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.staleness.files import (
@@ -18,6 +21,8 @@ from mm1_pipeline.staleness.files import (
     hash_file,
     hash_json,
     read_json,
+    seal,
+    unseal,
     walk_files,
 )
 
@@ -44,6 +49,8 @@ class FileEntry(TypedDict):
 class Manifest(TypedDict):
     """Content of manifest.json."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
+
     format: int
     kind: str
     schema_version: int
@@ -54,6 +61,13 @@ class Manifest(TypedDict):
     files: dict[str, FileEntry]
     provenance: dict[str, Any]
     """How the version came to be; may hold times, so it is outside of the digest."""
+    checksum: NotRequired[str]
+    """Of all the rest; earlier versions of this package wrote none."""
+
+
+_SHAPE = TypeAdapter(Manifest)
+_Hashes = Annotated[dict[str, str], Field(min_length=1)]
+_INDEX_SHAPE = TypeAdapter(dict[str, tuple[int, _Hashes]])
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
@@ -130,7 +144,7 @@ def build_manifest(
     # Through JSON and back, so that the digest is the same before and after it was on disk.
     manifest = json.loads(json.dumps(manifest))
     manifest["digest"] = compute_digest(manifest)
-    return manifest
+    return seal(manifest)  # pyright: ignore[reportReturnType]
 
 
 def compute_digest(manifest: Manifest) -> str:
@@ -149,10 +163,10 @@ def dump_manifest(manifest: Manifest) -> str:
 
 def read_manifest(directory: Path) -> Manifest | None:
     """Reads the manifest of a version; None where it is missing or damaged."""
-    manifest = read_json(directory / MANIFEST)
-    if not isinstance(manifest, dict) or not Manifest.__required_keys__ <= manifest.keys():
+    try:
+        return _SHAPE.validate_python(read_json(directory / MANIFEST), strict=True)
+    except ValidationError:
         return None
-    return manifest  # pyright: ignore[reportReturnType]
 
 
 def compare(
@@ -170,12 +184,34 @@ def compare(
         One sentence for each difference; empty for a whole version.
     """
     problems = []
-    if manifest["digest"] != compute_digest(manifest):
+    is_sealed = unseal(manifest, required=False) is not None
+    if manifest["digest"] != compute_digest(manifest) or not is_sealed:
         problems.append(f"{MANIFEST}: its digest does not match its content; it was edited.")
     problems += _compare_listing(directory, manifest)
     if deep and not problems:
         problems += _compare_content(directory, manifest, hash_content)
     return problems
+
+
+def damaged_files(directory: Path, manifest: Manifest, suffixes: tuple[str, ...]) -> list[str]:
+    """Hashes some files anew, whatever their times say: a disk that rots changes no time.
+
+    Args:
+        directory: the version.
+        manifest: what it should hold.
+        suffixes: of the names to look at. Shards that an index lists are left to their readers.
+
+    Returns:
+        Names of files that are missing or have another content; the manifest's own first.
+    """
+    edited = [] if unseal(manifest, required=False) is not None else [MANIFEST]
+    return edited + [
+        name
+        for name, entry in manifest["files"].items()
+        if name.endswith(suffixes)
+        and "hash" in entry
+        and not ((directory / name).is_file() and hash_file(directory / name) == entry["hash"])
+    ]
 
 
 def _compare_listing(directory: Path, manifest: Manifest) -> list[str]:
@@ -248,19 +284,13 @@ def _find_indexed_shards(directory: Path, sizes: Mapping[str, int]) -> dict[str,
 
 def _read_index(path: Path) -> dict[str, tuple[int, dict[str, str]]] | None:
     """Sizes and hashes by file name; None where the file is not an index with hashes."""
-    content = read_json(path)
-    shards = content.get("shards") if isinstance(content, dict) else None
-    if not isinstance(shards, list):
+    content: Any = read_json(path)
+    try:
+        files = [shard.get("zip_data") or shard["raw_data"] for shard in content["shards"]]
+        entries = {file["basename"]: (file["bytes"], file["hashes"]) for file in files}
+        return _INDEX_SHAPE.validate_python(entries, strict=True)
+    except (AttributeError, KeyError, TypeError, ValidationError):
         return None
-    entries = {}
-    for shard in shards:
-        if not isinstance(shard, dict):
-            return None
-        entry = shard.get("zip_data") or shard.get("raw_data")
-        if not isinstance(entry, dict) or not entry.get("hashes"):
-            return None
-        entries[entry["basename"]] = (entry["bytes"], entry["hashes"])
-    return entries
 
 
 def _walk_plain_files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:

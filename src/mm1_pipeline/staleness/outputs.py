@@ -9,7 +9,7 @@ from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.staleness.files import copy_atomically, hash_file
 from mm1_pipeline.staleness.graph import Dataset, Storage
 from mm1_pipeline.staleness.hash_cache import HashCache
-from mm1_pipeline.staleness.inputs import ABSENT, artifact_digest, path_digest
+from mm1_pipeline.staleness.inputs import ABSENT, Selection, artifact_digest, path_digest
 from mm1_pipeline.staleness.locks import OutputRecord
 from mm1_pipeline.staleness.manifests import expected_hashes
 from mm1_pipeline.staleness.run_lock import STATE_FOLDER
@@ -47,7 +47,7 @@ class OutputStore:
                 return dataset.digest()
             case Storage.PATH:
                 assert dataset.location is not None
-                return path_digest(dataset.location(), self.hashes)
+                return path_digest(Selection(dataset.location()), self.hashes)
             case _:
                 return MEMORY
 

@@ -9,12 +9,14 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.errors import StalenessError, without_secrets
 from mm1_pipeline.staleness.files import canonical_json, hash_json
+from mm1_pipeline.staleness.inputs import Selection
 from mm1_pipeline.staleness.meaning import OPERATIONAL
 
 INPUT_PATH = "input_path"
-"""Metadata key of a field that names a file or folder whose content counts, not its place."""
+"""Metadata key of a field that names a file or folder whose content counts, not its place. Its
+value is True, or a function that tells from the group and the path which files count."""
 ORDER = "(order)"
 _Scalar = None | bool | int | float | str
 
@@ -26,6 +28,20 @@ class FlatParameters(NamedTuple):
     """Canonical JSON of each value."""
     input_paths: dict[str, str]
     """Files and folders that the parameters name as inputs."""
+    selections: dict[str, Selection]
+    """What counts of each of them, where the field says so."""
+
+    @classmethod
+    def empty(cls) -> FlatParameters:
+        """No parameters."""
+        return cls({}, {}, {})
+
+    def inputs(self) -> dict[str, Selection]:
+        """What counts of each input path; all of it where the field says nothing."""
+        return {
+            path: self.selections.get(path, Selection(place))
+            for path, place in self.input_paths.items()
+        }
 
 
 class Change(NamedTuple):
@@ -56,7 +72,7 @@ def flatten_parameters(value: Any, path: str) -> FlatParameters:
     Raises:
         StalenessError: for a value that has no stable text.
     """
-    flat = FlatParameters({}, {})
+    flat = FlatParameters.empty()
     _flatten(value, path, flat)
     return flat
 
@@ -91,7 +107,7 @@ def describe_value(value: Any) -> str:
     flat = flatten_parameters(value, "value")
     if flat.values.keys() == {"value"}:
         return flat.values["value"]
-    return hash_json(flat)[:20]
+    return hash_json([flat.values, flat.input_paths])[:20]
 
 
 def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
@@ -101,8 +117,12 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
         for name, child, metadata in fields:
             if metadata.get(OPERATIONAL):
                 continue
-            if metadata.get(INPUT_PATH) and child is not None:
-                _flatten_input_path(child, f"{path}.{name}", flat)
+            reads: Any = metadata.get(INPUT_PATH)
+            if reads and child is not None:
+                for place_path, place in _places(child, f"{path}.{name}"):
+                    flat.input_paths[place_path] = place
+                    if reads is not True:
+                        flat.selections[place_path] = Selection(*reads(value, place))
             else:
                 _flatten(child, f"{path}.{name}", flat)
     elif isinstance(value, Mapping):
@@ -112,6 +132,8 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
     elif isinstance(value, list | tuple):
         _flatten_sequence(value, path, flat)
     elif isinstance(value, _Scalar):
+        if isinstance(value, str) and "://" in value:
+            value = without_secrets(value)  # Records and messages hold these values.
         flat.values[path] = repr(value) if isinstance(value, float) else canonical_json(value)
     else:
         raise StalenessError(
@@ -123,6 +145,10 @@ def _flatten(value: Any, path: str, flat: FlatParameters) -> None:
 
 def _flatten_sequence(value: list | tuple, path: str, flat: FlatParameters) -> None:
     simple = [_simplify(item) for item in value]
+    simple = [
+        without_secrets(item) if isinstance(item, str) and "://" in item else item
+        for item in simple
+    ]
     if all(isinstance(item, _Scalar) for item in simple):
         flat.values[path] = canonical_json(simple)
         return
@@ -131,15 +157,16 @@ def _flatten_sequence(value: list | tuple, path: str, flat: FlatParameters) -> N
         _flatten(item, f"{path}[{index}]", flat)
 
 
-def _flatten_input_path(value: Any, path: str, flat: FlatParameters) -> None:
+def _places(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Each of the files and folders that a field names, by its dotted path."""
     if isinstance(value, Mapping):
         for key, child in value.items():
-            _flatten_input_path(child, f"{path}.{key}", flat)
+            yield from _places(child, f"{path}.{key}")
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
-            _flatten_input_path(child, f"{path}[{index}]", flat)
+            yield from _places(child, f"{path}[{index}]")
     else:
-        flat.input_paths[path] = str(value)
+        yield path, str(value)
 
 
 def _simplify(value: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
-from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.errors import StalenessError, without_secrets
 from mm1_pipeline.staleness.files import read_json
 
 STATE_FOLDER = ".staleness"
@@ -113,7 +113,7 @@ def _describe_holder(descriptor: int) -> None:
     holder = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "command": shlex.join(sys.argv),
+        "command": without_secrets(shlex.join(sys.argv)),
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     os.ftruncate(descriptor, 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -21,7 +23,7 @@ from pluggy import PluginManager
 from mm1_pipeline.staleness import artifacts
 from mm1_pipeline.staleness.components import Settings
 from mm1_pipeline.staleness.context import BuildContext, building
-from mm1_pipeline.staleness.errors import StalenessError
+from mm1_pipeline.staleness.errors import StalenessError, without_secrets
 from mm1_pipeline.staleness.files import hash_json, remove_temporaries
 from mm1_pipeline.staleness.fingerprint import Cause, Fingerprint
 from mm1_pipeline.staleness.graph import StaleNode, Storage
@@ -35,6 +37,8 @@ EXPENSIVE = "expensive"
 """Tag of nodes that do not run again for a change of code alone."""
 ALLOW_EXPENSIVE = "params:allow_expensive"
 WHEN_BUSY = "params:when_busy"
+_ALMOST_NOTHING = 1_000_000
+"""Bytes; a disk with fewer is full, as files are written in larger blocks."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class StalenessRunner(SequentialRunner):
             run = _Run(self, pipeline, catalog, hook_manager, run_id, options)
             try:
                 run.execute()
+            except Exception as error:
+                if _is_full_disk(error, options.data_root):
+                    raise StalenessError(_explain_full_disk(error, options.data_root)) from error
+                raise
             finally:
                 run.planner.save_caches()
 
@@ -250,8 +258,9 @@ class _Run:
                 self.planner.outputs.remember(output)
         if self.planner.reader.external_inputs_changed(node):
             raise StalenessError(
-                f"{node.name}: its input files changed while it ran, so nobody can tell what its "
-                "outputs were made from. Run it again when the files are complete."
+                f"{node.name}: its input files were written to while it ran, so nobody can tell "
+                "what its outputs were made from, even if they are as before again. Run it again "
+                "when nothing writes to them."
             )
         run = RunRecord(fingerprint.digest, fingerprint.components, outputs, provenance)
         lock = self.planner.lock(node.name)
@@ -268,7 +277,7 @@ class _Run:
         return {
             "node": node,
             "started_at": _format_time(started),
-            "command": shlex.join(sys.argv),
+            "command": without_secrets(shlex.join(sys.argv)),
             **(self._options.provenance or {}),
         }
 
@@ -299,6 +308,29 @@ def _summarize(reasons: tuple[Reason, ...], shown: int = 3) -> str:
     text = "; ".join(str(reason) for reason in reasons[:shown])
     more = len(reasons) - shown
     return f"{text}; and {more} more" if more > 0 else text
+
+
+def _is_full_disk(error: Exception, data_root: Path) -> bool:
+    """Whether an error goes back to a disk that takes no more; some libraries say no number."""
+    chain, found = set[int](), False
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in chain:
+        chain.add(id(cause))
+        if isinstance(cause, OSError):
+            if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                return True
+            found = found or cause.errno is None
+        cause = cause.__cause__ or cause.__context__
+    return found and shutil.disk_usage(data_root).free < _ALMOST_NOTHING
+
+
+def _explain_full_disk(error: Exception, data_root: Path) -> str:
+    free = shutil.disk_usage(data_root).free
+    return (
+        f"{data_root}: found no space left on the disk, {free / 1e6:,.1f} MB ({error}). Finished "
+        "nodes and progress stay, and nothing half-written is used. Make room, for instance with "
+        "`kedro mm1 gc`, and give the same command again."
+    )
 
 
 def _explain_refusal(refused: list[Verdict]) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from mm1_pipeline.staleness.files import hash_text, read_json, write_cache
+from mm1_pipeline.staleness.files import hash_text, read_json, seal, unseal, write_cache
 from mm1_pipeline.staleness.scopes import Reference
 from mm1_pipeline.staleness.source import SUMMARY_VERSION, ModuleSummary, Part, summarize
 
@@ -25,8 +25,8 @@ class SummaryCache:
         self._version = [SUMMARY_VERSION, sorted(roots)]
         self._entries: dict[str, dict] = {}
         self._used: dict[str, dict] = {}
-        stored = read_json(path) if path is not None else None
-        if isinstance(stored, dict) and stored.get("version") == self._version:
+        stored = unseal(read_json(path)) if path is not None else None
+        if stored is not None and stored.get("version") == self._version:
             self._entries = stored["entries"]
 
     def get(self, path: Path, module: str) -> ModuleSummary:
@@ -46,7 +46,7 @@ class SummaryCache:
         """Writes the summaries when there are new ones."""
         if self._path is not None and not self._used.keys() <= self._entries.keys():
             content = {"version": self._version, "entries": {**self._entries, **self._used}}
-            write_cache(self._path, json.dumps(content))
+            write_cache(self._path, json.dumps(seal(content)))
 
 
 def _dump(summary: ModuleSummary) -> dict:

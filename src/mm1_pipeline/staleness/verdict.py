@@ -115,7 +115,8 @@ def changes_since(lock: NodeLock, components: Mapping[str, str]) -> list[Reason]
     """
     latest = lock.latest
     if latest is None:
-        return [Reason(Cause.RECORD, "", "no record of a run")]
+        told = f"its record is damaged: {lock.damaged}" if lock.damaged else "no record of a run"
+        return [Reason(Cause.RECORD, "", told)]
     return [
         _explain(change.path, change.before, change.after)
         for change in diff(latest.components, components)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 from mm1_pipeline.models.objective import Term
+from mm1_pipeline.staleness.files import seal, unseal
 from mm1_pipeline.training.distributed import sum_counts, sum_over_ranks
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -139,7 +143,7 @@ def stream_shares(stream_ids: Tensor, streams: Sequence[str]) -> dict[str, float
 
 
 class MetricsLog:
-    """A file of JSON lines, a row a logged step, that survives a kill.
+    """A file of JSON lines, a row a logged step with its checksum, that survives a kill.
 
     Args:
         path: made if missing.
@@ -180,15 +184,17 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def rows(self) -> list[Row]:
-        """All whole rows."""
-        rows = []
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break  # cut off by a kill: nothing can follow it
-        return rows
+        """All rows that are as they were written; others are said, but for one cut by a kill."""
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        rows = [_parsed(line) for line in lines]
+        if num_damaged := rows.count(None):
+            logger.warning(
+                "%s: %d of %d rows are damaged and left out; the training itself is as it was.",
+                self.path,
+                num_damaged,
+                len(rows),
+            )
+        return [row for row in rows if row is not None]
 
     def close(self) -> None:
         """Closes the file; `append` opens it again."""
@@ -198,4 +204,12 @@ class MetricsLog:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+    # What is sealed is what will be read: JSON makes text of keys, and lists of tuples.
+    return json.dumps(seal(json.loads(json.dumps(row, allow_nan=False)))) + "\n"
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        return unseal(json.loads(line))
+    except (ValueError, RecursionError):
+        return None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from kedro.io import DatasetError
 
@@ -41,6 +43,28 @@ def test_another_layout_is_refused(tmp_path):
     dataset = ArtifactDataset(path=str(tmp_path / "things"), kind="things", schema_version=2)
     with pytest.raises(DatasetError, match="found layout 1, expected 2"):
         dataset.load()
+
+
+def test_weights_that_rotted_are_seen_when_they_are_loaded_though_no_time_tells(tmp_path):
+    dataset = ArtifactDataset(path=str(tmp_path / "things"), kind="things")
+    with building(BuildContext("make", "a" * 64, {"things": tmp_path / "things"})):
+        staged = stage("things")
+        for name in ("a/model.safetensors", "config.json"):
+            (staged.directory / name).parent.mkdir(exist_ok=True)
+            (staged.directory / name).write_bytes(b"0123456789")
+        dataset.save(staged)
+    for name in ("a/model.safetensors", "config.json"):
+        path = dataset.load() / name
+        before = path.stat()
+        path.write_bytes(b"0123056789")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(DatasetError, match=f"found {name} damaged.*Remove this folder"):
+            dataset.load()
+        path.unlink()
+        with pytest.raises(DatasetError, match=f"found {name} damaged"):
+            dataset.load()
+        path.write_bytes(b"0123456789")
+    dataset.load()
 
 
 def test_staging_outside_a_run_says_how_to_run():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,47 @@ def test_the_frequent_number_is_near_others(tmp_path):
     task = load("chartqa", WRITERS["chartqa"](tmp_path), tmp_path)
     assert most_frequent_answer(task) == "1900"  # within 5 % of 2000
     assert constant_value(task, "1900") == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("mmmu_val", "*.parquet"), ("mme_perception", "*.txt")]
+)
+def test_what_lies_beside_questions_is_passed_over(name, pattern, tmp_path):
+    files = WRITERS[name](tmp_path)
+    whole = load(name, files, tmp_path)
+    question_file = next(Path(files["data"]).rglob(pattern))
+    (question_file.parent / f"._{question_file.name}").write_bytes(b"\0\5\26\7")  # of macOS
+    (question_file.parent / "README.txt").write_text("Notes")
+    (question_file.parent / ".DS_Store").write_bytes(b"\0")
+    assert [item.key for item in load(name, files, tmp_path).items] == [
+        item.key for item in whole.items
+    ]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "gone", "self"])
+def test_questions_that_are_no_file_are_said_and_never_waited_for(kind, tmp_path):
+    def spoil(path: Path) -> None:
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(path.name if kind == "self" else "nowhere")
+
+    for name, role in (("vqav2", "questions"), ("mmbench", "data"), ("chartqa", "annotations")):
+        files = WRITERS[name](tmp_path / name)
+        spoil(Path(files[role]))
+        with pytest.raises(ValueError, match="ound no file at"):
+            load(name, files, tmp_path)
+    files = WRITERS["mmmu_val"](tmp_path / "mmmu")
+    spoil(Path(files["data"]) / "Art.parquet")
+    with pytest.raises(ValueError, match=r"Found no file at .*Art\.parquet"):
+        load("mmmu_val", files, tmp_path)
+    files = WRITERS["mme_perception"](tmp_path / "mme")
+    folder = Path(files["data"]) / "existence"
+    spoil(folder / "000.txt")
+    spoil(folder / "001.jpg")
+    task = load("mme_perception", files, tmp_path)
+    failed = " ".join(task.failures)
+    assert "existence/000" in failed
+    assert "existence/001" in failed
+    assert len(task.failures) == 3  # A file of questions, and two questions about an image.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import types
 from functools import partial
 
 import pytest
@@ -272,18 +274,52 @@ def test_code_that_changes_before_its_node_starts_stops_the_run(project):
 
 
 def test_raw_files_that_change_during_ingest_leave_no_record(project):
-    project.edit(
-        "nodes.py",
-        '    """Raw lines to records."""',
-        "\n    from pathlib import Path; Path(config.path, 'a.txt').write_text('changed')",
-    )
-    with pytest.raises(ValueError, match="ingest: its input files changed while it ran"):
+    whole = '    """Raw lines to records."""'
+    edit = "\n    from pathlib import Path; Path(config.path, 'a.txt').write_text('changed')"
+    project.edit("nodes.py", whole, edit)
+    with pytest.raises(ValueError, match="ingest: its input files were written to while it ran"):
         project.run()
     assert project.status()["ingest"].reasons == ("no record of a run",)
+    project.edit("nodes.py", edit, whole)
     assert "ingest" in project.run()
 
 
+def test_inputs_that_change_for_a_while_are_no_ones_inputs(project):
+    """What was read was published as made from what lies there before and after."""
+    before, times = (project.raw / "a.txt").read_text(), (project.raw / "a.txt").stat()
+    project.edit(
+        "nodes.py",
+        "    lines = read_lines(config.path, config.drop)",
+        "    from pathlib import Path; import os\n"
+        "    file = Path(config.path, 'a.txt')\n"
+        f"    file.write_text({before.replace('one', 'eno')!r})\n"
+        "    lines = read_lines(config.path, config.drop)\n"
+        f"    file.write_text({before!r})\n"
+        f"    os.utime(file, ns=({times.st_atime_ns}, {times.st_mtime_ns}))",
+    )
+    with pytest.raises(ValueError, match=r"were written to while it ran.*even if they are as"):
+        project.run()
+    assert project.status()["ingest"].state != "fresh"
+
+
 # Refusals
+
+
+@pytest.mark.parametrize("number", [28, 122, None])
+def test_a_full_disk_is_one_error_that_says_how_much_is_free(project, monkeypatch, number):
+    failing = "OSError('problem writing')" if number is None else f"OSError({number}, 'No space')"
+    edit = (
+        f"try:\n        raise {failing}\n"
+        "    except OSError as e:\n        raise ValueError('not written') from e"
+    )
+    project.edit("nodes.py", 'folder = staged("shards")', edit)
+    if number is None:
+        with pytest.raises(ValueError, match=r"^not written$"):  # As the disk has room.
+            project.run()
+        usage = types.SimpleNamespace(free=4096)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage)
+    with pytest.raises(ValueError, match=r"data: found no space left on the disk, [\d,.]+ MB"):
+        project.run()
 
 
 def test_artifacts_outside_of_the_data_root_are_refused(project, tmp_path):

@@ -85,6 +85,31 @@ def test_log_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     assert after_kill.rows() == []
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b"0.25", b"0.24"),
+        lambda line: b"{}",
+        lambda line: b"[]",
+        lambda line: b'{"step": 2, "loss": 0.25}',
+        lambda line: b"\xff" + line[1:],
+        lambda line: b"[" * 100_000,
+    ],
+)
+def test_rows_that_are_not_as_they_were_written_are_said_and_left_out(tmp_path, caplog, damage):
+    log = MetricsLog(tmp_path / "training_x.jsonl")
+    rows = [{"step": step, "loss": 1 / (step + 2), "by": {"10": 1, "9": 2}} for step in (1, 2, 3)]
+    for row in rows:
+        log.append({**row, "by": {10: 1, 9: 2}})
+    log.close()
+    assert log.rows() == rows
+    assert not caplog.records
+    lines = log.path.read_bytes().split(b"\n")
+    log.path.write_bytes(b"\n".join([lines[0], damage(lines[1]), *lines[2:]]))
+    assert log.rows() == [rows[0], rows[2]]
+    assert f"{log.path}: 1 of 3 rows are damaged" in caplog.text
+
+
 def test_log_refuses_what_json_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         MetricsLog(tmp_path / "x.jsonl").append({"step": 1, "loss": float("nan")})

@@ -10,7 +10,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from mm1_pipeline.corpus.download.failures import Failed, Failure
-from mm1_pipeline.corpus.urls import without_secrets
+from mm1_pipeline.staleness.errors import without_secrets
 
 _REFUSED_IPV4 = tuple(
     ipaddress.IPv4Network(text)

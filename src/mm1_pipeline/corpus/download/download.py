@@ -26,8 +26,8 @@ from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
 from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
-from mm1_pipeline.corpus.urls import without_secrets
 from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
 

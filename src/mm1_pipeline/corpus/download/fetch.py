@@ -31,7 +31,7 @@ from mm1_pipeline.corpus.images import (
     check_url,
     image_format,
 )
-from mm1_pipeline.corpus.urls import without_secrets
+from mm1_pipeline.staleness.errors import without_secrets
 
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,9 @@ from mm1_pipeline.corpus.download.lists import Fetch, Outcome, texts
 from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.quarantine import printable
+from mm1_pipeline.staleness.files import hash_file, read_json, seal, unseal
+
+logger = logging.getLogger(__name__)
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -48,6 +52,7 @@ STATISTICS, ARCHIVE, TABLE = "_stats.json", ".tar", ".parquet"
 DOCUMENTS, IMAGES_TABLE = ".parquet", "_images.jsonl"
 """Suffixes of a shard's files, in the two layouts."""
 PART = ".part"
+_HASHES = "xxh3_128"
 _ABOUT = ("key", "url", "caption", "sha256", "width", "height", "bytes")
 _MAX_DETAIL = 300
 _ROWS_AT_ONCE = 1_000
@@ -189,10 +194,13 @@ def describe(found: Outcome) -> dict[str, Any]:
 def publish_shard(
     folder: Path, number: int, suffixes: Sequence[str], statistics: dict[str, Any]
 ) -> None:
-    """Gives the files of a shard their names, and writes its statistics last."""
+    """Gives the files of a shard their names, and writes its statistics last, with their hashes."""
+    hashes = {}
     for suffix in suffixes:
         path = folder / f"{shard_name(number)}{suffix}"
         path.with_name(f"{path.name}{PART}").replace(path)
+        hashes[suffix] = hash_file(path)
+    statistics = seal({**statistics, _HASHES: hashes})
     path = folder / f"{shard_name(number)}{STATISTICS}"
     unfinished = path.with_name(f"{path.name}{PART}")
     unfinished.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
@@ -202,15 +210,20 @@ def publish_shard(
 def finished_statistics(
     folder: Path, number: int, identity: str, suffixes: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The statistics of a shard that an earlier run finished from the same rows."""
+    """The statistics of a shard that an earlier run finished from the same rows.
+
+    None where there is none, or it is not as that run left it.
+    """
     name = shard_name(number)
-    try:
-        text = (folder / f"{name}{STATISTICS}").read_text(encoding="utf-8")
-        statistics = json.loads(text)
-    except (OSError, ValueError):
+    statistics = unseal(read_json(folder / f"{name}{STATISTICS}"))
+    if statistics is None or statistics["identity"] != identity:
         return None
-    whole = all((folder / f"{name}{suffix}").is_file() for suffix in suffixes)
-    return statistics if whole and statistics.get("identity") == identity else None
+    files = {suffix: folder / f"{name}{suffix}" for suffix in suffixes}
+    for suffix, path in files.items():
+        if not path.is_file() or hash_file(path) != statistics[_HASHES].get(suffix):
+            logger.warning("%s: missing or damaged since it was fetched; fetched again.", path)
+            return None
+    return statistics
 
 
 def remove_shard(folder: Path, number: int) -> None:

@@ -6,8 +6,15 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 
-from mm1_pipeline.config.ingest import SourceConfig, SourceFormat
-from mm1_pipeline.corpus.files import SourceFiles, matches, whole_suffix
+from mm1_pipeline.config.ingest import SourceConfig
+from mm1_pipeline.config.source_files import (
+    FORMAT_FILES,
+    SourceFormat,
+    has_images_beside,
+    is_read,
+    looks_below,
+)
+from mm1_pipeline.corpus.files import SourceFiles, whole_suffix
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.readers import (
     coco_captions,
@@ -21,49 +28,6 @@ from mm1_pipeline.corpus.readers import (
     vqa_v2,
 )
 from mm1_pipeline.corpus.readers.base import Found, Source
-
-_PACKED = ("", ".gz", ".zst")
-
-
-def _json(*stems: str) -> tuple[str, ...]:
-    return tuple(f"{stem}.json{packed}" for stem in stems for packed in _PACKED)
-
-
-FORMAT_FILES = {
-    SourceFormat.IMG2DATASET: ("*.tar",),
-    SourceFormat.IMAGE_PARQUET: ("*.parquet",),
-    SourceFormat.INTERLEAVED_PARQUET: ("*.parquet",),
-    SourceFormat.COCO_CAPTIONS: _json("*captions*"),
-    SourceFormat.VQA_V2: _json("*questions*", "*annotations*"),
-    SourceFormat.LLAVA: (*_json("*"), "*.jsonl", "*.jsonl.gz", "*.jsonl.zst"),
-    SourceFormat.GQA: _json("*questions*"),
-    SourceFormat.A_OKVQA: _json("*aokvqa*"),
-    SourceFormat.OCR_VQA: _json("dataset*"),
-    SourceFormat.TEXT_CAPS: _json("*textcaps*"),
-    SourceFormat.DVQA: _json("*qa*"),
-    SourceFormat.CHART_QA: _json("*"),
-    SourceFormat.AI2D: _json("*"),
-    SourceFormat.DOC_VQA: _json("*"),
-    SourceFormat.SYNTH_DOG: ("*.parquet",),
-    SourceFormat.WARC_HTML: ("*.warc", "*.warc.gz", "*.warc.zst"),
-    SourceFormat.JSONL: (
-        *("*.jsonl", "*.jsonl.gz", "*.jsonl.zst"),
-        *("*.json", "*.json.gz", "*.json.zst"),  # C4 calls JSON lines so
-    ),
-}
-"""Names of the files in a folder that hold each format, in lower case."""
-
-_WITHOUT_IMAGE_FILES = frozenset(
-    {
-        SourceFormat.IMG2DATASET,
-        SourceFormat.IMAGE_PARQUET,
-        SourceFormat.INTERLEAVED_PARQUET,
-        SourceFormat.SYNTH_DOG,
-        SourceFormat.WARC_HTML,
-        SourceFormat.JSONL,
-    }
-)
-"""Formats that hold their images, or have none; those of the others are files of their own."""
 
 
 def read_source(source: Source) -> Iterator[Found]:
@@ -119,23 +83,8 @@ def open_files(config: SourceConfig) -> SourceFiles:
         config.path,
         patterns=FORMAT_FILES[config.format],
         also=config.files,
-        below=_looks_below(config),
+        below=looks_below(config),
     )
-
-
-def is_read(config: SourceConfig, name: str) -> bool:
-    """Whether what a source gives depends on a file in its folder.
-
-    Args:
-        config: of the source.
-        name: of the file, relative to the folder.
-    """
-    is_below = "/" in name
-    if any(part.startswith(".") for part in name.split("/")):
-        return False
-    if matches(name, FORMAT_FILES[config.format], config.files):
-        return _looks_below(config) or not is_below
-    return _is_beside(config, name)
 
 
 def unread_files(config: SourceConfig, files: SourceFiles) -> tuple[Counter[str], int]:
@@ -146,17 +95,12 @@ def unread_files(config: SourceConfig, files: SourceFiles) -> tuple[Counter[str]
 
 def input_listing(config: SourceConfig) -> list[tuple[str, int]]:
     """Names and sizes of all that a source's reader looks at in its folder."""
-    return open_files(config).listing(lambda name: _is_beside(config, name))
-
-
-def _looks_below(config: SourceConfig) -> bool:
-    return config.format != SourceFormat.LLAVA
+    return open_files(config).listing(lambda name: is_read(config, name))
 
 
 def _is_beside(config: SourceConfig, name: str) -> bool:
-    """Whether a file that matches no pattern is read: tables beside shards, and image files."""
+    """Whether a file that matches no pattern is one of the format's: tables, and image files."""
     suffix = posixpath.splitext(name)[1].lower()
     if config.format == SourceFormat.IMG2DATASET:
         return suffix == ".parquet"
-    has_image_files = config.format not in _WITHOUT_IMAGE_FILES and config.image_path is None
-    return has_image_files and suffix[1:] in IMAGE_SUFFIXES
+    return has_images_beside(config) and suffix[1:] in IMAGE_SUFFIXES

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 
 from mm1_pipeline.config.synthesis import EndpointConfig
+from mm1_pipeline.corpus.api_keys import ApiKey
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
 
@@ -30,8 +30,7 @@ class EndpointWriter:
 
     def __init__(self, config: EndpointConfig, instruction: str) -> None:
         self._config, self._instruction = config, instruction
-        # Read once, sent only in the header, stored nowhere.
-        self._key = os.environ.get(config.key_variable)
+        self._key = ApiKey(config.key_variable)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -53,10 +52,9 @@ class EndpointWriter:
 
     async def _write_all(self, requests: Sequence[CaptionRequest]) -> list[str | Rejected]:
         slots = asyncio.Semaphore(self._config.concurrency)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = aiohttp.ClientTimeout(total=self._config.total_seconds)
         async with aiohttp.ClientSession(
-            headers=headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+            headers=self._key.headers(), timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
         ) as session:
 
             async def ask(request: CaptionRequest) -> str | Rejected:
@@ -81,10 +79,11 @@ class EndpointWriter:
             try:
                 status, body = await self._post(session, prompt)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = self._key.hide(f"{type(error).__name__}: {error}")
                 continue
             if status == _OK:
-                return _read_answer(body)
+                answer = _read_answer(body)
+                return self._key.hide(answer) if isinstance(answer, str) else answer
             problem = f"found HTTP status {status}"
             if status == _BAD_REQUEST:
                 return Rejected(Reason.REWRITE_FAILED, problem)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import posixpath
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mm1_pipeline.config._base import is_data
 
 ImageSource = Path | bytes
 """A file, or an encoded image."""
@@ -91,11 +94,28 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: The name leads out of the folder.
     """
-    root = folder.resolve()
-    path = (root / name).resolve()
+    try:
+        root = folder.resolve()
+        path = (root / name).resolve()
+    except RuntimeError as error:  # How Python 3.11 calls links in a circle.
+        raise ValueError(f"found the image name {name!r}, a link that leads to itself") from error
     if not path.is_relative_to(root) or path == root:
         raise ValueError(f"found the image name {name!r}, which leads out of its folder")
+    if not is_data(posixpath.normpath(name)):
+        raise ValueError(f"found the image name {name!r}, a file that is hidden or no data")
     return path
+
+
+def data_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder in the order of their names, without what is hidden or no data."""
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if is_data(path.relative_to(folder).as_posix())]
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raises ValueError for what cannot be read as a file; to open a pipe would wait for ever."""
+    if not path.is_file():
+        raise ValueError(f"Found no file at {path}: it is missing, a link to nothing, or a pipe.")
 
 
 def parse_rows(rows: Iterable[Any], parse: Callable[[Any], RawItem]) -> Iterator[RawItem]:
@@ -192,6 +212,7 @@ def listed(content: Any, name: str, path: Path) -> list[Any]:
 
 def _content(path: Path, kind: str) -> bytes:
     """Bytes of a file in UTF-8 without byte order mark, out of gzip if it is compressed."""
+    refuse_no_file(path)
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):

@@ -17,11 +17,13 @@ from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     ImageSource,
     RawItem,
+    data_files,
     letter,
     listed,
     parse_keyed,
     parse_rows,
     read_json,
+    refuse_no_file,
     text_of,
 )
 
@@ -100,10 +102,11 @@ def read_scienceqa(files: FormatFiles) -> Iterator[RawItem]:
 def read_mmmu(files: FormatFiles) -> Iterator[RawItem]:
     """Questions of all subjects; the test set hides its answers, which leaves no reference."""
     folder = files.paths["data"]
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.parquet"))
+    paths = [folder] if folder.is_file() else data_files(folder, "**/*.parquet")
     if not paths:
         raise ValueError(f"Found no Parquet file in {folder}; expected MMMU's files.")
     for path in _of_split(paths, files.subset):
+        refuse_no_file(path)
         yield from parse_rows(pq.read_table(path).to_pylist(), _parse_mmmu)
 
 
@@ -153,6 +156,7 @@ def read_mmbench(files: FormatFiles) -> Iterator[RawItem]:
     The official files have a row for each rotation, and number them; then none is made.
     """
     csv.field_size_limit(sys.maxsize)
+    refuse_no_file(files.paths["data"])
     with files.paths["data"].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     has_rotations = any((_number(row.get("index")) or 0) >= _PASS for row in rows)

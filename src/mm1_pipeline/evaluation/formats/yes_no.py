@@ -10,6 +10,7 @@ from typing import Any
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
+    data_files,
     inside,
     parse_keyed,
     parse_rows,
@@ -79,7 +80,7 @@ def read_mme(files: FormatFiles) -> Iterator[RawItem]:
         folder = root / category
         texts = folder / "questions_answers_YN"
         images = folder / "images" if texts.is_dir() else folder
-        for path in sorted((texts if texts.is_dir() else folder).glob("*.txt")):
+        for path in data_files(texts if texts.is_dir() else folder, "*.txt"):
             found = True
             yield from _read_mme_image(category, path, images)
     if not found:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import pytest
 
-from mm1_pipeline.corpus.urls import without_secrets
+from mm1_pipeline.staleness.errors import without_secrets
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,13 @@ from mm1_pipeline.corpus.urls import without_secrets
         ("https://h/@user/x?id=5", "https://h/@user/x?id=5"),
         ("mail me@host", "mail me@host"),
         ("", ""),
+        ("at 's3://key:se@cret@bucket/a b'", "at 's3://***@bucket/a b'"),
+        (
+            "https://h/x?X-Amz-Signature=ab&X-Amz-Credential=c%2Fd&X-Amz-Date=3",
+            "https://h/x?X-Amz-Signature=***&X-Amz-Credential=***&X-Amz-Date=3",
+        ),
+        ("--params=a.path=ftp://u:p@h/y,b=3", "--params=a.path=ftp://***@h/y,b=3"),
+        ("simplecache::https://u:p@h/y", "simplecache::https://***@h/y"),
     ],
 )
 def test_secrets_are_left_out(text, shown):
@@ -32,3 +40,11 @@ def test_long_texts_are_gone_through_once(unit):
     start = time.perf_counter()
     without_secrets("//" + unit * 100_000)
     assert time.perf_counter() - start < 10
+
+
+def test_records_of_any_library_are_written_without_it(caplog):
+    import mm1_pipeline.settings  # noqa: F401 (sets the factory)
+
+    logging.getLogger("other").warning("cannot open %s (%d)", "http://u:hunter2@h/x?key=k1", 3)
+    assert "cannot open http://***@h/x?key=*** (3)" in caplog.text
+    assert "hunter2" not in caplog.text
