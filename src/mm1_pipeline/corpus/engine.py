@@ -20,7 +20,6 @@ from mm1_pipeline.corpus.pools import end_with_parent, run_in_pool
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_WATCH_SECONDS = 1.0
 
 
 class Engine:
