@@ -390,13 +390,13 @@ def _summarize(chains: list[dict[str, Any]], whole: FaultsFile) -> dict[str, Any
     }
 
 
-def _load_before_the_c_library() -> None:
+def load_before_the_c_library() -> None:
     """Starts this process again with faults.c before the C library; everything is forked of it."""
     if os.environ.get("MM1_FAULTS_LOADED"):
         return
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or not sys.platform.startswith("linux"):
-        sys.exit("kills.py: found no C compiler on Linux, expected cc, gcc or clang.")
+        sys.exit("Found no C compiler on Linux, expected cc, gcc or clang.")
     library = Path(tempfile.gettempdir()) / f"mm1-faults-{os.getuid()}-{_hash_of(SOURCE)}.so"
     if not library.exists():
         made = library.with_suffix(f".{os.getpid()}")
@@ -458,8 +458,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=None, help="finished chains; goes on there")
     parser.add_argument("--place", type=Path, default=None, help="for data roots (a new folder)")
     options = parser.parse_args()
-    _load_before_the_c_library()
-    options.place = options.place or Path(tempfile.mkdtemp(prefix="mm1-kills-"))
+    load_before_the_c_library()
+    options.place = Path(tempfile.mkdtemp(prefix="mm1-kills-", dir=options.place))
     options.results = options.results or options.place / "chains.jsonl"
     _import_everything()
     undisturbed = Project(options.place / "undisturbed")
@@ -473,7 +473,7 @@ def main() -> int:
     done = {found["chain"] for found in _finished(options)}
     wanted = range(-(-options.faults // share)) if options.only is None else [options.only]
     todo = [number for number in wanted if number not in done or options.only is not None]
-    print(f"{len(done)} chains are finished, {len(todo)} of {share} faults to do", flush=True)
+    print(f"{len(done)} chains are finished, {len(todo)} to do, of {share} faults each", flush=True)
     start, shown, workers = time.monotonic(), 0, []
     for worker in range(min(options.workers, len(todo))):
         child = os.fork()
