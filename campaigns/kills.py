@@ -290,8 +290,8 @@ def draw_fault(rng: random.Random, whole: FaultsFile, faults: int) -> Fault:
     share = rng.uniform(0, 2) / faults
     if kind == "full":
         return Fault(kind, at=int(share * whole.bytes))
-    classes = ["write"] if kind == "torn" else [n for n, c in zip(CLASSES, whole.changes) if c]
-    chosen = rng.choice(classes)
+    seen = [name for name, count in zip(CLASSES, whole.changes, strict=True) if count]
+    chosen = "write" if kind == "torn" else rng.choice(seen)
     return Fault(kind, chosen, 1 + int(share * whole.changes[CLASSES.index(chosen)]))
 
 
@@ -496,7 +496,9 @@ def main() -> int:
             shown = new
             rate = new * share / (time.monotonic() - start)
             left = (len(todo) - new) * share / rate
-            print(f"{new * share:,} faults, {60 * rate:.1f} a minute, {left:,.0f} s left", flush=True)
+            print(
+                f"{new * share:,} faults, {60 * rate:.1f} a minute, {left:,.0f} s left", flush=True
+            )
         time.sleep(0.5)
     chains = [found for found in _finished(options) if found["chain"] in wanted]
     summary = _summarize(chains, whole)
