@@ -61,6 +61,8 @@ CLASSES = ("open", "write", "rename", "remove", "folder", "sync", "resize", "lin
 """Of changes, in the order of faults.c."""
 KILL_RUN, KILL_PROCESS, FULL = 1, 2, 3
 FAULTS = {"kill": KILL_RUN, "torn": KILL_RUN, "process": KILL_PROCESS, "full": FULL}
+AT_THE_START = 0.15
+"""Share of kills that hit what every run does first, such as clearing up after an earlier kill."""
 WEIGHTS = {"kill": 5, "torn": 2, "process": 1, "full": 2}
 
 PARAMETERS: dict[str, Any] = {
@@ -278,21 +280,36 @@ def _processes_of(session: int, faults: Path) -> dict[int, str]:
     return found
 
 
-def draw_fault(rng: random.Random, whole: FaultsFile, faults: int) -> Fault:
-    """A fault, on average as far as so many must be apart to hit all stages.
+@dataclass(frozen=True)
+class Counts:
+    """Changes by class, and bytes, as last."""
+
+    start: tuple[int, ...]
+    """Of a run that finds everything fresh."""
+    work: tuple[int, ...]
+    """That a run makes beyond them which finds nothing."""
+
+
+def draw_fault(rng: random.Random, counts: Counts, faults: int) -> Fault:
+    """A fault, on average so far behind the start of a run that all of a chain hit all stages.
 
     Args:
         rng: Decides.
-        whole: What a run does that nobody disturbs.
+        counts: What a run does that nobody disturbs.
         faults: How many a chain has.
     """
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     share = rng.uniform(0, 2) / faults
     if kind == "full":
-        return Fault(kind, at=int(share * whole.bytes))
-    seen = [name for name, count in zip(CLASSES, whole.changes, strict=True) if count]
-    chosen = "write" if kind == "torn" else rng.choice(seen)
-    return Fault(kind, chosen, 1 + int(share * whole.changes[CLASSES.index(chosen)]))
+        return Fault(kind, at=counts.start[-1] + int(share * counts.work[-1]))
+    frequent = [name for name, n in zip(CLASSES, counts.work, strict=False) if n >= faults]
+    if kind != "torn" and rng.random() < AT_THE_START:
+        started = [name for name, n in zip(CLASSES, counts.start, strict=False) if n]
+        name = rng.choice(started)
+        return Fault(kind, name, rng.randint(1, counts.start[CLASSES.index(name)]))
+    number = CLASSES.index("write" if kind == "torn" else rng.choice(frequent))
+    at = counts.start[number] + 1 + int(share * counts.work[number])
+    return Fault(kind, CLASSES[number], at)
 
 
 def _judge(fault: Fault, outcome: Outcome) -> str:
@@ -311,14 +328,14 @@ def _judge(fault: Fault, outcome: Outcome) -> str:
 
 
 def chain(
-    number: int, faults: int, whole: FaultsFile, expected: dict[str, str], place: Path
+    number: int, faults: int, counts: Counts, expected: dict[str, str], place: Path
 ) -> dict[str, Any]:
     """Disturbs one data root's runs, then lets one through.
 
     Args:
         number: Of the chain; decides its faults.
         faults: How many.
-        whole: What a run does that nobody disturbs.
+        counts: What a run does that nobody disturbs.
         expected: Its results.
         place: For data roots; `undisturbed` is there.
 
@@ -330,7 +347,7 @@ def chain(
     hits: list[dict[str, Any]] = []
     wrong: list[str] = []
     while len(hits) < faults and not wrong:
-        fault = draw_fault(rng, whole, faults)
+        fault = draw_fault(rng, counts, faults)
         outcome = project.run(fault)
         if not outcome.content.hit:
             if outcome.wrong or outcome.status != 0:
@@ -348,6 +365,7 @@ def chain(
             "words": len(outcome.words.splitlines()),
         }
         hits.append(hit)
+        print(f"chain {number}: {len(hits)} of {faults} {hit}", file=sys.stderr, flush=True)
         if problem := _judge(fault, outcome):
             wrong.append(f"fault {len(hits)}, {hit}: {problem}: {outcome.words[-1500:]}")
     if not wrong:
@@ -368,13 +386,13 @@ def _differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
 
 def _summarize(chains: list[dict[str, Any]], whole: FaultsFile) -> dict[str, Any]:
     """Counts of [held, tried]: a fault held if all of its chain did."""
-    counts: dict[str, dict[str, list[int]]] = {"by_fault": {}, "by_class": {}, "by_node": {}}
+    groups: dict[str, dict[str, list[int]]] = {"by_fault": {}, "by_class": {}, "by_node": {}}
     for result in chains:
         for hit in result["faults"]:
             called = "disk full" if hit["kind"] == "full" else hit["at_class"]
             names = {"by_fault": hit["kind"], "by_class": called, "by_node": hit["node"]}
             for group, name in names.items():
-                count = counts[group].setdefault(name, [0, 0])
+                count = groups[group].setdefault(name, [0, 0])
                 count[0] += not result["wrong"]
                 count[1] += 1
     held = Counter(not result["wrong"] for result in chains)
@@ -385,7 +403,7 @@ def _summarize(chains: list[dict[str, Any]], whole: FaultsFile) -> dict[str, Any
         "chains_held": held[True],
         "changes_a_run": dict(zip(CLASSES, whole.changes, strict=True)),
         "bytes_a_run": whole.bytes,
-        **counts,
+        **groups,
         "failures": {r["chain"]: r["wrong"] for r in chains if r["wrong"]},
     }
 
@@ -430,11 +448,11 @@ def _import_everything() -> None:
 
 
 def _work(
-    numbers: list[int], share: int, whole: FaultsFile, expected: dict[str, str], options: Any
+    numbers: list[int], share: int, counts: Counts, expected: dict[str, str], options: Any
 ) -> None:
     """A worker: chain after chain, each appended to the results as it ends."""
     for number in numbers:
-        found = chain(number, share, whole, expected, options.place)
+        found = chain(number, share, counts, expected, options.place)
         found["expected"] = options.expected
         with options.results.open("a") as file:
             file.write(json.dumps(found) + "\n")
@@ -468,6 +486,10 @@ def main() -> int:
         print(outcome.words[-3_000:], outcome.wrong)
         return 1
     whole, expected = outcome.content, undisturbed.results()
+    fresh = undisturbed.run().content
+    start_counts = (*fresh.changes, fresh.bytes)
+    pairs = zip(start_counts, (*whole.changes, whole.bytes), strict=True)
+    counts = Counts(start_counts, tuple(max(0, all_ - first) for first, all_ in pairs))
     share = min(options.per_chain, options.faults)
     options.expected = hashlib.sha256(json.dumps([expected, share]).encode()).hexdigest()[:16]
     done = {found["chain"] for found in _finished(options)}
@@ -479,7 +501,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             try:
-                _work(todo[worker :: options.workers], share, whole, expected, options)
+                _work(todo[worker :: options.workers], share, counts, expected, options)
             except BaseException as error:
                 print(f"worker {worker}: {error!r}", flush=True)
                 os._exit(1)

@@ -4,11 +4,11 @@
     python campaigns/rank_kills.py --chains 1
 
 Every attempt of a chain trains on the next number of ranks (gloo, FSDP2) and is killed before a
-drawn change of a file: all ranks, or the one that makes the change, after which the others must
-end by themselves. The last attempt, in one process, must get through, and its losses and weights
-must be those of a training that nobody killed, but for rounding (docs/training.md). Ranks are
-forked, for imports take longer than the training; how the launcher's ranks end with it, the tests
-say. The last line is one JSON object. Needs Linux and a C compiler.
+drawn change of a file: all ranks, or the one that makes the change, after which the others are
+ended, as the launcher does. The last attempt, in one process, must get through, and its losses
+and weights must be those of a training that nobody killed, but for rounding (docs/training.md).
+Ranks are forked, for imports take longer than the training; how the launcher's ranks end with it,
+the tests say. The last line is one JSON object. Needs Linux and a C compiler.
 """
 
 from __future__ import annotations
@@ -114,7 +114,14 @@ def attempt(
         content.group = os.getpid()
         place.write_bytes(bytes(content))
         ranks = [_start_rank(shards_dir, folder, rank, size, place) for rank in range(size)]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+        ended: dict[int, int] = {}
+        while len(ended) < size:
+            rank, status = os.wait()
+            ended[rank] = os.waitstatus_to_exitcode(status)
+            if ended[rank]:  # as the launcher does: the others may wait for what it was to do
+                for other in set(ranks) - ended.keys():
+                    os.kill(other, signal.SIGKILL)
+        statuses = [ended[rank] for rank in ranks]
         (folder / "statuses").write_text(json.dumps(statuses))
         os._exit(0)
     deadline, wrong = time.monotonic() + SECONDS_AN_ATTEMPT, ""
