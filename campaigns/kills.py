@@ -462,8 +462,11 @@ def _finished(options: Any) -> list[dict[str, Any]]:
     """Chains of this campaign that are in the file of results."""
     if not options.results.exists():
         return []
-    lines = [json.loads(line) for line in options.results.read_text().splitlines()]
-    return [line for line in lines if line["expected"] == options.expected]
+    found = []
+    for line in options.results.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # half a line, by a campaign that was killed
+            found.append(json.loads(line))
+    return [line for line in found if line["expected"] == options.expected]
 
 
 def main() -> int:

@@ -262,7 +262,10 @@ def main() -> int:
         return 1
     expected = results(place / "undisturbed")
     kept = options.results or place / "chains.jsonl"
-    chains = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    chains: list[dict[str, Any]] = []
+    for line in kept.read_text().splitlines() if kept.exists() else ():
+        with contextlib.suppress(ValueError):  # half a line, by a campaign that was killed
+            chains.append(json.loads(line))
     done, start = {found["chain"] for found in chains}, time.monotonic()
     todo = [number for number in range(options.chains) if number not in done]
     for count, number in enumerate(todo, 1):
