@@ -21,7 +21,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-
 class Engine:
     """Runs tasks, and the queries over tables between them.
 
