@@ -155,10 +155,6 @@ def _start_rank(shards_dir: Path, folder: Path, rank: int, size: int, faults: Pa
         with contextlib.suppress(BaseException):
             os.write(2, traceback.format_exc().encode())
     finally:
-        with contextlib.suppress(BaseException):
-            import gc
-
-            gc.collect()  # frees the loader's shared memory
         os._exit(status)
 
 

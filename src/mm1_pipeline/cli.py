@@ -177,15 +177,13 @@ def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None
     """Removes versions and progress that no remembered run refers to, and what killed runs left."""
     from mm1_pipeline.staleness import maintenance, render
     from mm1_pipeline.staleness.artifacts import Removed
-    from mm1_pipeline.streams.leftovers import one_run_at_a_time, remove_leftovers
+    from mm1_pipeline.streams.leftovers import remove_leftovers
 
     session = _open_session(env, conf_source)
     removed = maintenance.collect_garbage(
         session.data_root(), session.known_nodes(), keep_runs, dry_run
     )
-    with one_run_at_a_time(is_local_leader=True):
-        left = remove_leftovers(dry_run=dry_run)
-    removed += [Removed(path, size) for path, size in left]
+    removed += [Removed(path, size) for path, size in remove_leftovers(dry_run=dry_run)]
     _show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
 
 

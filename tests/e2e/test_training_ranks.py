@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import multiprocessing
 import os
 import shutil
@@ -104,7 +103,6 @@ def _rank(rank: int, size: int, folder: str, results: Any, function: Any, argume
         results.put((rank, function(world, *arguments)))
     except (Exception, TrainingTerminatedError) as error:
         results.put((rank, f"{type(error).__name__}: {error}"))
-    gc.collect()  # frees the loader's shared memory; a forked process runs nothing at its exit
 
 
 def train_rank(

@@ -1,7 +1,6 @@
 """Packs one partition of a source: first without images, to plan, then into shard files.
 
-Runs in a process of its own where there are several, so nothing here imports torch or
-Streaming.
+Runs in a process of its own where there are several, so nothing here imports torch.
 
 Columns of a sequence of T positions; nothing is pickled:
 

@@ -26,7 +26,7 @@ class Checkpointing(Callback):
     """Resumes from a checkpoint and writes new ones, on any number of ranks.
 
     Composer's own loading is not used: it runs code from the file, and it does not restore
-    the random state when a Streaming dataset resumes by itself.
+    the random state when a dataset resumes by itself.
 
     Args:
         store: where checkpoints lie.
@@ -126,7 +126,7 @@ class Checkpointing(Callback):
             num_rows=self._log.num_rows,
             groups=groups,
             scheduler=scheduler.state_dict(),
-            dataset=state._dataset_state_dict()["train"],
+            dataset=_dataset(state).state_dict(stamp.sample.value, from_beginning=True),
             loss_spikes=self._spikes.state_dict(),
             random_states=rng,
         )
@@ -139,6 +139,12 @@ class Checkpointing(Callback):
 def _objective(state: State) -> Any:
     """The module whose weights are kept; Composer's wrapper is not part of their names."""
     return getattr(state.model, "objective", state.model)
+
+
+def _dataset(state: State) -> Any:
+    """What keeps the place in the data."""
+    loader: Any = state.train_dataloader
+    return loader.dataset
 
 
 def _timestamp(state: TrainingState) -> dict[str, int]:

@@ -48,7 +48,7 @@ STREAMS = ("caption", "text")
 
 
 class ToyData(torch.utils.data.IterableDataset):
-    """Resumes by itself from a count of samples, as a Streaming dataset does."""
+    """Resumes by itself from a count of samples, as `SnapshotDataset` does."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.begin, self.steps = 0, steps
