@@ -249,7 +249,7 @@ def compare(
     fingerprint of a version that the environment keeps.
     """
     from mm1_pipeline import comparing
-    from mm1_pipeline.staleness.files import write_atomically
+    from mm1_pipeline.ground.files import write_text
 
     root = None
     if not all(Path(run).is_dir() for run in (run_a, run_b)):
@@ -259,7 +259,7 @@ def compare(
         root = _open_session(env, conf_source).data_root()
     found = comparing.compare_runs(run_a, run_b, model, other_model, root)
     if html is not None:
-        write_atomically(html, comparing.page(found))
+        write_text(html, comparing.page(found))
     if as_json:
         click.echo(json.dumps(comparing.data(found), indent=2))
     else:

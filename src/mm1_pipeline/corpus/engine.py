@@ -7,15 +7,13 @@ so that neither order nor place of the work can change what comes out.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
 from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import IngestConfig
-from mm1_pipeline.corpus.pools import end_with_parent, run_in_pool
+from mm1_pipeline.ground.processes import WorkerPool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -34,7 +32,11 @@ class Engine:
     def __init__(self, config: IngestConfig) -> None:
         self._workers = config.num_workers
         self._ray: ModuleType | None = _start_ray(config) if config.engine == "ray" else None
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = WorkerPool(
+            config.num_workers,
+            doing="worked on a part of the corpus",
+            advice="Lower num_workers, or give the machine more memory,",
+        )
 
     @property
     def in_process(self) -> bool:
@@ -45,9 +47,7 @@ class Engine:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
-            self._pool = None
+        self._pool.__exit__(kind, error, trace)
 
     def run(
         self, function: Callable[[Task], Result], tasks: Sequence[Task]
@@ -66,25 +66,8 @@ class Engine:
             for task in tasks:
                 yield task, function(task)
         else:
-            yield from self._run_in_pool(function, tasks)
-
-    def _run_in_pool(self, function: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=end_with_parent,
-            )
-        results = run_in_pool(
-            self._pool,
-            function,
-            tasks,
-            ahead=2 * self._workers,
-            doing="worked on a part of the corpus",
-            advice="Lower num_workers, or give the machine more memory,",
-        )
-        for number, result in results:
-            yield tasks[number], result
+            for number, result in self._pool.run(function, tasks):
+                yield tasks[number], result
 
     def _run_on_ray(
         self, ray: ModuleType, function: Any, tasks: Sequence[Any]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import ExecutionConfig
-from mm1_pipeline.lab.folders import whole_folder
+from mm1_pipeline.ground.files import whole_folder
 from mm1_pipeline.lab.grid import ENVIRONMENT, ArmRun, write_conf
 from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import collect_results, read_json

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm1_pipeline.ground.files import replacing, write_json
 from mm1_pipeline.lab.identity import Identity
 from mm1_pipeline.lab.results import (
     EVALUATION,
@@ -28,7 +28,6 @@ from mm1_pipeline.lab.results import (
     PARAMETERS,
     SCORES,
     read_json,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -216,9 +215,8 @@ class RunStore:
         return found
 
     def _write(self, table: str, content: pa.Table) -> None:
-        fresh = self.folder / f".{table}.new"
-        pq.write_table(content, fresh, compression="zstd", compression_level=9)
-        os.replace(fresh, self.folder / table)
+        with replacing(self.folder / table) as fresh:
+            pq.write_table(content, fresh, compression="zstd", compression_level=9)
 
 
 def describe(results: Path, identity: Identity, about: dict[str, Any]) -> None:

@@ -20,18 +20,16 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
-from mm1_pipeline.corpus.pools import end_with_parent, run_in_pool
 from mm1_pipeline.corpus.records import RECORDS, read_records
 from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.ground.files import write_text
+from mm1_pipeline.ground.processes import WorkerPool
 from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.streams.mds import index_text
 from mm1_pipeline.streams.partition_writer import (
@@ -67,8 +65,6 @@ T = TypeVar("T")
 
 _LAYOUT = 2
 """Raise it when the files of a partition change their layout, so that none is reused."""
-_JOBS_AHEAD = 2
-"""Jobs that wait for each process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +142,7 @@ def write_shards(
         if store is None:
             _collect(jobs, written, Path(output_dir))
             for name, text in texts.items():
-                _write_text(Path(output_dir) / name, text)
+                write_text(Path(output_dir) / name, text)
         else:
             _put_indices(store, jobs, written, texts)
     return report
@@ -161,21 +157,12 @@ def _processes(num_workers: int) -> Iterator[Run]:
     if num_workers <= 1:
         yield lambda function, items: enumerate(map(function, items))
         return
-    # Spawned, because forking a process that runs threads (Arrow, tokenizers) can deadlock.
-    with ProcessPoolExecutor(
-        num_workers, mp_context=get_context("spawn"), initializer=end_with_parent
+    with WorkerPool(
+        num_workers,
+        doing="wrote shards",
+        advice="Lower shard.num_workers, shard.packing.window or shard.shard_bytes",
     ) as pool:
-        try:
-            yield partial(
-                run_in_pool,
-                pool,
-                ahead=num_workers * _JOBS_AHEAD,
-                doing="wrote shards",
-                advice="Lower shard.num_workers, shard.packing.window or shard.shard_bytes",
-            )
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield pool.run
 
 
 @contextlib.contextmanager
@@ -402,12 +389,6 @@ def _put_indices(
                     )
     for name, text in texts.items():
         store.put_text(text, name)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _index(

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mm1_pipeline.config._base import parameters
+from mm1_pipeline.ground.files import sync
 from mm1_pipeline.models.safetensors_files import DTYPES, TensorSlot, write_safetensors
 from mm1_pipeline.training.errors import TrainingStoppedError
 
@@ -235,7 +236,7 @@ class CheckpointStore:
             self._remove(replaced)
             os.replace(final, replaced)
         os.replace(temporary, final)
-        _sync(self.directory)
+        sync(self.directory)
         for old in [replaced, *map(self.path, self.steps()[: -self.keep])]:
             self._remove(old)
         return final
@@ -317,7 +318,7 @@ def _write(
     }
     (folder / _STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     for name in (_MODEL, _OPTIMIZER, _STATE, "."):
-        _sync(folder / name)
+        sync(folder / name)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -370,12 +371,3 @@ def _set_aside(path: Path, why: str) -> Path:
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
     os.replace(path, aside)
     return aside
-
-
-def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

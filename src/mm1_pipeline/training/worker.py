@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
+from mm1_pipeline.ground.processes import end_with_parent
 from mm1_pipeline.streams.shard_index import verify_shards
 from mm1_pipeline.training.distributed import World, begin_together, once_a_node
 from mm1_pipeline.training.errors import TrainingTerminatedError
@@ -31,7 +32,6 @@ from mm1_pipeline.training.job import (
     order_of_json,
 )
 from mm1_pipeline.training.nodes import JOIN_SECONDS
-from mm1_pipeline.training.parent import end_with_parent
 from mm1_pipeline.training.run import TrainingRun
 from mm1_pipeline.training.sharding import state_tensors
 

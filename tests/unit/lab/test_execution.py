@@ -17,11 +17,12 @@ import yaml
 
 from mm1_pipeline.config.lab import ExecutionConfig, GridConfig
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
+from mm1_pipeline.ground.files import write_json
 from mm1_pipeline.lab import execution
 from mm1_pipeline.lab.execution import Place, plan_runs, run_grid
 from mm1_pipeline.lab.grid import resolve_arms
 from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
-from mm1_pipeline.lab.results import item_scores, read_json, write_json
+from mm1_pipeline.lab.results import item_scores, read_json
 from mm1_pipeline.lab.store import RunStore, describe
 from mm1_pipeline.lab.workers import Processes, RunFailedError, machine_shares
 

@@ -218,7 +218,7 @@ def test_workers_do_not_outlive_the_one_that_started_them(tmp_path, how):
     """Ctrl-C, and a kill that leaves no time for anything."""
     worker = f"""
 import os, sys, time
-from mm1_pipeline.training.parent import end_with_parent
+from mm1_pipeline.ground.processes import end_with_parent
 end_with_parent(sys.stdin.buffer)
 open({str(tmp_path)!r} + "/pid" + os.environ["RANK"], "w").write(f"{{os.getpid()}}\\n")
 {SLEEP}
