@@ -50,7 +50,7 @@ def ip(*arguments: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path) -> Iterator[tuple[Machines, list[str]]]:
-    """Two network namespaces, joined by a cable, and their addresses; a stranger is in the second."""
+    """Two network namespaces, joined by a cable, and their addresses; the second has a stranger."""
     names = [f"mm1-{os.getpid()}-{number}" for number in (1, 2)]
     if os.geteuid() or shutil.which("ip") is None or not ip("netns", "add", names[0]):
         pytest.skip("needs root, iproute2 and leave to make network namespaces")
