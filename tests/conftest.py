@@ -22,22 +22,14 @@ ROOT = Path(__file__).parents[1]
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
-STREAMING_TESTS = ("e2e", "unit/training", "unit/evaluation", "test_streams_loader", "test_loader")
-"""Places of tests that read shards. One worker runs them all: Streaming opens the shared memory
-of every dataset that is alive on the machine."""
-
-
-COSTLY_MODULES = ("test_corpus_sample", "unit/export/test_export.py", "test_export_llava")
+COSTLY_MODULES = ("e2e/", "test_corpus_sample", "unit/export/test_export.py", "test_export_llava")
 """Modules whose fixtures take longer than all their tests: each is one worker's, so that it builds
 them once. Others are dealt test by test."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.as_posix()
-        if any(place in path for place in STREAMING_TESTS):
-            item.add_marker(pytest.mark.xdist_group("streaming"))
-        elif any(module in path for module in COSTLY_MODULES):
+        if any(module in item.path.as_posix() for module in COSTLY_MODULES):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -174,13 +174,16 @@ def accept(
 @env_option
 @conf_source_option
 def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
-    """Removes versions and progress that no remembered run refers to."""
+    """Removes versions and progress that no remembered run refers to, and what killed runs left."""
     from mm1_pipeline.staleness import maintenance, render
+    from mm1_pipeline.staleness.artifacts import Removed
+    from mm1_pipeline.streams.leftovers import remove_leftovers
 
     session = _open_session(env, conf_source)
     removed = maintenance.collect_garbage(
         session.data_root(), session.known_nodes(), keep_runs, dry_run
     )
+    removed += [Removed(path, size) for path, size in remove_leftovers(dry_run=dry_run)]
     _show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
 
 
@@ -246,7 +249,7 @@ def compare(
     fingerprint of a version that the environment keeps.
     """
     from mm1_pipeline import comparing
-    from mm1_pipeline.staleness.files import write_atomically
+    from mm1_pipeline.ground.files import write_text
 
     root = None
     if not all(Path(run).is_dir() for run in (run_a, run_b)):
@@ -256,7 +259,7 @@ def compare(
         root = _open_session(env, conf_source).data_root()
     found = comparing.compare_runs(run_a, run_b, model, other_model, root)
     if html is not None:
-        write_atomically(html, comparing.page(found))
+        write_text(html, comparing.page(found))
     if as_json:
         click.echo(json.dumps(comparing.data(found), indent=2))
     else:

@@ -54,7 +54,7 @@ OUTSIDE = {
 def register_pipelines() -> dict[str, Pipeline]:
     """Names every goal, as targets in make; `--tags=<stage>` runs one stage alone.
 
-    Imports neither torch nor Composer nor Streaming: nodes import what they call.
+    Imports neither torch nor Composer: nodes import what they call.
     """
     default = sum((create() for create in STAGES.values()), Pipeline([]))
     every_node = sum((create() for create in OUTSIDE.values()), default)

@@ -51,7 +51,6 @@ SESSION_CLASS = session_class(
         libraries={
             "torch": "torch",
             "composer": "mosaicml",
-            "streaming": "mosaicml-streaming",
             "tokenizers": "tokenizers",
             "PIL": "pillow",
             "selectolax": "selectolax",

@@ -261,30 +261,43 @@ def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):
     assert losses(again) == losses(project)
 
 
-def test_killed_training_resumes_with_the_same_losses(finished, make_smoke, tmp_path):
+def test_ended_and_killed_training_resumes_with_the_same_losses(finished, make_smoke, tmp_path):
+    """SIGTERM, to the run alone as `kill` sends it; then SIGKILL, to all of its processes."""
     undisturbed, _ = finished
     project = make_smoke(tmp_path)
+    project.set_parameters(pretrain={"checkpoint": {"interval_steps": 1}})
     process = project.start("run", "--pipeline=pretrain")
     wait_for_checkpoint(project, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM after step" in output
+    assert "Traceback" not in output
+    process = project.start("run", "--pipeline=pretrain")
+    wait_for_checkpoint(project, process, after=newest_checkpoint(project))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (project.reports / "training_pretrain.jsonl").exists()
     status, output = project.run("run", "--pipeline=pretrain")
     assert status == 0, output
-    assert "esum" in output, "the second run must resume, not start again"
+    assert "esum" in output, "the last run must resume, not start again"
     trained = ("vision_pretrain", "text_pretrain", "pretrain")
     assert losses(project) == losses(undisturbed, *trained)
 
 
-def wait_for_checkpoint(project, process, seconds: float = 240):
-    work = project.data / "06_models" / "pretrain" / ".work"
+def wait_for_checkpoint(project, process, *, after: str = "", seconds: float = 240):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
-        if list(work.rglob("*.pt")):
+        if newest_checkpoint(project) > after:
             return
         time.sleep(0.02)
     pytest.fail("no checkpoint appeared")
+
+
+def newest_checkpoint(project) -> str:
+    work = project.data / "06_models" / "pretrain" / ".work"
+    return max((path.name for path in work.rglob("step-????????")), default="")
 
 
 def test_a_goal_builds_what_it_needs_and_nothing_else(make_smoke, tmp_path):

@@ -30,8 +30,7 @@ from mm1_pipeline.training import launch
 CONFIG = dataclasses.replace(
     TRAINING, schedule=ScheduleConfig(num_steps=8, warmup_steps=4), num_processes=1
 )
-CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+CLONE_NEWNET = 0x40000000
 PORT = 29_531
 
 pytestmark = pytest.mark.skipif(
@@ -51,10 +50,7 @@ def ip(*arguments: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path) -> Iterator[tuple[Machines, list[str]]]:
-    """Two network namespaces, joined by a cable, and their addresses; a stranger is in the second.
-
-    Nodes of one training also need a shared memory of their own, as two machines have.
-    """
+    """Two network namespaces, joined by a cable, and their addresses; a stranger is in the second."""
     names = [f"mm1-{os.getpid()}-{number}" for number in (1, 2)]
     if os.geteuid() or shutil.which("ip") is None or not ip("netns", "add", names[0]):
         pytest.skip("needs root, iproute2 and leave to make network namespaces")
@@ -109,13 +105,10 @@ class Machines:
 
     @staticmethod
     def _enter(namespace: str) -> None:
-        """A network of its own, and shared memory of its own, as another machine has."""
+        """A network of its own, as another machine has."""
         libc = ctypes.CDLL(None, use_errno=True)
         with open(f"/run/netns/{namespace}") as place:
             assert libc.setns(place.fileno(), CLONE_NEWNET) == 0
-        assert libc.unshare(CLONE_NEWNS) == 0
-        assert libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
-        assert libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, None) == 0
 
     def wait(self, pid: int) -> int:
         self._pids.remove(pid)

@@ -1,8 +1,4 @@
-"""A tiny training that can be learned, interrupted and repeated; also run as a script.
-
-`python training_toy.py SHARDS WORK OUTPUT STEP...` trains in a child process that is killed
-(SIGKILL, from outside) once it has logged STEP steps, and begins again for the next STEP.
-"""
+"""A tiny training that can be learned, interrupted and repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import io
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -138,11 +133,16 @@ def train_toy(shards_dir: Path, work_dir: Path, output_dir: Path, config=CONFIG)
 
 
 def train_and_be_killed(shards_dir: Path, work_dir: Path, output_dir: Path, step: int) -> None:
-    """Trains in a child process until it has logged a step, then kills it."""
+    """Trains in a child process until it has logged a step, then kills it, from outside.
+
+    The child is forked, for imports take longer than trainings.
+    """
     child = os.fork()
     if child == 0:
-        train_toy(shards_dir, work_dir, output_dir)
-        os._exit(0)
+        try:
+            train_toy(shards_dir, work_dir, output_dir)
+        finally:
+            os._exit(0)
     rows = work_dir / "training_pretrain.jsonl"
     while not rows.exists() or rows.read_bytes().count(b"\n") < step:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "the training ended before it was killed"
@@ -150,11 +150,3 @@ def train_and_be_killed(shards_dir: Path, work_dir: Path, output_dir: Path, step
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-if __name__ == "__main__":
-    import mm1_pipeline.training.train  # noqa: F401  imported once, for all children
-
-    folders = [Path(argument) for argument in sys.argv[1:4]]
-    for argument in sys.argv[4:]:
-        train_and_be_killed(*folders, step=int(argument))

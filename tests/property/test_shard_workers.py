@@ -229,7 +229,7 @@ def test_the_plan_foretells_the_shards(
 def test_images_are_stored_at_training_resolution(
     corpus: SimpleNamespace, expected: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    from mm1_pipeline.streams.loader import read_sequences
+    from mm1_pipeline.streams.mds import read_sequences
 
     sizes = {}
     for quality in (30, 95):

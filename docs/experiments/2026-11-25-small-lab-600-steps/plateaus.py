@@ -3,11 +3,12 @@
 python docs/experiments/2026-11-25-small-lab-600-steps/plateaus.py
 """
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from mm1_pipeline.lab.store import RunStore
 
 HERE = Path(__file__).parent
 ARMS = {
@@ -19,10 +20,9 @@ NUM_SMOOTHED = 7
 """Rows of the log, each 12 steps apart."""
 
 
-def caption_losses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def caption_losses(store: RunStore, run: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and smoothed losses in nats a token."""
-    lines = (folder / "training_pretrain.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "caption" in row["losses"]]
+    rows = [row for row in store.training(run, "pretrain") if "caption" in row["losses"]]
     window = np.full(NUM_SMOOTHED, 1 / NUM_SMOOTHED)
     steps, losses = ([row["step"] for row in rows], [row["losses"]["caption"] for row in rows])
     return np.convolve(steps, window, "valid"), np.convolve(losses, window, "valid")
@@ -31,11 +31,12 @@ def caption_losses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Writes the drawing beside this file."""
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    store = RunStore(HERE / "runs")
     for index, (name, arm) in enumerate(ARMS.items()):
-        for number, folder in enumerate(sorted((HERE / "runs" / arm).glob("seed*"))):
-            axes.plot(
-                *caption_losses(folder), color=f"C{index}", lw=1.3, label=None if number else name
-            )
+        runs = [run for run in store.names() if run.startswith(f"{arm}/")]
+        for number, run in enumerate(runs):
+            label = None if number else name
+            axes.plot(*caption_losses(store, run), color=f"C{index}", lw=1.3, label=label)
     axes.axvline(600, color="grey", lw=0.8, ls=":")
     axes.annotate("the grid's arms end here", (606, 0.53), color="grey", fontsize=8)
     axes.set(xlabel="step", ylabel="loss on captions, nats a token", ylim=(0.2, 0.56))

@@ -54,7 +54,7 @@ def build_index(records: Iterable[Record], config: DecontaminationConfig, folder
     Args:
         records: of the evaluation sources.
         config: which parts are wanted, and the crops to expect.
-        folder: gets the arrays and `decontamination.json`; must not exist.
+        folder: gets the arrays and `decontamination.json`; is empty.
     """
     images, texts = _ImageRows(config), _TextRows(config)
     num_records = 0
@@ -66,7 +66,6 @@ def build_index(records: Iterable[Record], config: DecontaminationConfig, folder
                 images.add(name, image.sha256, image.bytes)
         if config.texts:
             texts.add_all(name, [*(s.text for s in record.segments if s.text), *record.references])
-    folder.mkdir(parents=True)
     arrays = {**images.arrays(), **texts.arrays()}
     for array_name, values in arrays.items():
         np.save(folder / f"{array_name}.npy", values)
@@ -115,7 +114,7 @@ class Decontaminator:
                 self._ngrams[size] = (hashes, self._load(f"ngram_owners{size}"))
 
     def _load(self, name: str) -> np.ndarray:
-        return np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        return np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     @property
     def wants_images(self) -> bool:

@@ -7,21 +7,16 @@ so that neither order nor place of the work can change what comes out.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from types import ModuleType
 from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import IngestConfig
+from mm1_pipeline.ground.processes import WorkerPool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-_WATCH_SECONDS = 1.0
 
 
 class Engine:
@@ -37,7 +32,11 @@ class Engine:
     def __init__(self, config: IngestConfig) -> None:
         self._workers = config.num_workers
         self._ray: ModuleType | None = _start_ray(config) if config.engine == "ray" else None
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = WorkerPool(
+            config.num_workers,
+            doing="worked on a part of the corpus",
+            advice="Lower num_workers, or give the machine more memory,",
+        )
 
     @property
     def in_process(self) -> bool:
@@ -48,9 +47,7 @@ class Engine:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
-            self._pool = None
+        self._pool.__exit__(kind, error, trace)
 
     def run(
         self, function: Callable[[Task], Result], tasks: Sequence[Task]
@@ -69,24 +66,8 @@ class Engine:
             for task in tasks:
                 yield task, function(task)
         else:
-            yield from self._run_in_pool(function, tasks)
-
-    def _run_in_pool(self, function: Any, tasks: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_end_with_parent,
-                initargs=(os.getpid(),),
-            )
-        waiting = list(reversed(tasks))
-        running: dict[Any, Any] = {}
-        while waiting or running:
-            while waiting and len(running) < 2 * self._workers:
-                task = waiting.pop()
-                running[self._pool.submit(function, task)] = task
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+            for number, result in self._pool.run(function, tasks):
+                yield tasks[number], result
 
     def _run_on_ray(
         self, ray: ModuleType, function: Any, tasks: Sequence[Any]
@@ -125,17 +106,6 @@ def _start_ray(config: IngestConfig) -> ModuleType:
         )
     import_daft().set_runner_ray(noop_if_initialized=True)
     return ray
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed; it would wait for its next task for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def import_daft() -> ModuleType:

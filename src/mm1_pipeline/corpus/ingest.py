@@ -51,7 +51,7 @@ from mm1_pipeline.corpus.steps import (
     read_partition,
     write_partition,
 )
-from mm1_pipeline.staleness.files import read_json, seal, unseal
+from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_json
 from mm1_pipeline.staleness.inputs import path_state
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -150,9 +150,8 @@ def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
     if not (folder / SUMMARY).exists():
         shutil.rmtree(folder.parent, ignore_errors=True)
         records = (record for name in names for record in read_parts(work_dir / name / RECORDS))
-        unfinished = folder.with_name(f"{digest}.part")
-        build_index(records, rules, unfinished)
-        unfinished.rename(folder)
+        with whole_folder(folder) as unfinished:
+            build_index(records, rules, unfinished)
     return folder
 
 
@@ -195,10 +194,7 @@ def _ingest_source(
 
 def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
     """Marks a source as finished, and removes what only an unfinished one needs."""
-    content = json.loads(json.dumps({"fingerprint": fingerprint, "report": report}))
-    temporary = folder / f"{_COMPLETED}.tmp"
-    temporary.write_text(json.dumps(seal(content)), encoding="utf-8")
-    temporary.replace(folder / _COMPLETED)
+    write_json(folder / _COMPLETED, seal({"fingerprint": fingerprint, "report": report}))
     for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
 
@@ -357,7 +353,7 @@ def _publish(folder: Path, name: str, output_dir: Path) -> None:
 
 def _completed_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
-    content = unseal(read_json(folder / _COMPLETED))
+    content = read_sealed(folder / _COMPLETED)
     return content["report"] if content and content["fingerprint"] == fingerprint else None
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +64,7 @@ from mm1_pipeline.corpus.readers.base import (
 )
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.records import RECORDS, Record, RecordWriter, read_parts
+from mm1_pipeline.ground.files import whole_folder
 
 QUARANTINE = "quarantine.parquet"
 TALLY = "tally.json"
@@ -183,11 +183,8 @@ def finish_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     """
     if folder.exists():
         return
-    unfinished = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write(unfinished)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        write(unfinished)
 
 
 def index_partition(task: PartitionTask) -> int:

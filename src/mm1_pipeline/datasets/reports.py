@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from kedro.io import AbstractDataset
 from kedro_datasets._typing import JSONPreview, PlotlyPreview
 
-from mm1_pipeline.staleness.files import write_atomically
+from mm1_pipeline.ground.files import write_text
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class ReportDataset(AbstractDataset[T, T], Generic[T]):
 
     def save(self, data: T) -> None:
         """Writes the file; a reader sees the old content or the new one."""
-        write_atomically(self._filepath, self._render(data))
+        write_text(self._filepath, self._render(data), durable=True)
 
     def _parse(self, text: str) -> T:
         raise NotImplementedError

@@ -23,8 +23,8 @@ from mm1_pipeline.evaluation.generation import Generator
 from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.prompts import Prompt
 from mm1_pipeline.evaluation.resolution import square_keys
+from mm1_pipeline.ground.files import hash_file
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
-from mm1_pipeline.staleness.files import hash_file
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import SHARDS_FILE

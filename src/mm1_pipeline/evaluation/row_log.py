@@ -6,7 +6,6 @@ is set aside, said, and made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from mm1_pipeline.ground.files import read_sealed, replacing, sealed_line
 
-_CHECKSUM = "checksum"
-_SHORT = 16
+logger = logging.getLogger(__name__)
 
 
 class RowLog:
@@ -43,7 +41,7 @@ class RowLog:
         """Adds rows in one write; they are on the disk when it returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            file.write(b"".join(_line(row) for row in rows))
+            file.write(b"".join(map(sealed_line, rows)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -51,7 +49,7 @@ class RowLog:
         content = self.path.read_bytes() if self.path.is_file() else b""
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines()
-        parsed = [_parsed(line) for line in lines]
+        parsed = [read_sealed(line) for line in lines]
         rows = [row for row in parsed if row is not None]
         if self._header is not None and (not parsed or parsed[0] != self._header):
             # Without its header nobody can tell what other rows belong to.
@@ -75,26 +73,5 @@ class RowLog:
         logger.warning("%s: %s; they are in %s.", self.path, told, aside.name)
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(_line(row) for row in rows))
-        os.replace(temporary, self.path)
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps({**row, _CHECKSUM: _checksum(row)}).encode("ascii") + b"\n"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The row; None if it is none, or not as it was written."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or row.pop(_CHECKSUM, None) != _checksum(row):
-        return None
-    return row
-
-
-def _checksum(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:_SHORT]
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(map(sealed_line, rows)))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import ExecutionConfig
-from mm1_pipeline.lab.folders import whole_folder
+from mm1_pipeline.ground.files import whole_folder
 from mm1_pipeline.lab.grid import ENVIRONMENT, ArmRun, write_conf
 from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import collect_results, read_json
@@ -159,12 +159,12 @@ def _find(run: PlannedRun, place: Place, store: RunStore | None) -> bool:
     """Whether a run's results are there, here or in the store, which both then have."""
     results = run.results(place)
     if not (results / RUN).is_file():
-        found = store.find(run.name, run.whole) if store else None
-        if found is None:
+        stored = store.find(run.name, run.whole) if store else None
+        if store is None or stored is None:
             return False
-        logger.info("%s: taken from %s.", run.name, found)
         with whole_folder(results) as fresh:
-            shutil.copytree(found, fresh, dirs_exist_ok=True)
+            store.unpack(stored, fresh)
+        logger.info("%s: taken from %s.", run.name, store.folder)
     elif store and not store.has(run.name, run.whole):
         store.put(run.name, results)
     return True

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.ground.files import canonical_json, hash_json
 from mm1_pipeline.lab.world import world_of
-from mm1_pipeline.staleness.files import canonical_json, hash_json
 from mm1_pipeline.staleness.hash_cache import HashCache
 from mm1_pipeline.staleness.inputs import Selection, path_digest
 from mm1_pipeline.staleness.parameters import diff, flatten_parameters

@@ -9,7 +9,6 @@ N leaves the embeddings out, which is unconfirmed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from sklearn.linear_model import LinearRegression
 
 from mm1_pipeline.config.lab import LawFitConfig
 from mm1_pipeline.config.training import LearningRateLaw
+from mm1_pipeline.ground.files import read_json
 
 MIN_RATES = 3
 """A parabola has three coefficients."""
@@ -193,7 +193,7 @@ def read_law(path: Path) -> LearningRateLaw:
     Raises:
         ValueError: The file holds no law.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     found = {name: content.get(name) for name in ("slope", "intercept")}
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in found.values()):
         raise ValueError(f"{path}: found {found}, expected a slope and an intercept of lr_law.")

@@ -6,12 +6,12 @@
     training_<stage>.jsonl      some of the log's rows, without clocks
     parameters.json.gz          everything the run was given
 
-Prompts, answers and images stay with the run's data. The same results give the same bytes.
+Prompts, answers and images stay with the run's data. The same results give the same bytes. A
+grid's store keeps the same in three tables (`lab.store`).
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from typing import Any
 
 from mm1_pipeline.config.lab import Goal
 from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT
+from mm1_pipeline.ground import files
 
 EVALUATION, HELD_OUT_LOSS = "evaluation.json", "held_out_loss.json"
 SCORES, PARAMETERS = "scores.json.gz", "parameters.json.gz"
@@ -61,33 +62,22 @@ def collect_results(
         _write_rows(target / name, _thinned(rows))
     predictions = data_root / "07_model_output" / f"{prefix}predictions"
     version = (predictions / "CURRENT").read_text(encoding="utf-8").strip()
-    write_json(target / SCORES, _read_predictions(predictions / version))
-    write_json(target / PARAMETERS, parameters)
+    files.write_json(target / SCORES, _read_predictions(predictions / version))
+    files.write_json(target / PARAMETERS, parameters)
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON, packed where the name ends in .gz.
+    """Reads a file of a run's results.
 
     Raises:
         ValueError: The file is missing or is no JSON.
     """
     try:
-        content = path.read_bytes()
-        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (OSError, EOFError, ValueError) as error:
+        return files.read_json(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path}: found no JSON that can be read ({error}); expected a run's results. Remove "
-            "the run's folder to have it run again."
+            f"{error}; expected a run's results. Remove the run's folder to have it run again."
         ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, packed without a clock where the name ends in .gz."""
-    if path.suffix == ".gz":
-        text = json.dumps(content, separators=(",", ":"))
-        path.write_bytes(gzip.compress(text.encode(), mtime=0))
-    else:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def item_scores(
@@ -157,7 +147,7 @@ def _read_predictions(folder: Path) -> dict[str, dict[str, dict[str, list[Any]]]
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found.setdefault(path.parent.name, {})[path.stem] = {
             "keys": [row["key"] for row in rows],
-            "scores": [row["score"] for row in rows],
+            "scores": [float(row["score"]) for row in rows],
         }
     return found
 

@@ -38,8 +38,8 @@ from pydantic import TypeAdapter
 
 from mm1_pipeline.config.lab import Attribute, WorldConfig
 from mm1_pipeline.config.validation import build_parameters
+from mm1_pipeline.ground.files import read_json, whole_folder
 from mm1_pipeline.lab import scenes
-from mm1_pipeline.lab.folders import whole_folder
 from mm1_pipeline.lab.scenes import Scene
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def prepare_world(parameters: Mapping[str, Any], folder: Path) -> dict[str, int]
 
 def _read_world(folder: Path) -> dict[str, Any] | None:
     path = folder / WORLD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def world_of(path: Path) -> dict[str, Any] | None:

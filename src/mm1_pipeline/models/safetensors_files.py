@@ -12,7 +12,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of tensors by their names in a file."""
+
 _MAX_JSON_BYTES = 16_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -95,7 +108,7 @@ class TensorSlot(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors calls it: `F32`, `BF16`, `F16`."""
+    """As safetensors calls it: a key of `DTYPES`."""
     parts: Callable[[], Iterator[Tensor]]
     """Gives its content in pieces along the first axis (or the whole), one after the other."""
 
@@ -114,7 +127,7 @@ def write_safetensors(path: Path, slots: Sequence[TensorSlot]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for slot in ordered:
-        begin, end = end, end + math.prod(slot.shape) * _DTYPES[slot.dtype].itemsize
+        begin, end = end, end + math.prod(slot.shape) * DTYPES[slot.dtype].itemsize
         header[slot.name] = {
             "dtype": slot.dtype,
             "shape": list(slot.shape),
@@ -127,7 +140,7 @@ def write_safetensors(path: Path, slots: Sequence[TensorSlot]) -> None:
         file.write(text)
         for slot in ordered:
             for part in slot.parts():
-                assert part.dtype == _DTYPES[slot.dtype], (slot.name, part.dtype)
+                assert part.dtype == DTYPES[slot.dtype], (slot.name, part.dtype)
                 file.write(part.contiguous().view(torch.uint8).numpy().data)
         assert file.tell() == 8 + len(text) + end, path
 

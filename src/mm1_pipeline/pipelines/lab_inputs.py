@@ -107,8 +107,8 @@ class ScopeReader:
         return self._scopes[key]
 
     def _scope(self, pipeline: Pipeline) -> Scope:
+        from mm1_pipeline.ground.files import hash_json
         from mm1_pipeline.lab.identity import Scope
-        from mm1_pipeline.staleness.files import hash_json
         from mm1_pipeline.staleness.functions import describe_function
 
         entries = [

@@ -122,6 +122,9 @@ class _Run:
         """Runs what must run."""
         self._clean()
         plan = self._plan()
+        # Each node's code is read again before it runs: only what changed since is parsed again,
+        # and nothing is after a kill.
+        self.planner.save_caches()
         self._refuse_expensive(plan.values())
         ran = 0
         for node in self._pipeline.nodes:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import shutil
-import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from streaming.base.compression import decompress
-from streaming.base.distributed import get_world_size, maybe_init_dist
-from streaming.base.format import reader_from_json
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mm1_pipeline.config.training import MixtureConfig
 from mm1_pipeline.streams.collation import collate
+from mm1_pipeline.streams.leftovers import TemporaryFolder
+from mm1_pipeline.streams.mds import read_sequences
 from mm1_pipeline.streams.mixture import MixtureSnapshot
-from mm1_pipeline.streams.shard_index import (
-    INDEX_FILE,
-    ShardIndex,
-    Split,
-    dataset_directory,
-    verify_shards,
-)
-from mm1_pipeline.streams.snapshot_dataset import SnapshotDataset
+from mm1_pipeline.streams.shard_index import ShardIndex, Split, dataset_directory, verify_shards
+from mm1_pipeline.streams.snapshot_dataset import RankSampler, SnapshotDataset
 
 __all__ = ["MixtureLoader", "build_loader", "build_validation_loader", "verify_shards"]
-
-_CACHE = "shard_cache"
 
 
 class MixtureLoader(DataLoader):
@@ -47,15 +32,22 @@ class MixtureLoader(DataLoader):
 
     dataset: SnapshotDataset  # pyright: ignore[reportIncompatibleVariableOverride]
     delivered_steps: int = 0
-    """Batches that the last iteration has delivered."""
+    """Batches that were delivered."""
+    _is_used: bool = False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yields this rank's part of each batch that is left.
 
         Raises:
-            RuntimeError: The data ended before the training.
+            RuntimeError: The data ended before the training, a shard cannot be read, or this is
+                a second pass.
         """
-        self.delivered_steps = 0
+        if self._is_used:
+            raise RuntimeError(
+                "Found a second pass over the data: a training is one epoch of "
+                f"{self.dataset.snapshot.num_steps} steps. Build a new loader to start again."
+            )
+        self._is_used = True
         batches = super().__iter__()
         try:
             for batch in batches:
@@ -92,9 +84,12 @@ def build_loader(
     num_steps: int,
     global_batch_size: int,
     seed: int,
+    rank: int = 0,
+    num_ranks: int = 1,
     num_workers: int = 0,
     cache_dir: Path | None = None,
     timeout_seconds: float = 1_800,
+    start_worker: Callable[[int], None] | None = None,
 ) -> MixtureLoader:
     """Builds the loader of a training: one epoch of `num_steps` batches.
 
@@ -107,10 +102,14 @@ def build_loader(
         num_steps: Batches of the training.
         global_batch_size: Sequences in a batch, over all ranks.
         seed: Chooses the order of each source.
-        num_workers: Processes that read and decode, on each rank.
-        cache_dir: Gets the uncompressed shards, in a folder that is emptied first. It belongs
-            to one run and one node, whose ranks all name the same. None takes a temporary one.
+        rank: Of this process, 0 .. num_ranks - 1.
+        num_ranks: Processes that share each batch.
+        num_workers: Processes that read and decode, on each rank. With 0, unpacking a shard and
+            decoding images wait for each other and for the training.
+        cache_dir: Gets all uncompressed shards; a `TemporaryFolder` of one run and one node,
+            whose ranks all name the same. None makes one among the temporary files.
         timeout_seconds: Silence of a reading process after which iterating raises.
+        start_worker: Called first in each reading process.
 
     Returns:
         The loader of `collate`d batches.
@@ -126,21 +125,34 @@ def build_loader(
         global_batch_size=global_batch_size,
         seed=seed,
     )
-    cache = _temporary_cache() if cache_dir is None else Path(cache_dir).absolute() / _CACHE
-    destroy_dist = maybe_init_dist()
-    dataset = SnapshotDataset(Path(shards_dir).absolute(), snapshot, cache)
-    if destroy_dist:
-        torch.distributed.destroy_process_group()
+    temporary = None
+    if cache_dir is None:
+        if num_ranks > 1:
+            raise ValueError(
+                "cache_dir: found None with more than one rank; name a folder that all ranks of a "
+                "node share."
+            )
+        temporary = TemporaryFolder("cache")
+        cache_dir = temporary.path
+    elif num_ranks == 1 and any(Path(cache_dir).rglob("*.mds")):
+        raise ValueError(
+            f"cache_dir: found shards in {cache_dir}, expected an empty folder: nothing says that "
+            "they are whole, and of this training."
+        )
+    dataset = SnapshotDataset(Path(shards_dir).absolute(), snapshot, Path(cache_dir).absolute())
+    sampler = RankSampler(dataset, rank=rank, num_ranks=num_ranks)
     loader = MixtureLoader(
         dataset,
-        batch_size=dataset.batch_size,
+        batch_size=sampler.num_rows,
+        sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(collate, transform=ShardIndex.read(shards_dir).image),
         pin_memory=torch.cuda.is_available(),
         timeout=timeout_seconds if num_workers else 0,
+        worker_init_fn=start_worker,
     )
-    if cache_dir is None:
-        weakref.finalize(loader, _remove_cache, cache, os.getpid())
+    if temporary is not None:
+        weakref.finalize(loader, temporary.close)
     return loader
 
 
@@ -149,7 +161,7 @@ def build_validation_loader(
 ) -> DataLoader:
     """Builds the loader of a source's held-out sequences, in the order they were written.
 
-    It reads in this process and needs neither cache nor shared memory.
+    It reads in this process and needs no cache.
 
     Args:
         shards_dir: The artifact of the stage `shard`.
@@ -191,33 +203,3 @@ class ValidationSequences(IterableDataset):
         """Yields the sequences with their source and stream."""
         for sample in read_sequences(self._directory):
             yield {**sample, **self._identity}
-
-
-def read_sequences(directory: Path) -> Iterator[dict[str, Any]]:
-    """Reads an MDS dataset from beginning to end, one shard in memory at a time."""
-    content = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
-    for shard in content["shards"]:
-        reader = reader_from_json(str(directory), "", shard)
-        reader.validate(allow_unsafe_types=False)
-        stored = shard["zip_data"] or shard["raw_data"]
-        data = (directory / Path(stored["basename"]).name).read_bytes()
-        if shard["zip_data"]:
-            data = decompress(shard["compression"], data)
-        borders = np.frombuffer(data, np.uint32, count=shard["samples"] + 1, offset=4).tolist()
-        for begin, end in itertools.pairwise(borders):
-            yield reader.decode_sample(data[begin:end])
-
-
-def _temporary_cache() -> Path:
-    if get_world_size() > 1:
-        raise ValueError(
-            "cache_dir: found None with more than one rank; name a folder that all ranks of a "
-            "node share."
-        )
-    return Path(tempfile.mkdtemp(prefix="mm1-")) / _CACHE
-
-
-def _remove_cache(cache: Path, owner: int) -> None:
-    # Worker processes inherit the loader; only the process that made the cache removes it.
-    if os.getpid() == owner:
-        shutil.rmtree(cache.parent, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Writes files of the MDS format, which Streaming reads, without importing Streaming.
+"""Writes and reads files of the MDS format, mosaicml-streaming's, without importing Streaming.
 
 A writing process then starts in a second and needs no torch: Streaming's own writer brings in
-both. The tests compare the files byte for byte with those of Streaming's writer.
+both. The tests compare the files byte for byte with those of Streaming's writer, and what is read
+with what Streaming's own dataset reads.
 
     shard file   number of samples, where each begins (uint32), columns as JSON, the samples
     sample       size of each column of no fixed size (uint32), then the columns by name
@@ -10,8 +11,10 @@ both. The tests compare the files byte for byte with those of Streaming's writer
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
-from mm1_pipeline.streams.shard_index import HASHES
+from mm1_pipeline.streams.shard_index import HASHES, INDEX_FILE
 
 _MAX_SHARD_BYTES = 2**32
 """Places in a shard file are uint32."""
@@ -121,6 +124,110 @@ class MDSWriter:
         self._size = 4 + 4 + len(self._header)
 
 
+class ShardFile:
+    """One shard file, read as `index.json` describes it.
+
+    Args:
+        directory: Of the dataset.
+        entry: From the index.
+
+    Raises:
+        ValueError: The entry is none of this format, or holds a type that could run.
+    """
+
+    def __init__(self, directory: Path, entry: Mapping[str, Any]) -> None:
+        index = directory / INDEX_FILE
+        if (found := (entry["version"], entry["format"])) != (2, "mds"):
+            raise ValueError(f"{index}: found version and format {found}, expected (2, 'mds').")
+        self._raw, self._zip = entry["raw_data"], entry["zip_data"]
+        for part in (self._raw, self._zip or self._raw):
+            if Path(name := part["basename"]).name != name:
+                raise ValueError(
+                    f"{index}: found the file name {name!r}, which leads out of the folder."
+                )
+            if "xxh64" not in part["hashes"]:
+                raise ValueError(f"{index}: found no xxh64 of {name}, expected one to check it by.")
+        kinds = entry["column_encodings"]
+        self._columns = [
+            (name, kind, _fixed_size(kind))
+            for name, kind in zip(entry["column_names"], kinds, strict=True)
+        ]
+        if unknown := [kind for kind in kinds if kind.partition(":")[0] not in _DECODERS]:
+            raise ValueError(
+                f"{index}: found a column of type {unknown[0]!r}, expected one of "
+                f"{', '.join(_DECODERS)}."
+            )
+        self.num_samples: int = entry["samples"]
+        self.name: str = self._raw["basename"]
+        """Of the uncompressed file."""
+        self.stored = directory / (self._zip or self._raw)["basename"]
+
+    def unpack(self) -> bytes:
+        """The uncompressed file, compared with its checksums.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is not what was written.
+        """
+        data = self.stored.read_bytes()
+        if self._zip is not None:
+            _check(self.stored, data, self._zip)
+            try:
+                # What a frame says of its size is what unpacking it would allocate.
+                if zstandard.frame_content_size(data) != self._raw["bytes"]:
+                    raise ValueError(f"{self.stored}: found a frame of another size than it says.")
+                data = zstandard.decompress(data)
+            except zstandard.ZstdError as error:
+                raise ValueError(f"{self.stored}: found no frame of zstd ({error}).") from error
+        _check(self.stored, data, self._raw)
+        return data
+
+    def read_sample(self, file: Path, number: int) -> dict[str, Any]:
+        """Reads one sample of an uncompressed file.
+
+        Args:
+            file: Holds what `unpack` gave. It is opened for each sample: a data set has more
+                files than a process may keep open.
+            number: From 0, in this file.
+        """
+        with file.open("rb", buffering=0) as content:
+            handle = content.fileno()
+            begin, end = np.frombuffer(os.pread(handle, 8, 4 + 4 * number), np.uint32).tolist()
+            return self._decode(os.pread(handle, end - begin, begin))
+
+    def read_all(self) -> Iterator[dict[str, Any]]:
+        """Reads the samples in order, with the file in memory."""
+        data = self.unpack()
+        borders = np.frombuffer(data, np.uint32, count=self.num_samples + 1, offset=4).tolist()
+        for begin, end in itertools.pairwise(borders):
+            yield self._decode(data[begin:end])
+
+    def _decode(self, data: bytes) -> dict[str, Any]:
+        place = 4 * sum(size is None for _, _, size in self._columns)
+        sizes = iter(np.frombuffer(data, np.uint32, count=place // 4).tolist())
+        sample = {}
+        for name, kind, fixed in self._columns:
+            size = next(sizes) if fixed is None else fixed
+            value = data[place : place + size]
+            if len(value) != size:
+                raise ValueError(f"{self.stored}: found {len(value)} bytes of {name}, not {size}.")
+            sample[name] = _DECODERS[kind.partition(":")[0]](value, kind)
+            place += size
+        return sample
+
+
+def read_index(directory: Path) -> list[ShardFile]:
+    """The files of a dataset, in the order of their samples."""
+    index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+    return [ShardFile(directory, entry) for entry in index["shards"]]
+
+
+def read_sequences(directory: Path) -> Iterator[dict[str, Any]]:
+    """Reads a dataset from beginning to end, one shard file in memory at a time."""
+    for shard in read_index(directory):
+        yield from shard.read_all()
+
+
 def index_text(shards: list[dict[str, Any]]) -> str:
     """The `index.json` of a dataset: its files in the order of their samples."""
     return json.dumps({"shards": shards, "version": 2}, sort_keys=True)
@@ -139,6 +246,13 @@ def _describe(basename: str, data: bytes) -> dict[str, Any]:
     }
     hashes = {name: digests[name] for name in HASHES}
     return {"basename": basename, "bytes": len(data), "hashes": hashes}
+
+
+def _check(file: Path, data: bytes, expected: Mapping[str, Any]) -> None:
+    if len(data) != expected["bytes"]:
+        raise ValueError(f"{file}: found {len(data)} bytes, expected {expected['bytes']}.")
+    if xxhash.xxh64(data).hexdigest() != expected["hashes"]["xxh64"]:
+        raise ValueError(f"{file}: found other content than was written (xxh64 differs).")
 
 
 def _fixed_size(kind: str) -> int | None:
@@ -160,6 +274,21 @@ def _encode_value(kind: str, value: Any) -> bytes:
             assert value.dtype == dtype, (value.dtype, dtype)
             return value.tobytes()
     raise ValueError(f"Found the column type {kind!r}, expected bytes, str or ndarray:<dtype>.")
+
+
+def _decode_array(data: bytes, kind: str) -> NDArray[Any]:
+    _, dtype, *size = kind.split(":")
+    # One dimension: the size stands behind one byte, whose low bits say how wide it is.
+    begin = 0 if size else 1 + (1 << (data[0] & 3))
+    return np.frombuffer(data, dtype, offset=begin)
+
+
+_DECODERS = {
+    "bytes": lambda data, _: data,
+    "str": lambda data, _: data.decode("utf-8"),
+    "ndarray": _decode_array,
+}
+"""By the name of a column's type. Streaming knows others, of which `pkl` could run."""
 
 
 def _shape(array: NDArray[Any]) -> bytes:

@@ -1,7 +1,6 @@
 """Packs one partition of a source: first without images, to plan, then into shard files.
 
-Runs in a process of its own where there are several, so nothing here imports torch or
-Streaming.
+Runs in a process of its own where there are several, so nothing here imports torch.
 
 Columns of a sequence of T positions; nothing is pickled:
 
@@ -32,6 +31,7 @@ import numpy as np
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import SYNTHETIC_OF, Record
+from mm1_pipeline.ground.files import write_text
 from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
 from mm1_pipeline.streams.mds import MDSWriter
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
@@ -351,9 +351,7 @@ def _write_completed(job: PartitionJob, written: WrittenPartition) -> None:
         "counts": {split.value: dataclasses.asdict(c) for split, c in written.counts.items()},
         "shards": {split.value: entries for split, entries in written.shards.items()},
     }
-    temporary = job.folder / f"{COMPLETED}.new"
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(job.folder / COMPLETED)
+    write_text(job.folder / COMPLETED, json.dumps(content))
 
 
 @lru_cache(maxsize=2)

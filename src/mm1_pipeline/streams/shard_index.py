@@ -5,7 +5,7 @@
     <source>/train/shard.*.mds.zstd
     <source>/validation/...
 
-Reading this needs neither torch nor streaming, so a pipeline can plan before it trains.
+Reading this needs no torch, so a pipeline can plan before it trains.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def file_sha256(file: Path) -> str:
 def verify_shards(shards_dir: Path) -> int:
     """Checks that every shard is there, whole and unchanged.
 
-    A training has to call this first: the reading library ends an epoch early, without an
-    error, at a shard that is missing or broken.
+    A training calls this first: what is broken is then known before the first step, with all
+    else that is, and not when a sequence of it is drawn.
 
     Args:
         shards_dir: The artifact of the stage `shard`.

@@ -18,15 +18,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
-import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +28,9 @@ from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import RECORDS, read_records
 from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.ground.files import write_text
+from mm1_pipeline.ground.processes import WorkerPool
+from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.streams.mds import index_text
 from mm1_pipeline.streams.partition_writer import (
     COMPLETED,
@@ -68,8 +65,6 @@ T = TypeVar("T")
 
 _LAYOUT = 2
 """Raise it when the files of a partition change their layout, so that none is reused."""
-_JOBS_AHEAD = 2
-"""Jobs that wait for each process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +142,7 @@ def write_shards(
         if store is None:
             _collect(jobs, written, Path(output_dir))
             for name, text in texts.items():
-                _write_text(Path(output_dir) / name, text)
+                write_text(Path(output_dir) / name, text)
         else:
             _put_indices(store, jobs, written, texts)
     return report
@@ -162,50 +157,12 @@ def _processes(num_workers: int) -> Iterator[Run]:
     if num_workers <= 1:
         yield lambda function, items: enumerate(map(function, items))
         return
-    # Spawned, because forking a process that runs threads (Arrow, tokenizers) can deadlock.
-    with ProcessPoolExecutor(
-        num_workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+    with WorkerPool(
+        num_workers,
+        doing="wrote shards",
+        advice="Lower shard.num_workers, shard.packing.window or shard.shard_bytes",
     ) as pool:
-        try:
-            yield lambda function, items: _run_in_pool(pool, num_workers, function, items)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "A process that wrote shards was killed, most likely for its memory. Start again: "
-                "finished partitions are kept. Lower shard.num_workers, shard.packing.window or "
-                "shard.shard_bytes if it repeats."
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """Ends a process whose parent was killed; it would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None, "runs in a process of the pool"
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_in_pool(
-    pool: ProcessPoolExecutor,
-    num_workers: int,
-    function: Callable[[Any], T],
-    items: Iterable[Any],
-) -> Iterator[tuple[int, T]]:
-    numbered = enumerate(items)
-    waiting: dict[Future[T], int] = {}
-    while True:
-        while len(waiting) < num_workers * _JOBS_AHEAD and (item := next(numbered, None)):
-            waiting[pool.submit(function, item[1])] = item[0]
-        if not waiting:
-            return
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            yield waiting.pop(future), future.result()
+        yield pool.run
 
 
 @contextlib.contextmanager
@@ -213,8 +170,8 @@ def _working_folder(output_dir: Path | str, work_dir: Path | None) -> Iterator[P
     if work_dir is not None:
         yield work_dir / "partitions"
     elif is_url(output_dir):
-        with tempfile.TemporaryDirectory(prefix="mm1-shards-") as folder:
-            yield Path(folder)
+        with TemporaryFolder("shards") as folder:
+            yield folder
     else:
         folder = Path(output_dir) / ".partitions"
         yield folder
@@ -432,12 +389,6 @@ def _put_indices(
                     )
     for name, text in texts.items():
         store.put_text(text, name)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _index(

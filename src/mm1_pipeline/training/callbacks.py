@@ -165,8 +165,8 @@ class GradientGuard(Callback):
 class LoaderGuard(Callback):
     """Makes a short batch or an early end of the data an error.
 
-    A missing shard ends Streaming's epoch early, and Composer would quietly begin the data
-    anew, so that a training ends well on a part of its data.
+    At an early end of the data Composer would quietly begin them anew, so that a training ends
+    well on a part of its data.
 
     Args:
         num_steps: steps of the whole training.

@@ -1,85 +1,175 @@
-"""Checkpoints to resume from: written atomically, read without running code, self-healing.
+"""Checkpoints to resume from: written atomically, checked to the last byte, free of code.
 
-They are for resuming only; what a stage hands on is safetensors (models/checkpoint.py).
-The newest checkpoint is the one with the highest step in its name that can be read: there
-is no `latest` link that could be missing or point at half a file.
+They are for resuming only; what a stage hands on is in models/checkpoint.py. Any engine can write
+and read them: weights and optimizer state are safetensors by the weights' names, the rest is JSON.
+
+    step-00000020/
+        model.safetensors       every weight and kept buffer, whole, under its name in the objective
+        optimizer.safetensors   <name of the weight>/<key of its state>
+        state.json              a `TrainingState`, and the other files' sizes and checksums
+
+The newest checkpoint is the one with the highest step in its name that can be read: there is no
+`latest` link that could be missing or point at half a folder.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-import zipfile
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import xxhash
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from mm1_pipeline.training.composer_api import (
-    Callback,
-    Logger,
-    State,
-)
-from mm1_pipeline.training.distributed import ALONE, World, gather, share
-from mm1_pipeline.training.metrics import MetricsLog
-from mm1_pipeline.training.random_state import random_state, restore_random_state
-from mm1_pipeline.training.sharding import gather_state, restore_state
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.config._base import parameters
+from mm1_pipeline.ground.files import sync
+from mm1_pipeline.models.safetensors_files import DTYPES, TensorSlot, write_safetensors
+from mm1_pipeline.training.errors import TrainingStoppedError
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{8,})\.pt")
+FORMAT_VERSION = 1
 
-_CONTENT_KEYS = ("step", "num_rows", "state", "rng")
-
-_TRAINER_KEYS = ("schedulers", "timestamp", "dataset_state")
-"""Parts of Composer's state that are kept as Composer gives them.
-
-The others are either set anew from the parameters or dangerous to load: Composer evaluates
-the text under `algorithms` as Python.
-"""
-
-_SPIKES = "loss_spikes"
-
-_STATE_KEYS = ("model", "optimizers", *_TRAINER_KEYS, _SPIKES)
-"""Weights and optimizer state are kept whole and by name (see `sharding`), so that a training
-goes on with another number of ranks."""
+_NAME = re.compile(r"step-(\d{8,})")
+_PICKLED_NAME = re.compile(r"step-\d{8,}\.pt")
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_REPLACED = ".replaced"
+_BLOCK_BYTES = 1 << 22
+_TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class BrokenCheckpointError(Exception):
-    """A file that is no checkpoint of ours, or no longer."""
+    """A folder that is no checkpoint of ours, or no longer."""
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint, checking every byte, and never runs code from it.
+@parameters
+class TrainingState:
+    """What a training has to know beside its tensors, whatever engine runs it."""
 
-    Only tensors and plain Python values are accepted, so a hostile file is refused before
-    any of its instructions run. PyTorch does not check the archive's checksums itself, so a
-    flipped bit in a weight would go unnoticed; here it does not.
+    step: int
+    """Optimizer steps done."""
+    samples: int
+    """Sequences read: the place in the data, for a training is one pass over its mixture."""
+    targets: int
+    """Targets among them, over all ranks."""
+    num_rows: int
+    """Rows of the metrics file."""
+    groups: list[dict[str, float]]
+    """Learning rates of each parameter group, now (`lr`) and at the peak (`initial_lr`)."""
+    scheduler: dict[str, Any]
+    """`torch.optim.lr_scheduler.LambdaLR.state_dict()`."""
+    dataset: dict[str, Any]
+    """`SnapshotDataset.state_dict()`, which names the mixture."""
+    loss_spikes: dict[str, Any]
+    """`SpikeDetector.state_dict()`."""
+    random_states: list[dict[str, Any]]
+    """`random_state()` of each rank that wrote."""
 
-    Args:
-        path: a file written by `CheckpointStore.save`.
 
-    Returns:
-        `{"step": int, "num_rows": int, "state": {...}, "rng": [...]}` on the CPU.
+_STATE_TYPE: TypeAdapter[TrainingState] = TypeAdapter(TrainingState)
+
+
+def state_as_plain(state: TrainingState) -> dict[str, Any]:
+    """A state as a JSON value."""
+    return _STATE_TYPE.dump_python(state, mode="json")
+
+
+def state_of_plain(content: Any) -> TrainingState:
+    """Reads what `state_as_plain` gave.
 
     Raises:
-        BrokenCheckpointError: truncated, damaged, hostile or of another layout.
+        BrokenCheckpointError: a field is missing, unknown or of another type.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise BrokenCheckpointError(f"the checksum of its part {damaged} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (BrokenCheckpointError, OSError, MemoryError):
-        raise  # the last two say that reading failed, not that the file is broken
-    except Exception as error:  # what a reader raises on a damaged file is not documented
-        raise BrokenCheckpointError(_first_line(error)) from error
-    if not _has_our_layout(content):
-        raise BrokenCheckpointError(f"it does not hold {', '.join(_CONTENT_KEYS)}")
-    return content
+        return _STATE_TYPE.validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise BrokenCheckpointError(f"{_STATE}: {where}: {problem['msg']}") from None
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.layouts: dict[str, tuple[list[int], torch.dtype]] = {}
+        """Shape and type of each, by name."""
+        try:
+            self._file = safe_open(path, framework="pt")
+            for name in self._file.keys():  # noqa: SIM118  not a mapping
+                stored = self._file.get_slice(name)
+                self.layouts[name] = list(stored.get_shape()), DTYPES[stored.get_dtype()]
+        except SafetensorError as error:
+            raise BrokenCheckpointError(f"{path.name}: {error}") from None
+        except KeyError as error:
+            raise BrokenCheckpointError(f"{path.name}: a tensor has the type {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.layouts:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole."""
+
+    state: TrainingState
+    model: StoredTensors
+    """By the weights' names."""
+    optimizer: StoredTensors
+    """By `<name of the weight>/<key of its state>`."""
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint, checking every byte; nothing in it can run.
+
+    Args:
+        path: a folder written by `CheckpointStore.save`.
+
+    Raises:
+        BrokenCheckpointError: truncated, damaged, incomplete or of another layout.
+    """
+    for name in (_STATE, _MODEL, _OPTIMIZER):
+        if not (path / name).is_file():
+            raise BrokenCheckpointError(f"it has no file {name}")
+    try:
+        content = json.loads((path / _STATE).read_bytes())
+        stated, files = content["state"], content["files"]
+        version, checksum = content["format_version"], content["checksum"]
+        expected = {name: (files[name]["bytes"], files[name]["xxh3_128"]) for name in files}
+        is_whole = checksum == _checksum(stated, files)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise BrokenCheckpointError(f"{_STATE} is damaged") from None
+    if version != FORMAT_VERSION:
+        raise BrokenCheckpointError(
+            f"{_STATE} has format_version {version!r}, expected {FORMAT_VERSION}"
+        )
+    if not is_whole:
+        raise BrokenCheckpointError(f"the checksum of {_STATE} is wrong")
+    state = state_of_plain(stated)
+    for name in (_MODEL, _OPTIMIZER):
+        num_bytes = (path / name).stat().st_size
+        if name not in expected or num_bytes != expected[name][0]:
+            raise BrokenCheckpointError(f"{name} has {num_bytes} bytes, not those of {_STATE}")
+        if _file_digest(path / name) != expected[name][1]:
+            raise BrokenCheckpointError(f"the checksum of {name} is wrong")
+    return Checkpoint(state, StoredTensors(path / _MODEL), StoredTensors(path / _OPTIMIZER))
 
 
 class CheckpointStore:
@@ -98,7 +188,7 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint after `step` steps lies."""
-        return self.directory / f"step-{step:08d}.pt"
+        return self.directory / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps of which a checkpoint exists, rising."""
@@ -110,50 +200,83 @@ class CheckpointStore:
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
 
-    def save(self, step: int, content: dict[str, Any]) -> Path:
+    def save(
+        self,
+        state: TrainingState,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+    ) -> Path:
         """Writes a checkpoint in one step and drops those that are too old.
 
-        Until the new one is complete, on disk and known to be readable, the file has another
-        name and the old ones stay.
+        Until the new one is complete and on disk, it has another name and the old ones stay; so
+        does one of the same step, which `newest_good` puts back if nothing has come in its place.
 
         Args:
-            step: optimizer steps done.
-            content: tensors and plain Python values under `num_rows`, `state` and `rng`.
+            state: of this step.
+            model: by name, on the CPU.
+            optimizer: by `<name of the weight>/<key>`, on the CPU.
+
+        Raises:
+            TrainingStoppedError: the disk does not take it; the old ones stay.
         """
-        final = self.path(step)
-        temporary = final.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save({"step": step, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # Memory-mapped, this reads the structure only: whether it loads, not every byte.
-        torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+        final = self.path(state.step)
+        temporary, replaced = final.with_suffix(".tmp"), final.with_suffix(_REPLACED)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _write(temporary, state, model, optimizer)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)  # its room may be all there is
+            raise TrainingStoppedError(
+                f"Found no way to write the checkpoint after step {state.step} to "
+                f"{self.directory} ({error.strerror}), expected one. The newest whole one is "
+                f"{self.newest_path() or 'none yet'}: mend the disk, and the same call resumes "
+                "from there."
+            ) from error
+        if final.exists():
+            self._remove(replaced)
+            os.replace(final, replaced)
         os.replace(temporary, final)
-        _sync_directory(self.directory)
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink()
+        sync(self.directory)
+        for old in [replaced, *map(self.path, self.steps()[: -self.keep])]:
+            self._remove(old)
         return final
 
-    def newest_good(self) -> dict[str, Any] | None:
-        """Loads the newest checkpoint that is whole and sets broken ones aside.
+    def newest_good(self) -> Checkpoint | None:
+        """Opens the newest checkpoint that is whole and sets broken ones aside.
 
-        A broken file is renamed to `<name>.broken`, with a warning, so that it is neither
-        tried again nor lost. Halves left by a killed run are deleted.
+        A broken one is renamed to `<name>.broken`, with a warning, so that it is neither tried
+        again nor lost. What a killed run left half is deleted, and what it was about to replace
+        is put back. Checkpoints of versions before safetensors are pickles and are set aside
+        unopened.
 
         Returns:
-            What `load_checkpoint` gives, or None when there is nothing to resume from.
+            The checkpoint, or None when there is nothing to resume from.
         """
+        for replaced in self.directory.glob(f"*{_REPLACED}"):
+            final = replaced.with_suffix("")
+            if not final.exists():
+                os.replace(replaced, final)
+            self._remove(replaced)
         for leftover in self.directory.glob("*.tmp"):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for pickled in sorted(self.directory.iterdir()):
+            if _PICKLED_NAME.fullmatch(pickled.name):
+                aside = _set_aside(pickled, "unread")
+                logger.warning(
+                    "Checkpoint %s was written by an earlier version as a pickle, which is not "
+                    "opened any more, as opening one can run code. Set aside as %s; without a "
+                    "newer one, this training begins anew.",
+                    pickled,
+                    aside.name,
+                )
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
-                content = load_checkpoint(path)
-                if content["step"] != step:
-                    raise BrokenCheckpointError(f"it holds step {content['step']}")
+                checkpoint = load_checkpoint(path)
+                if checkpoint.state.step != step:
+                    raise BrokenCheckpointError(f"it holds step {checkpoint.state.step}")
             except BrokenCheckpointError as error:
-                aside = path.with_name(f"{path.name}.broken")
-                os.replace(path, aside)
+                aside = _set_aside(path, "broken")
                 logger.warning(
                     "Checkpoint %s cannot be read (%s). Set aside as %s; resuming from an older "
                     "one, if there is one.",
@@ -162,116 +285,89 @@ class CheckpointStore:
                     aside.name,
                 )
             else:
-                return content
+                return checkpoint
         return None
 
-
-class Checkpointing(Callback):
-    """Resumes from a checkpoint and writes new ones, on any number of ranks.
-
-    Composer's own loading is not used: it runs code from the file, and it does not restore
-    the random state when a Streaming dataset resumes by itself.
-
-    Args:
-        store: where checkpoints lie.
-        interval_steps: one is written every so many steps, and after the last step.
-        num_steps: steps of the whole training.
-        resume_from: what `CheckpointStore.newest_good` gave, on rank 0; None on others.
-        log: metrics, whose rows up to a checkpoint must be on disk before it; None on other ranks.
-        spikes: whose memory of losses is kept.
-        world: rank 0 reads and writes for all.
-    """
-
-    def __init__(
-        self,
-        store: CheckpointStore,
-        *,
-        interval_steps: int,
-        num_steps: int,
-        resume_from: dict[str, Any] | None,
-        log: MetricsLog | None,
-        spikes: SpikeDetector,
-        world: World = ALONE,
-    ) -> None:
-        self._store = store
-        self._interval_steps = interval_steps
-        self._num_steps = num_steps
-        self._content = resume_from
-        self._rng: Any = None
-        self._log = log
-        self._spikes = spikes
-        self._world = world
-
-    def after_load(self, state: State, logger: Logger) -> None:
-        """Puts the checkpoint into the trainer, at the place where Composer would."""
-        content, self._content = self._content, None  # frees the copy of the weights
-        if not share(content is not None):
-            return
-        whole = content["state"] if content else None
-        restore_state(state.model, state.optimizers[0], whole)
-        parts: dict[str, Any] = {}
-        if content:
-            parts = {key: content["state"][key] for key in (*_TRAINER_KEYS, _SPIKES)}
-            parts["rng"] = content["rng"]
-        parts = share(parts)
-        self._rng = parts.pop("rng")
-        self._spikes.load_state_dict(parts.pop(_SPIKES))
-        state.load_state_dict(parts, logger, strict=True)
-
-    def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Restores the random state once the first batch is read, when reading is done with it.
-
-        A rank that the checkpoint does not know keeps the state that its seed gave.
-        """
-        if self._rng is None:
-            return
-        states, self._rng = self._rng, None
-        if (rank := self._world.rank) < len(states):
-            restore_random_state(states[rank])
-
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Writes a checkpoint when one is due."""
-        step = state.timestamp.batch.value
-        if step % self._interval_steps and step != self._num_steps:
-            return
-        whole = gather_state(state.model, state.optimizers[0])
-        rng = gather(random_state())
-        if self._log is None:
-            return
-        self._log.sync()
-        parts = {**whole, **_trainer_state(state), _SPIKES: self._spikes.state_dict()}
-        self._store.save(step, {"num_rows": self._log.num_rows, "state": parts, "rng": rng})
+    def _remove(self, path: Path) -> None:
+        """Takes a checkpoint away in one step; a kill leaves it whole or as a leftover."""
+        if path.exists():
+            leaving = path.with_suffix(".old.tmp")
+            shutil.rmtree(leaving, ignore_errors=True)
+            os.replace(path, leaving)
+            shutil.rmtree(leaving)
 
 
-def _trainer_state(state: State) -> dict[str, Any]:
-    # Times are datetime objects, which the safe reader refuses, and resuming needs none.
-    times = state.timestamp.state_dict()
-    counts = {key: value for key, value in times.items() if not key.endswith("_wct")}
-    return {
-        "schedulers": {
-            type(scheduler).__qualname__: scheduler.state_dict() for scheduler in state.schedulers
-        },
-        "timestamp": {type(state.timestamp).__qualname__: counts},
-        "dataset_state": state._dataset_state_dict(),
+def _write(
+    folder: Path,
+    state: TrainingState,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+) -> None:
+    """Writes a checkpoint's files into a folder that is not there yet, and brings them to disk."""
+    folder.mkdir()
+    files = {
+        name: _write_tensors(folder / name, tensors)
+        for name, tensors in ((_MODEL, model), (_OPTIMIZER, optimizer))
     }
+    stated = state_as_plain(state)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "checksum": _checksum(stated, files),
+        "files": files,
+        "state": stated,
+    }
+    (folder / _STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    for name in (_MODEL, _OPTIMIZER, _STATE, "."):
+        sync(folder / name)
 
 
-def _has_our_layout(content: Any) -> bool:
-    if not isinstance(content, dict) or set(content) != set(_CONTENT_KEYS):
-        return False
-    state = content["state"]
-    return isinstance(state, dict) and all(key in state for key in _STATE_KEYS)
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Writes a safetensors file; its size and checksum, the tensors' taken from memory."""
+    digest = xxhash.xxh3_128()
+
+    def slot(name: str, tensor: Tensor) -> TensorSlot:
+        def parts() -> Iterator[Tensor]:
+            flat = tensor.contiguous().reshape(-1)
+            if flat.numel():
+                digest.update(flat.view(torch.uint8).numpy().data)
+            yield flat
+
+        return TensorSlot(name, tuple(tensor.shape), _TYPE_NAMES[tensor.dtype], parts)
+
+    write_safetensors(path, [slot(name, tensor) for name, tensor in tensors.items()])
+    with path.open("rb") as file:
+        digest.update(_read_header(file))
+    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _file_digest(path: Path) -> str:
+    """The checksum of a safetensors file as `_write_tensors` takes it: tensors, then the header."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        header = _read_header(file)
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    digest.update(header)
+    return digest.hexdigest()
 
 
-def _sync_directory(directory: Path) -> None:
-    """Brings a rename to disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _read_header(file: IO[bytes]) -> bytes:
+    """The length of a safetensors file's header, and the header; of a damaged file, what is there.
+
+    Moves the file to the first tensor.
+    """
+    size = file.read(8)
+    num_bytes = int.from_bytes(size, "little")
+    return size + (file.read(num_bytes) if num_bytes < os.fstat(file.fileno()).st_size else b"")
+
+
+def _checksum(stated: Any, files: Any) -> str:
+    text = json.dumps([stated, files], sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128(text.encode()).hexdigest()
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    aside = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+    os.replace(path, aside)
+    return aside

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config._base import OPERATIONAL
+from mm1_pipeline.ground.files import write_json
 
 
 def result_parameters(group: Any) -> Any:
@@ -47,9 +47,7 @@ def check_identity(work_dir: Path, identity: dict[str, Any]) -> None:
     file = work_dir / "identity.json"
     wanted = json.loads(json.dumps(identity))
     if not file.exists():
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        os.replace(temporary, file)
+        write_json(file, wanted)
         return
     found = json.loads(file.read_text(encoding="utf-8"))
     differences = list(_differences(found, wanted, ""))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -25,9 +24,10 @@ from torch import nn
 from mm1_pipeline import __version__
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.models.objective import Objective
+from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.training.authenticated import read_secret
 from mm1_pipeline.training.checkpoints import CheckpointStore
-from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.job import (
     FileMeeting,
     Job,
@@ -39,6 +39,7 @@ from mm1_pipeline.training.job import (
 )
 from mm1_pipeline.training.nodes import (
     JOIN_SECONDS,
+    TERMINATED,
     Joined,
     Leader,
     Node,
@@ -104,10 +105,10 @@ def launch(
 
 def _lead_one_machine(job: Job, node: Node, num_processes: int) -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="mm1-meeting-") as folder,  # for this user alone
+        TemporaryFolder("meeting") as folder,
         WorkerProcesses(num_processes, job.device, job.work_dir / "logs", node=node) as workers,
     ):
-        meeting = FileMeeting(file=Path(folder) / "ranks")
+        meeting = FileMeeting(file=folder / "ranks")
         workers.hand_over(order_as_json(Order(job=job, meeting=meeting)))
         workers.wait()
 
@@ -160,11 +161,11 @@ def join(timeout_seconds: float = JOIN_SECONDS) -> None:
     given = leader.assignment
     with (
         _until_all_end(leader.end),
-        tempfile.TemporaryDirectory(prefix="mm1-join-") as logs,
+        TemporaryFolder("join") as logs,
         WorkerProcesses(
             given.num_processes,
             given.device,
-            Path(logs),
+            logs / "logs",
             node=node,
             interface=interface_of(leader.own_address),
         ) as workers,
@@ -178,6 +179,9 @@ def _until_all_end(end: Callable[[str | None], None]) -> Iterator[None]:
     """Tells the other machines how this one's part went."""
     try:
         yield
+    except TrainingTerminatedError:
+        end(TERMINATED)
+        raise
     except BaseException as error:
         end(str(error) or type(error).__name__)
         raise
@@ -190,12 +194,11 @@ def _versions() -> dict[str, str]:
 
 
 def _load_trained(objective: nn.Module, store: CheckpointStore) -> None:
-    content = store.newest_good()
-    assert content is not None, "the workers have ended well, so the last step was saved"
-    trained = content["state"]["model"]
+    checkpoint = store.newest_good()
+    assert checkpoint is not None, "the workers have ended well, so the last step was saved"
     with torch.no_grad():
         for name, tensor in state_tensors(objective):
-            tensor.copy_(trained[f"objective.{name}"])
+            tensor.copy_(checkpoint.model[name])
 
 
 def main() -> None:

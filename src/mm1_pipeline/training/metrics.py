@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from mm1_pipeline.ground.files import read_sealed, replacing, sealed_line
 from mm1_pipeline.models.objective import Term
-from mm1_pipeline.staleness.files import seal, unseal
 from mm1_pipeline.training.distributed import sum_counts, sum_over_ranks
 
 logger = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class MetricsLog:
         path.touch()
         self.num_rows = 0
         """Rows kept by `rewind` or appended since."""
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def rewind(self, step: int) -> None:
         """Drops the rows after a step, and a last line that was cut off by a kill.
@@ -165,16 +164,15 @@ class MetricsLog:
         """
         self.close()
         kept = [row for row in self.rows() if row["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(map(sealed_line, kept)))
         self.num_rows = len(kept)
 
     def append(self, row: Row) -> None:
         """Adds a row; a kill of this process no longer loses it."""
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(row))
+            self._file = self.path.open("ab")
+        self._file.write(sealed_line(row))
         self._file.flush()
         self.num_rows += 1
 
@@ -186,7 +184,7 @@ class MetricsLog:
     def rows(self) -> list[Row]:
         """All rows that are as they were written; others are said, but for one cut by a kill."""
         lines = self.path.read_bytes().split(b"\n")[:-1]
-        rows = [_parsed(line) for line in lines]
+        rows = [read_sealed(line) for line in lines]
         if num_damaged := rows.count(None):
             logger.warning(
                 "%s: %d of %d rows are damaged and left out; the training itself is as it was.",
@@ -201,15 +199,3 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _line(row: Row) -> str:
-    # What is sealed is what will be read: JSON makes text of keys, and lists of tuples.
-    return json.dumps(seal(json.loads(json.dumps(row, allow_nan=False)))) + "\n"
-
-
-def _parsed(line: bytes) -> Row | None:
-    try:
-        return unseal(json.loads(line))
-    except (ValueError, RecursionError):
-        return None

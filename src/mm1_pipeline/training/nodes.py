@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 600.0
 """How long the leader waits for the other machines, and ranks for each other."""
+TERMINATED = "terminated"
+"""Reason of an end that all ranks have agreed on: those of this node say so themselves."""
 _ANSWER_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
 _CONNECTIONS_AT_ONCE = 64
@@ -494,7 +496,7 @@ def _has_ended(channel: Channel, who: str) -> bool:
         message = _receive(channel, _ANSWER_SECONDS)
     except RefusedError as error:
         raise TrainingStoppedError(_gone(who, error)) from None
-    if not isinstance(message, End) or message.reason is not None:
+    if not isinstance(message, End) or message.reason not in (None, TERMINATED):
         reason = message.reason if isinstance(message, End | Refusal) else message.kind
         raise TrainingStoppedError(
             f"Found the training ended by {who}, expected it to go on: {reason}"

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from mm1_pipeline.training.authenticated import without_secret
-from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.nodes import ALONE, Node, loopback_interface
+from mm1_pipeline.training.termination import Termination
 
 _POLL_SECONDS = 0.1
 _LAST_LINES = 15
@@ -33,9 +34,10 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 _COMMAND = [sys.executable, "-m", "mm1_pipeline.training.worker"]
 
-_ERRORS: dict[str, type[Exception]] = {
+_ERRORS: dict[str, Callable[[str], BaseException]] = {
     "ValueError": ValueError,
     "TrainingStoppedError": TrainingStoppedError,
+    "TrainingTerminatedError": TrainingTerminatedError,
 }
 """Errors of a worker that are raised here as they are: their messages are for users."""
 
@@ -113,17 +115,29 @@ class WorkerProcesses:
         Raises:
             ValueError: as a worker raised it.
             TrainingStoppedError: as a worker raised it, or one ended unexpectedly.
+            TrainingTerminatedError: this process or a rank was asked to end.
         """
-        while True:
-            codes = [process.poll() for process in self._processes]
-            failed = [rank for rank, code in enumerate(codes) if code]
-            if failed:
-                time.sleep(_POLL_SECONDS)  # for the words of those that failed together with it
-                raise self._error(failed)
-            if all(code == 0 for code in codes):
-                return
-            check()
-            time.sleep(_POLL_SECONDS)
+        with Termination().noted() as termination:
+            told = False
+            while True:
+                if termination.is_requested and not told:
+                    told = True
+                    self._pass_on_termination()
+                codes = [process.poll() for process in self._processes]
+                failed = [rank for rank, code in enumerate(codes) if code]
+                if failed:
+                    time.sleep(_POLL_SECONDS)  # for the words of others that failed with it
+                    raise self._error(failed, termination.is_requested)
+                if all(code == 0 for code in codes):
+                    return
+                check()
+                time.sleep(_POLL_SECONDS)
+
+    def _pass_on_termination(self) -> None:
+        """The ranks save their step together and end; this process then sees how."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
 
     def _start(self, local_rank: int, environment: dict[str, str]) -> None:
         rank = self._first_rank + local_rank
@@ -172,7 +186,7 @@ class WorkerProcesses:
     def _error_file(self, rank: int) -> Path:
         return self._logs_dir / f"rank-{rank}.error.json"
 
-    def _error(self, failed: list[int]) -> Exception:
+    def _error(self, failed: list[int], terminated: bool) -> BaseException:
         """The error of the rank that failed first; others fail because it is gone."""
         told = [rank for rank in failed if self._error_file(self._first_rank + rank).exists()]
         ranks = [self._first_rank + rank for rank in told or failed]
@@ -182,6 +196,11 @@ class WorkerProcesses:
             if kind := _ERRORS.get(content["kind"]):
                 return kind(content["message"])
         code = self._processes[first - self._first_rank].returncode
+        if terminated and code == -signal.SIGTERM:
+            return TrainingTerminatedError(
+                f"stopped by {signal.SIGTERM.name} before the first step; the same call begins "
+                "where this one did"
+            )
         return TrainingStoppedError(
             f"Found rank {first} of the training ended {_reason(code)}, expected it to go on. Its "
             f"last lines:\n{_last_lines(self._logs_dir / f'rank-{first}.log')}\nAll that the ranks "

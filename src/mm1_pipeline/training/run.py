@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.models.objective import Objective
+from mm1_pipeline.streams.leftovers import TemporaryFolder, remove_leftovers
 from mm1_pipeline.streams.loader import build_loader
 from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.training.adapter import TrainableObjective, data_spec
@@ -21,18 +21,20 @@ from mm1_pipeline.training.callbacks import (
     MetricsRecorder,
     StepStamp,
 )
-from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
+from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.compilation import compile_layers
 from mm1_pipeline.training.composer_api import Callback, Trainer
 from mm1_pipeline.training.device import peak_flops
-from mm1_pipeline.training.distributed import ALONE, World, share
-from mm1_pipeline.training.errors import TrainingStoppedError
+from mm1_pipeline.training.distributed import ALONE, World, gather, share
+from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
 from mm1_pipeline.training.progress import TrainingDisplay, compact
+from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler
 from mm1_pipeline.training.sharding import check_sharded, loss_factor, mark_units
 from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -72,11 +74,10 @@ class TrainingRun:
         self._index = ShardIndex.read(shards_dir)
         self._shards_dir, self._stage, self._device = shards_dir, stage, device
         self._work_dir = work_dir
-        self._cache_dir = cache_directory(work_dir, world)
         self._num_steps = config.schedule.num_steps
         self._store = CheckpointStore(work_dir / "checkpoints", keep=config.checkpoint.keep)
         self._checkpoint = self._store.newest_good() if world.leads else None
-        self._first_step = share(self._checkpoint["step"] if self._checkpoint else 0)
+        self._first_step = share(self._checkpoint.state.step if self._checkpoint else 0)
         self._log = MetricsLog(metrics_file(work_dir, stage)) if world.leads else None
         self._rewind_log()
         self._display = TrainingDisplay(
@@ -88,13 +89,26 @@ class TrainingRun:
         self._loader_guard = LoaderGuard(
             num_steps=self._num_steps, batch_size=config.global_batch_size, world=world
         )
+        self._termination = Termination()
         self._watchdog = Watchdog(config.timeouts.step_seconds, work_dir, rank=world.rank)
 
     def to_the_end(self) -> None:
         """Makes the remaining steps, leaving the trained weights in the objective."""
         self._display.start(self._what_starts())
+        cache = None
         try:
-            self._fit()
+            if self._world.local_rank == 0:
+                # Nodes may share `work_dir`, but need not see each other's locks.
+                number = self._world.rank // self._world.local_size
+                parent = self._work_dir / "cache" / f"node-{number}"
+                remove_leftovers(parent)
+                cache = TemporaryFolder("cache", parent)
+            paths = gather(None if cache is None else str(cache.path))
+            leader = self._world.rank - self._world.local_rank
+            self._fit(Path(paths[leader] or ""))
+        except TrainingTerminatedError as end:
+            self._display.finish(str(end))
+            raise
         except KeyboardInterrupt:
             self._display.finish(
                 f"interrupted after {self._display.elapsed}; {self._how_to_resume()}"
@@ -104,19 +118,20 @@ class TrainingRun:
             self._display.stop()
             if self._log is not None:
                 self._log.close()
-            if self._world.local_rank == 0:
-                shutil.rmtree(self._cache_dir, ignore_errors=True)
+            if cache is not None:
+                cache.close()
         rows = self._log.rows() if self._log is not None else []
         loss = f", loss {rows[-1]['loss']:.3f}" if rows else ""
         steps = self._num_steps - self._first_step
         self._display.finish(f"finished {steps} steps in {self._display.elapsed}{loss}")
 
-    def _fit(self) -> None:
-        trainer = self._trainer()
+    def _fit(self, cache_dir: Path) -> None:
+        trainer = self._trainer(cache_dir)
         try:
             check_sharded(self._objective, self._world)
             if self._first_step < self._num_steps:
-                trainer.fit()
+                with self._termination.noted():
+                    trainer.fit()
             self._loader_guard.check_complete(trainer.state)
         except TrainingHangsError:
             raise TrainingStoppedError(self._watchdog.message) from None
@@ -129,7 +144,7 @@ class TrainingRun:
         if self._log is None:
             return
         self._log.rewind(self._first_step)
-        expected = self._checkpoint["num_rows"] if self._checkpoint else 0
+        expected = self._checkpoint.state.num_rows if self._checkpoint else 0
         if self._log.num_rows != expected:
             logger.warning(
                 "%s: found %d rows up to step %d, expected %d. The metrics of those steps are "
@@ -144,7 +159,7 @@ class TrainingRun:
         steps = self._store.steps()
         return f"the same call resumes after step {steps[-1]}" if steps else "no checkpoint yet"
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, cache_dir: Path) -> Trainer:
         config = self._config
         optimizer = build_optimizer(self._objective, config.optimizer, self._peak_learning_rate())
         if config.compile:
@@ -158,9 +173,12 @@ class TrainingRun:
             num_steps=self._num_steps,
             global_batch_size=config.global_batch_size,
             seed=config.seed,
+            rank=self._world.rank,
+            num_ranks=self._world.size,
             num_workers=config.num_workers,
-            cache_dir=self._cache_dir,
+            cache_dir=cache_dir,
             timeout_seconds=config.timeouts.loader_seconds,
+            start_worker=outlive_termination,
         )
         return Trainer(
             model=TrainableObjective(
@@ -208,6 +226,7 @@ class TrainingRun:
             log=self._log,
             spikes=spikes,
             world=world,
+            termination=self._termination,
         )
         self._checkpoint = None  # the callback frees it once it is in the model
         recorder = MetricsRecorder(
@@ -256,8 +275,3 @@ def _composer_precision(precision: str, device: str) -> str:
 def metrics_file(work_dir: Path, stage: str) -> Path:
     """Where a training's rows are kept while it runs."""
     return work_dir / f"training_{stage}.jsonl"
-
-
-def cache_directory(work_dir: Path, world: World) -> Path:
-    """Where this node's ranks uncompress shards; nodes may share `work_dir`."""
-    return work_dir / "cache" / f"node-{world.rank // world.local_size}"

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 
+from mm1_pipeline.models.safetensors_files import DTYPES
+from mm1_pipeline.training.checkpoints import Checkpoint
 from mm1_pipeline.training.distributed import World, collective_device, share
 
 _GROUP_KEYS = ("lr", "initial_lr")
 """What of a parameter group changes in the course of a training."""
 
-_DTYPES = {
-    str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-}
+_TYPES = {str(dtype): dtype for dtype in DTYPES.values()}
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
@@ -90,62 +90,76 @@ def state_tensors(objective: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in objective.named_buffers() if name in kept)
 
 
-def gather_state(objective: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def gather_state(
+    objective: nn.Module, optimizer: Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, float]]]:
     """Weights and optimizer state, whole and by name; every rank has to call it.
 
     Returns:
-        On rank 0 `{"model": {name: tensor}, "optimizers": {"states": {name: {key: tensor}},
-        "groups": [{"lr": float, ...}]}}` on the CPU; on other ranks the same without tensors.
+        On rank 0 the weights by name, the optimizer's state by `<name>/<key>`, both on the CPU,
+        and the learning rates of the parameter groups; on other ranks no tensors.
     """
     model = {name: _whole(tensor) for name, tensor in state_tensors(objective)}
     states = {
-        name: {key: _whole(value) for key, value in optimizer.state[weight].items()}
+        f"{name}/{key}": _whole(value)
         for name, weight in objective.named_parameters()
         if weight in optimizer.state
+        for key, value in optimizer.state[weight].items()
     }
     groups = [
         {key: float(group[key]) for key in _GROUP_KEYS if key in group}
         for group in optimizer.param_groups
     ]
-    return {"model": model, "optimizers": {"states": states, "groups": groups}}
+    return _present(model), _present(states), groups
 
 
-def restore_state(objective: nn.Module, optimizer: Optimizer, state: dict[str, Any] | None) -> None:
+def restore_state(
+    objective: nn.Module,
+    optimizer: Optimizer,
+    groups: list[dict[str, float]],
+    checkpoint: Checkpoint | None,
+) -> None:
     """Puts back what `gather_state` gave; every rank has to call it.
 
     Args:
         objective: sharded or not; may have another number of ranks than the one saved.
         optimizer: of its parameters.
-        state: on rank 0; the others pass None.
+        groups: learning rates of its parameter groups.
+        checkpoint: on rank 0; the others pass None.
 
     Raises:
         ValueError: the state is not that of these weights.
     """
-    known = share(_names(state) if state is not None else None)
-    assert known is not None, "rank 0 has the state"
-    names, described, groups = known
-    layouts = {
-        name: {key: _Layout(shape, _DTYPES[dtype]) for key, (shape, dtype) in of_weight.items()}
-        for name, of_weight in described.items()
-    }
+    described = share(_described(checkpoint) if checkpoint is not None else None)
+    assert described is not None, "rank 0 has the checkpoint"
+    stored, layouts = (
+        {name: _Layout(shape, _TYPES[dtype]) for name, (shape, dtype) in part.items()}
+        for part in described
+    )
     tensors = dict(state_tensors(objective))
-    if names != list(tensors):
-        differing = sorted(set(names) ^ set(tensors)) or ["their order"]
+    weights = dict(objective.named_parameters())
+    differing = sorted(
+        name
+        for name in stored.keys() | tensors.keys()
+        if name not in stored
+        or name not in tensors
+        or stored[name].shape != list(tensors[name].shape)
+    )
+    differing += [path for path in layouts if path.rpartition("/")[0] not in weights]
+    if differing or len(groups) != len(optimizer.param_groups):
         raise ValueError(
-            f"Found a checkpoint of other weights: {', '.join(differing[:3])} differ. Start anew "
-            "in another work_dir."
+            f"Found a checkpoint of other weights: {', '.join(differing[:3]) or 'their groups'} "
+            "differ. Start anew in another work_dir."
         )
-    weights = state["model"] if state else {}
-    states = state["optimizers"]["states"] if state else {}
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(_like(tensor, weights.get(name)))
-        for name, weight in objective.named_parameters():
-            of_weight = states.get(name, {})
-            for key, layout in layouts.get(name, {}).items():
-                optimizer.state[weight][key] = _beside(weight, of_weight.get(key), layout)
+            tensor.copy_(_like(tensor, checkpoint.model[name] if checkpoint else None))
+        for path, layout in layouts.items():
+            name, _, key = path.rpartition("/")
+            value = checkpoint.optimizer[path] if checkpoint else None
+            optimizer.state[weights[name]][key] = _beside(weights[name], value, layout)
     for group, values in zip(optimizer.param_groups, groups, strict=True):
-        group.update(values)
+        group.update({key: values[key] for key in _GROUP_KEYS if key in values})
 
 
 class _Layout(NamedTuple):
@@ -155,13 +169,16 @@ class _Layout(NamedTuple):
     dtype: torch.dtype
 
 
-def _names(state: dict[str, Any]) -> list[Any]:
-    """What the other ranks have to know of a state, as JSON."""
-    layouts = {
-        name: {key: [list(value.shape), str(value.dtype)] for key, value in of_weight.items()}
-        for name, of_weight in state["optimizers"]["states"].items()
-    }
-    return [list(state["model"]), layouts, state["optimizers"]["groups"]]
+def _described(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """What the other ranks have to know of a checkpoint's tensors, as JSON."""
+    return [
+        {name: [shape, str(dtype)] for name, (shape, dtype) in stored.layouts.items()}
+        for stored in (checkpoint.model, checkpoint.optimizer)
+    ]
+
+
+def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _whole(value: Tensor) -> Tensor | None:
@@ -209,4 +226,4 @@ def _to_send(value: Tensor | None, layout: _Layout) -> Tensor:
     device = collective_device()
     if value is None:
         return torch.empty(layout.shape, dtype=layout.dtype, device=device)
-    return value.to(device, layout.dtype)
+    return value.to(device, layout.dtype, copy=True)  # else the file stays mapped into memory

@@ -9,17 +9,21 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
+from mm1_pipeline.ground.processes import end_with_parent
 from mm1_pipeline.streams.shard_index import verify_shards
 from mm1_pipeline.training.distributed import World, begin_together, once_a_node
+from mm1_pipeline.training.errors import TrainingTerminatedError
 from mm1_pipeline.training.job import (
     FileMeeting,
     Job,
@@ -28,7 +32,6 @@ from mm1_pipeline.training.job import (
     order_of_json,
 )
 from mm1_pipeline.training.nodes import JOIN_SECONDS
-from mm1_pipeline.training.parent import end_with_parent
 from mm1_pipeline.training.run import TrainingRun
 from mm1_pipeline.training.sharding import state_tensors
 
@@ -37,13 +40,19 @@ def main() -> None:
     """Runs this rank to the end; an error is written where the parent looks."""
     try:
         _run(World.of_environment())
+    except TrainingTerminatedError as end:
+        _end(end, 128 + signal.SIGTERM)
     except Exception as error:
-        details = {"kind": type(error).__name__, "message": str(error)}
-        Path(os.environ["MM1_ERROR_FILE"]).write_text(json.dumps(details), encoding="utf-8")
         traceback.print_exc()
-        sys.stderr.flush()
-        # Not sys.exit: threads of collectives that wait for other ranks would keep it alive.
-        os._exit(1)
+        _end(error, 1)
+
+
+def _end(error: BaseException, status: int) -> NoReturn:
+    details = {"kind": type(error).__name__, "message": str(error)}
+    Path(os.environ["MM1_ERROR_FILE"]).write_text(json.dumps(details), encoding="utf-8")
+    sys.stderr.flush()
+    # Not sys.exit: threads of collectives that wait for other ranks would keep it alive.
+    os._exit(status)
 
 
 def _run(world: World) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from mm1_pipeline.config.lab import ExecutionConfig, GridConfig
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
+from mm1_pipeline.ground.files import write_json
 from mm1_pipeline.lab import execution
 from mm1_pipeline.lab.execution import Place, plan_runs, run_grid
 from mm1_pipeline.lab.grid import resolve_arms
-from mm1_pipeline.lab.identity import IdentityReader, RunScopes, Scope
+from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import item_scores, read_json
+from mm1_pipeline.lab.store import RunStore, describe
 from mm1_pipeline.lab.workers import Processes, RunFailedError, machine_shares
 
 STREAMS = {
@@ -232,7 +237,11 @@ class TestStore:
     def test_a_grid_goes_on_from_the_store_alone(self, kedro, place, tmp_path):
         config = ExecutionConfig(store=str(tmp_path / "store"))
         run_grid(config, planned(), place)
-        assert read_json(tmp_path / "store" / "mix" / "seed3" / "run.json")["commit"] == "abc"
+        assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+            "runs.parquet",
+            "scores.parquet",
+            "training.parquet",
+        ]
         elsewhere = Place(place.project, tmp_path / "data2", tmp_path / "out2")
         cost = run_grid(config, planned(), elsewhere)
         assert len(kedro.runs) == 6
@@ -246,13 +255,13 @@ class TestStore:
         config = ExecutionConfig(store=str(tmp_path / "store"))
         with pytest.raises(RunFailedError):
             run_grid(config, planned(), place)
-        found = sorted(path.parent for path in (tmp_path / "store").rglob("run.json"))
-        assert len(found) == 5
+        store = RunStore(tmp_path / "store")
+        assert len(store.names()) == 5
         kedro.failing.clear()
         run_grid(ExecutionConfig(), planned(), place)
         run_grid(config, planned(), place)  # stored although it was run before
         assert len(kedro.runs) == 7
-        assert (tmp_path / "store" / "mix" / "seed4" / "run.json").is_file()
+        assert "mix/seed4" in store.names()
 
     def test_what_was_made_from_something_else_is_not_taken(self, kedro, place, tmp_path, caplog):
         config = ExecutionConfig(store=str(tmp_path / "store"))
@@ -274,6 +283,81 @@ class TestStore:
         third = Place(place.project, tmp_path / "data3", tmp_path / "out3")
         run_grid(ExecutionConfig(store=store), planned(code="new"), third)
         assert len(kedro.runs) == 12
+
+    @pytest.mark.parametrize("killed_at", range(1, 7))
+    def test_a_kill_leaves_the_runs_that_were_there(self, tmp_path, monkeypatch, killed_at):
+        """Of three tables, each written beside itself and renamed: six places to be killed at."""
+        store = RunStore(tmp_path / "store")
+        old, new = (Identity({"code": "c", "seed": word}) for word in ("old", "new"))
+        folders = {
+            word: results(tmp_path / word, by, word) for word, by in [("o", old), ("n", new)]
+        }
+        store.put("mix/seed3", folders["o"])
+        store.put("moe/seed3", folders["o"])
+        calls = iter(range(1, 7))
+
+        def killed(function):
+            def call(*arguments, **options):
+                if next(calls) == killed_at:
+                    raise KeyboardInterrupt
+                return function(*arguments, **options)
+
+            return call
+
+        monkeypatch.setattr("os.replace", killed(os.replace))
+        monkeypatch.setattr("pyarrow.parquet.write_table", killed(pq.write_table))
+        with pytest.raises(KeyboardInterrupt):
+            store.put("mix/seed3", folders["n"])
+        monkeypatch.undo()
+        for name in ("mix/seed3", "moe/seed3"):
+            assert unpacked(store, name, old, tmp_path / name) == contents(folders["o"])
+        store.put("mix/seed3", folders["n"])
+        assert store.find("mix/seed3", old) is None
+        assert unpacked(store, "mix/seed3", new, tmp_path / "after") == contents(folders["n"])
+        assert unpacked(store, "moe/seed3", old, tmp_path / "other") == contents(folders["o"])
+        store.put("moe/seed3", folders["o"])  # Now nothing of the replaced run is left.
+        assert len(pq.read_table(tmp_path / "store" / "scores.parquet")) == 4
+
+    def test_damage_is_named(self, tmp_path):
+        store, identity = RunStore(tmp_path / "store"), Identity({"code": "c"})
+        store.put("mix/seed3", results(tmp_path / "run", identity, "o"))
+        path = tmp_path / "store" / "scores.parquet"
+        stored, whole = store.find("mix/seed3", identity), path.read_bytes()
+        path.write_bytes(whole[:-20])
+        with pytest.raises(ValueError, match=r"scores.parquet: found no table that can be read"):
+            store.unpack(stored, tmp_path)
+        path.unlink()
+        with pytest.raises(ValueError, match=r"found mix/seed3 in runs.parquet and not in scores"):
+            store.unpack(stored, tmp_path)
+        pq.write_table(pa.table({"run": ["mix/seed3"]}), path)
+        with pytest.raises(
+            ValueError, match=r"scores.parquet: found the columns run, expected run,"
+        ):
+            store.unpack(stored, tmp_path)
+
+
+def results(folder: Path, identity: Identity, word: str) -> Path:
+    """What is kept of a run, its contents told apart by a word."""
+    folder.mkdir()
+    write_json(folder / "evaluation.json", {"models": {word: 1}})
+    write_json(folder / "held_out_loss.json", {"models": {}})
+    write_json(folder / "parameters.json.gz", {"word": word})
+    scores = {"keys": ["é", "b"], "scores": [0.1, 100.0]}
+    write_json(folder / "scores.json.gz", {"pretrain": {"vqa_0shot": scores}})
+    row = {"step": 1, "loss": 0.1, "word": word}
+    (folder / "training_pretrain.jsonl").write_text(json.dumps(row) + "\n")
+    describe(folder, identity, {"commit": "abc"})
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def unpacked(store: RunStore, name: str, identity: Identity, folder: Path) -> dict[str, bytes]:
+    folder.mkdir(parents=True)
+    store.unpack(store.find(name, identity), folder)
+    return contents(folder)
 
 
 class TestWorkers:

@@ -13,11 +13,11 @@ import yaml
 
 from mm1_pipeline.config.lab import AblateConfig, GridConfig, LessonConfig, LrLawConfig
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
+from mm1_pipeline.ground.files import read_json, write_json
 from mm1_pipeline.lab import grid
 from mm1_pipeline.lab.grid import apply_overrides, resolve_arms
 from mm1_pipeline.lab.lessons import judge_lessons, learning_rate_grid, read_runs
 from mm1_pipeline.lab.lr_law import fit_law
-from mm1_pipeline.lab.results import read_json, write_json
 
 ROOT = Path(__file__).parents[3]
 STREAMS = {

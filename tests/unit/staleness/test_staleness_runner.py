@@ -10,6 +10,7 @@ from kedro.io import AbstractDataset, MemoryDataset
 from kedro.pipeline import node, pipeline
 from staleness_dummy import NODES, DummyProject, Recorder
 
+from mm1_pipeline.staleness import summaries
 from mm1_pipeline.staleness.context import current_context
 from mm1_pipeline.staleness.runner import ExpensiveNodeError, RunOptions, StalenessRunner
 
@@ -53,6 +54,22 @@ def test_other_nodes_run_beside_a_refused_one(built):
     built.edit("layers.py", "return 2.0", "return 4.0")
     built.edit("common.py", "text.upper()", "text.lower()")
     assert built.run(tags=["summary"]) == ["summary"]
+
+
+# Code
+
+
+def test_a_first_run_parses_every_module_once(project, monkeypatch):
+    parsed = []
+    summarize = summaries.summarize
+
+    def counting(source, module, *rest):
+        parsed.append(module)
+        return summarize(source, module, *rest)
+
+    monkeypatch.setattr(summaries, "summarize", counting)
+    assert set(project.run()) == set(NODES)
+    assert len(parsed) == len(set(parsed)) > 2
 
 
 # Selection

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import multiprocessing
 import os
-import socket
+import shutil
+import signal
+import tempfile
 import threading
+import time
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from streaming.base.constant import RESUME
-from streaming.base.dataset import _ShardState
-from streaming.base.shared import SharedMemory, _get_path
 
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture
-from mm1_pipeline.streams.loader import (
-    MixtureLoader,
-    build_loader,
-    build_validation_loader,
-    read_sequences,
-)
+from mm1_pipeline.streams.leftovers import remove_leftovers
+from mm1_pipeline.streams.loader import MixtureLoader, build_loader, build_validation_loader
+from mm1_pipeline.streams.mds import ShardFile, read_sequences
 from mm1_pipeline.streams.mixture import MixtureSnapshot
-from mm1_pipeline.streams.shared_memory import blocks_of, remove_leftovers
 
 BATCH_SIZE, NUM_STEPS = 20, 7
 
@@ -109,18 +103,36 @@ def test_samples_know_their_stream_and_records(shards_dir: Path) -> None:
         assert all(name.startswith(f"{source}-") for name in records.split(", "))
 
 
+def test_what_a_killed_reader_leaves_goes(shards_dir, tmp_path, monkeypatch):
+    """The uncompressed shards of a real one, at once; not those of another, nor shared memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive = loader_of(shards_dir)
+    before = set(Path("/dev/shm").glob("*_locals"))
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        batches = iter(loader_of(shards_dir, num_workers=2))
+        next(batches)
+        os.write(writing, b"r")
+        time.sleep(60)
+        os._exit(1)
+    os.read(reading, 1)
+    assert len(list(tmp_path.glob("mm1-cache-*"))) == 2
+    assert remove_leftovers() == []
+    os.kill(child, signal.SIGKILL)  # alone: the processes that read for it live on for a while
+    os.waitpid(child, 0)
+    ((removed, size),) = remove_leftovers()
+    assert removed.parent == tmp_path
+    assert size > 10_000
+    assert len(list(tmp_path.glob("mm1-cache-*"))) == 1
+    assert set(Path("/dev/shm").glob("*_locals")) <= before
+    assert len(rows_of(alive)) == NUM_STEPS
+
+
 def read_as_rank(
-    rank: int, size: int, port: int, shards_dir: Path, cache_dir: Path, state: dict, queue: Any
+    rank: int, size: int, shards_dir: Path, cache_dir: Path, state: dict, queue: Any
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    loader = loader_of(shards_dir, num_workers=2, cache_dir=cache_dir)
+    loader = loader_of(shards_dir, num_workers=2, cache_dir=cache_dir, rank=rank, num_ranks=size)
     loader.dataset.load_state_dict(state)
     queue.put((rank, rows_of(loader)))
 
@@ -131,60 +143,63 @@ def test_ranks_read_together_what_one_reads(
 ) -> None:
     """Several processes, also resuming what one process began: each global batch is the same."""
     state = loader_of(shards_dir).dataset.state_dict(step * BATCH_SIZE, from_beginning=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     ranks = [
-        context.Process(
-            target=read_as_rank, args=(rank, size, port, shards_dir, tmp_path, state, queue)
-        )
+        context.Process(target=read_as_rank, args=(rank, size, shards_dir, tmp_path, state, queue))
         for rank in range(size)
     ]
-    try:
-        for process in ranks:
-            process.start()
-        by_rank = dict(queue.get(timeout=60) for _ in ranks)
-        for process in ranks:
-            process.join(timeout=60)
-    finally:
-        remove_leftovers(tmp_path / "shard_cache")
+    for process in ranks:
+        process.start()
+    by_rank = dict(queue.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join(timeout=60)
     parts = zip(*(by_rank[rank] for rank in range(size)), strict=True)
     assert [list(itertools.chain(*of_batch)) for of_batch in parts] == expected[step:]
+    assert not list(tmp_path.rglob("*.part"))
 
 
-def test_ranks_must_divide_the_batch(
-    shards_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_state_that_streaming_wrote_is_resumed_from(
+    shards_dir: Path, expected: list[list[bytes]]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    monkeypatch.setattr("mm1_pipeline.streams.loader.maybe_init_dist", lambda: False)
+    """Checkpoints of versions whose dataset was Streaming's hold its fields as well."""
+    loader = loader_of(shards_dir)
+    snapshot = loader.dataset.snapshot.describe()["sha256"]
+    of_streaming = {"num_canonical_nodes": 1, "shuffle_seed": 9176, "initial_physical_nodes": 1}
+    place = {"epoch": 0, "sample_in_epoch": 4 * BATCH_SIZE, "snapshot": snapshot}
+    loader.dataset.load_state_dict({**of_streaming, **place})
+    assert loader.dataset.state_dict(4 * BATCH_SIZE, from_beginning=True) == place
+    assert loader.dataset.state_dict(0, from_beginning=False) == place
+    assert rows_of(loader) == expected[4:]
+
+
+def test_ranks_must_divide_the_batch(shards_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found 20, which 3 ranks do not divide"):
-        loader_of(shards_dir, cache_dir=tmp_path)
+        loader_of(shards_dir, cache_dir=tmp_path, num_ranks=3)
     with pytest.raises(ValueError, match="cache_dir: found None with more than one rank"):
-        loader_of(shards_dir)
+        loader_of(shards_dir, num_ranks=3)
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_lost_on_the_way_stops_the_training(shards_copy: Path, num_workers: int) -> None:
-    """Streaming alone ends the epoch early, without an error, or waits for ever."""
     loader = loader_of(shards_copy, num_workers=num_workers)
     for file in (shards_copy / "books/train").glob("*.mds.zstd"):
         file.unlink()
-    with pytest.raises((RuntimeError, FileNotFoundError), match=r"shard|No such file"):
+    with pytest.raises(RuntimeError, match=r"(?s)A shard .* No such file .*/books/train/shard"):
         rows_of(loader)
+    assert loader.delivered_steps < NUM_STEPS
 
 
 @pytest.mark.timeout(60)
-def test_a_shard_broken_on_the_way_stops_the_training(shards_copy: Path) -> None:
-    loader = loader_of(shards_copy)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_broken_on_the_way_stops_the_training(shards_copy: Path, num_workers: int) -> None:
+    loader = loader_of(shards_copy, num_workers=num_workers)
     for file in (shards_copy / "books/train").glob("*.mds.zstd"):
         data = bytearray(file.read_bytes())
         data[-9] ^= 1
         file.write_bytes(data)
-    with pytest.raises((RuntimeError, ValueError), match="Checksum failure"):
+    with pytest.raises(RuntimeError, match=r"(?s)/books/train/shard.* \(xxh64 differs\).* verify"):
         rows_of(loader)
 
 
@@ -192,12 +207,8 @@ def test_an_epoch_that_ends_early_is_an_error(
     shards_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = loader_of(shards_dir)
-    whole = loader.dataset.__iter__
-
-    def short(_: Any) -> Iterable[Any]:
-        return (sample for _, sample in zip(range(60), whole(), strict=False))
-
-    monkeypatch.setattr(type(loader.dataset), "__iter__", short)
+    whole = loader.sampler.__iter__
+    monkeypatch.setattr(type(loader.sampler), "__iter__", lambda _: itertools.islice(whole(), 60))
     with pytest.raises(RuntimeError, match="Found 3 batches, expected 7"):
         rows_of(loader)
 
@@ -215,117 +226,84 @@ def test_states_of_other_trainings_are_refused(shards_dir: Path) -> None:
     other = loader_of(shards_dir, seed=6).dataset
     with pytest.raises(ValueError, match="Found a checkpoint of the mixture"):
         other.load_state_dict(state)
-    for wrong in ({"sample_in_epoch": 30}, {"epoch": 1}, {"sample_in_epoch": 160}):
+    outside = ({"sample_in_epoch": 160}, {"sample_in_epoch": -20})
+    for wrong in ({"sample_in_epoch": 30}, {"epoch": 1}, *outside):
         with pytest.raises(ValueError, match="expected a multiple of 20 up to 140 in epoch 0"):
             loader.dataset.load_state_dict({**state, **wrong})
 
 
-def test_a_failed_shard_is_free_for_others_to_try(shards_copy: Path) -> None:
-    """Else another worker would wait for this one for ever."""
-    dataset = loader_of(shards_copy).dataset
-    for file in (shards_copy / "books/train").glob("*.mds.zstd"):
-        file.unlink()
-    for _ in range(2):
-        with pytest.raises(FileNotFoundError):
-            dataset.prepare_shard(dataset.num_shards - 1, blocking=False)
+def test_a_shard_is_unpacked_once_by_processes_that_need_it_together(
+    shards_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = tmp_path / "unpacked"
+    whole = ShardFile.unpack
+
+    def slowly(shard: ShardFile) -> bytes:
+        with unpacked.open("a") as log:
+            log.write(f"{shard.stored}\n")
+        time.sleep(0.05)
+        return whole(shard)
+
+    monkeypatch.setattr(ShardFile, "unpack", slowly)
+    rows_of(loader_of(shards_dir, num_workers=2, cache_dir=tmp_path / "cache"))
+    names = unpacked.read_text().splitlines()
+    assert len(names) == len(set(names)) > 3
+    assert len(list(tmp_path.rglob("*.mds"))) == len(names)
 
 
 @pytest.mark.timeout(60)
-def test_waiting_for_a_worker_that_fails_ends(shards_copy: Path) -> None:
-    """Another worker brings a shard at first, then gives it up."""
-    loader = loader_of(shards_copy)
-    for file in (shards_copy / "books/train").glob("*.mds.zstd"):
-        file.unlink()
-    states, shard = loader.dataset._shard_states, loader.dataset.num_shards - 1
-    states[shard] = _ShardState.PREPARING
-    other_worker = threading.Timer(0.5, states.__setitem__, (shard, _ShardState.REMOTE))
-    other_worker.start()
-    with pytest.raises((RuntimeError, FileNotFoundError), match=r"shard|No such file"):
-        rows_of(loader)
-
-
-def test_a_cache_that_is_found_is_not_trusted(
-    shards_dir: Path, expected: list[list[bytes]], tmp_path: Path
+def test_a_shard_that_a_killed_process_was_unpacking_is_unpacked_by_another(
+    shards_dir: Path, expected: list[list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streaming checks hashes when it fills the cache, not when it reads from it."""
+    loader = loader_of(shards_dir, cache_dir=tmp_path)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        write = Path.write_bytes
+
+        def half(file: Path, data: bytes) -> None:
+            write(file, data[: len(data) // 2])
+            os.write(writing, b"r")
+            time.sleep(60)
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        rows_of(loader)
+        os._exit(1)
+    os.read(reading, 1)
+    threading.Timer(0.2, os.kill, (child, signal.SIGKILL)).start()
+    assert rows_of(loader) == expected, "it waits for the other, then does its work"
+    os.waitpid(child, 0)
+
+
+def test_a_cache_that_is_found_is_not_trusted(shards_dir: Path, tmp_path: Path) -> None:
     rows_of(loader_of(shards_dir, cache_dir=tmp_path))
-    for file in tmp_path.rglob("*.mds"):
-        data = file.read_bytes()
-        file.write_bytes(data[:-100] + bytes(100))
-    assert rows_of(loader_of(shards_dir, cache_dir=tmp_path)) == expected
+    with pytest.raises(ValueError, match=r"cache_dir: found shards in .*, expected an empty"):
+        loader_of(shards_dir, cache_dir=tmp_path)
 
 
-def test_leftovers_of_a_killed_run_do_no_harm(
-    shards_dir: Path, expected: list[list[bytes]], tmp_path: Path
-) -> None:
-    """A loader that nobody closed stands for a killed process; others live on."""
-    alive = loader_of(shards_dir, cache_dir=tmp_path / "other")
-    state = alive.dataset.state_dict(5 * BATCH_SIZE, from_beginning=True)
-    alive.dataset.load_state_dict(state)
-    killed = loader_of(shards_dir, cache_dir=tmp_path / "same")
-    killed.dataset.load_state_dict(state)
-    again = loader_of(shards_dir, cache_dir=tmp_path / "same")
-    assert rows_of(again) == expected
-    assert rows_of(alive) == expected[5:]
-
-
-def test_a_dead_runs_place_is_not_resumed_from(
-    shards_dir: Path, expected: list[list[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A block of shared memory that only holds a place, as a half-cleaned crash leaves it."""
-    # Other processes on the machine count from 0 up to the first free number; counted from
-    # here, none of them takes or frees a number between the steps of this test.
-    first = 1_000 * os.getpid()
-    monkeypatch.setattr("streaming.base.shared.prefix._each_prefix_int", lambda: count(first))
-    before = loader_of(shards_dir)
-    assert before.dataset._shm_prefix_int == first
-    state = {**before.dataset.state_dict(60, from_beginning=True), "snapshot": "another"}
-    content = json.dumps(state).encode() + b"\0"
-    block = SharedMemory(_get_path(first + 1, RESUME), create=True, size=4096)
-    block.buf[: len(content)] = content
-    try:
-        loader = loader_of(shards_dir)
-        assert loader.dataset._shm_prefix_int == first + 1, "it does not meet the dead run's place"
-        assert rows_of(loader) == expected
-    finally:
-        block.cleanup()
-
-
-def test_a_loader_that_is_gone_keeps_nothing_open(shards_dir: Path) -> None:
-    """Otherwise a process that builds many loaders runs out of file handles."""
-
-    def use_one() -> None:
-        loader = loader_of(shards_dir, num_steps=2)
-        loader.dataset.load_state_dict(loader.dataset.state_dict(BATCH_SIZE, True))
+def test_a_cache_that_is_gone_is_not_made_again(shards_dir: Path, tmp_path: Path) -> None:
+    """Its run has ended: a process that reads on would leave shards that nobody removes."""
+    loader = loader_of(shards_dir, cache_dir=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(RuntimeError, match="A shard could not be read"):
         rows_of(loader)
-
-    use_one()
-    gc.collect()
-    before = num_freed_but_open()
-    use_one()
-    gc.collect()
-    assert num_freed_but_open() == before
+    assert not list(tmp_path.iterdir())
 
 
-def num_freed_but_open() -> int:
-    """Blocks of shared memory that have no name any more, but a handle of this process."""
-    return sum(name.endswith("(deleted)") for name in open_blocks())
+def test_a_loader_keeps_no_file_open(shards_dir: Path) -> None:
+    """A training has more shards than a process may have files open."""
 
+    def open_files() -> list[str]:
+        handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+        return sorted(os.readlink(handle) for handle in handles if os.path.lexists(handle))
 
-def test_a_loader_opens_only_its_own_shared_memory(shards_dir: Path) -> None:
-    """Streaming looks at every dataset of the machine for a free number."""
-    other = loader_of(shards_dir, num_steps=2)
-    before = open_blocks()
-    loader = loader_of(shards_dir, num_steps=2)
-    handles = 2 * len(blocks_of(loader.dataset))  # of a block's file, and of its map
-    assert len(open_blocks()) - len(before) == handles
-    rows_of(other)
-
-
-def open_blocks() -> list[str]:
-    handles = Path("/proc/self/fd").iterdir()
-    targets = [os.readlink(handle) for handle in handles if os.path.lexists(handle)]
-    return [name for name in targets if name.startswith("/dev/shm/")]
+    before = open_files()
+    loader = loader_of(shards_dir)
+    rows_of(loader)
+    new = [name for name in open_files() if name not in before]
+    assert [Path(name).name for name in new] == [".alive"]
+    del loader
+    assert not [name for name in open_files() if name not in before]
 
 
 def test_shards_are_not_written_to(shards_dir: Path, tmp_path: Path) -> None:
@@ -333,16 +311,18 @@ def test_shards_are_not_written_to(shards_dir: Path, tmp_path: Path) -> None:
     before = sorted(shards_dir.rglob("*"))
     rows_of(loader_of(shards_dir, cache_dir=tmp_path))
     assert sorted(shards_dir.rglob("*")) == before
-    assert list((tmp_path / "shard_cache").rglob("*.mds"))
+    assert list(tmp_path.rglob("*.mds"))
 
 
-def test_a_temporary_cache_goes_with_its_loader(shards_dir: Path) -> None:
-    loader = loader_of(shards_dir, num_steps=1)
-    cache = Path(loader.dataset.streams[0].local)
+def test_a_temporary_cache_goes_with_its_loader(
+    shards_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loader = loader_of(shards_dir, num_steps=1, num_workers=2)
     rows_of(loader)
-    assert cache.is_dir()
+    assert list(tmp_path.glob("mm1-cache-*/books/train/*.mds"))
     del loader
-    assert not cache.exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("source", ["pages", "books"])

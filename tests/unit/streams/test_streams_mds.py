@@ -1,17 +1,19 @@
-"""The torch-free writer gives the bytes that Streaming's own writer gives."""
+"""Files are those of Streaming's own writer, and samples those of its own dataset."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 import zstandard
 
-from mm1_pipeline.streams.mds import MDSWriter, compress, index_text
+from mm1_pipeline.streams.mds import MDSWriter, compress, index_text, read_index, read_sequences
 
 COLUMNS = {
     "input_ids": "ndarray:int32:7",
@@ -68,6 +70,100 @@ def test_files_are_those_of_streaming(tmp_path: Path, compression: str) -> None:
         assert len(unpacked) == raw["bytes"]
         yours.pop("zip_data")
         assert mine == yours
+
+
+def equal(found: dict, expected: dict) -> bool:
+    return list(found) == list(expected) and all(
+        np.array_equal(value, expected[name])
+        and getattr(value, "dtype", type(value)) == getattr(expected[name], "dtype", type(value))
+        for name, value in found.items()
+    )
+
+
+@pytest.mark.parametrize("compression", ["", "zstd:3"])
+def test_what_was_written_is_read(tmp_path: Path, compression: str) -> None:
+    write_dataset(tmp_path, compression)
+    expected = [dict(sorted(sample.items())) for sample in samples()]
+    assert all(map(equal, read_sequences(tmp_path), expected))
+    numbers = [shard.num_samples for shard in read_index(tmp_path)]
+    assert sum(numbers) == len(expected)
+    assert len(numbers) > 3
+    shard = read_index(tmp_path)[1]
+    (tmp_path / "unpacked").write_bytes(shard.unpack())
+    for number in range(numbers[1]):
+        found = shard.read_sample(tmp_path / "unpacked", number)
+        assert equal(found, expected[numbers[0] + number])
+
+
+def test_streamings_own_dataset_reads_the_same(
+    shards_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real shards, of images and text; whoever has Streaming can use them without this project."""
+    from streaming import StreamingDataset
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it leaves its locks
+    directory = shards_copy / "pages" / "train"
+    ours = list(read_sequences(directory))
+    theirs = StreamingDataset(local=str(directory), batch_size=1, shuffle=False)
+    assert len(ours) == len(theirs) > 5
+    assert all(equal(sample, theirs[number]) for number, sample in enumerate(ours))
+
+
+def write_dataset(directory: Path, compression: str) -> None:
+    writer = MDSWriter(directory, COLUMNS, "shard", compression, 900)
+    for sample in samples():
+        writer.write(sample)
+    writer.finish()
+    (directory / "index.json").write_text(index_text(writer.shards))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("version",), 3, r"found version and format \(3, 'mds'\)"),
+        (("format",), "csv", "found version and format"),
+        (("column_encodings", 0), "pkl", "found a column of type 'pkl', expected one of bytes"),
+        (("raw_data", "basename"), "../shard.mds", "leads out of the folder"),
+        (("zip_data", "basename"), "/etc/passwd", "leads out of the folder"),
+        (("raw_data", "hashes"), {"sha1": "0"}, "found no xxh64"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, place, value, message) -> None:
+    write_dataset(tmp_path, "zstd:3")
+    index = json.loads((tmp_path / "index.json").read_text())
+    part = index["shards"][0]
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["", "zstd:3"])
+def test_a_damaged_file_is_named(tmp_path: Path, compression: str) -> None:
+    write_dataset(tmp_path, compression)
+    shard = read_index(tmp_path)[0]
+    whole = shard.stored.read_bytes()
+    shard.stored.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=rf"00000.mds.*: found {len(whole) - 1} bytes, expected"):
+        shard.unpack()
+    shard.stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"00000.mds.*: found other content"):
+        shard.unpack()
+
+
+@pytest.mark.parametrize("stored", [compress(bytes(10**6), "zstd:3"), b"no frame at all"])
+def test_a_forged_frame_is_not_unpacked(tmp_path: Path, stored: bytes) -> None:
+    """Its checksum may be right: the index is no more to be trusted than the file."""
+    write_dataset(tmp_path, "zstd:3")
+    index = json.loads((tmp_path / "index.json").read_text())
+    part = index["shards"][0]["zip_data"]
+    part |= {"bytes": len(stored), "hashes": {"xxh64": xxhash.xxh64(stored).hexdigest()}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / part["basename"]).write_bytes(stored)
+    with pytest.raises(ValueError, match=r"found (a frame of another size|no frame of zstd)"):
+        read_index(tmp_path)[0].unpack()
 
 
 def test_an_empty_dataset_has_an_index(tmp_path: Path) -> None:

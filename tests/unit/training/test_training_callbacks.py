@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
+import os
+import signal
 import time
 
 import numpy as np
@@ -22,7 +25,7 @@ from mm1_pipeline.training.callbacks import (
     StepStamp,
     TrainingStoppedError,
 )
-from mm1_pipeline.training.checkpoints import Checkpointing, CheckpointStore
+from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.composer_api import (
     Callback,
     ComposerModel,
@@ -33,8 +36,10 @@ from mm1_pipeline.training.composer_api import (
 from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
 from mm1_pipeline.training.progress import TrainingDisplay
+from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler, multiplier
 from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 STEPS, BATCH, LENGTH, VOCABULARY = 12, 4, 6, 11
@@ -43,7 +48,7 @@ STREAMS = ("caption", "text")
 
 
 class ToyData(torch.utils.data.IterableDataset):
-    """Resumes by itself from a count of samples, as a Streaming dataset does."""
+    """Resumes by itself from a count of samples, as `SnapshotDataset` does."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.begin, self.steps = 0, steps
@@ -82,6 +87,7 @@ class ToyModel(ComposerModel):
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(16, VOCABULARY)
         self.poison_at: int | None = None
+        self.terminate_at: int | None = None
         self.spike_at: tuple[int, ...] = ()
         self.weights_at: dict[int, torch.Tensor] = {}
         self.calls = 0
@@ -91,6 +97,8 @@ class ToyModel(ComposerModel):
         noise = 1 + 0.1 * np.random.random()
         logits = self.head(self.dropout(self.table(batch["input_ids"]))) * noise
         self.calls += 1
+        if self.calls == self.terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.calls == self.poison_at:
             logits = logits + float("nan")
         if self.calls in self.spike_at:
@@ -139,12 +147,13 @@ class Toy:
     def run(self, *, stop_after: int | None = None):
         torch.manual_seed(12345)  # whatever the process did before must not matter
         resume_from = self.store.newest_good()
-        self.log.rewind(resume_from["step"] if resume_from else 0)
+        self.log.rewind(resume_from.state.step if resume_from else 0)
         meter = LossMeter(STREAMS)
         spikes = SpikeDetector(self.spikes)
         guard = GradientGuard(
             1.0, meter=meter, store=self.store, work_dir=self.folder, spikes=spikes
         )
+        termination = Termination()
         loader_guard = LoaderGuard(num_steps=STEPS, batch_size=BATCH)
         callbacks = [
             self.watchdog,
@@ -159,6 +168,7 @@ class Toy:
                 resume_from=resume_from,
                 log=self.log,
                 spikes=spikes,
+                termination=termination,
             ),
             MetricsRecorder(
                 self.log,
@@ -195,7 +205,8 @@ class Toy:
             run_name="toy",
         )
         try:
-            trainer.fit()
+            with termination.noted():
+                trainer.fit()
         finally:
             trainer.close()
             self.log.close()
@@ -273,7 +284,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(tmp_path):
     message = str(stop.value)
     assert "at step 6" in message
     assert "key-5-0; key-5-1" in message
-    assert "step-00000004.pt" in message
+    assert "step-00000004" in message
     assert torch.isfinite(toy.weights()).all()
     assert [row["step"] for row in toy.log.rows()] == [1, 2, 3, 4, 5]
     assert "key-5-3" in (tmp_path / "non_finite_step_6.json").read_text()
@@ -302,9 +313,7 @@ def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
 
 def test_random_state_really_matters_to_the_toy(undisturbed, tmp_path, monkeypatch):
     """Without restoring it, the resumed losses differ: the test above can fail."""
-    monkeypatch.setattr(
-        "mm1_pipeline.training.checkpoints.restore_random_state", lambda state: None
-    )
+    monkeypatch.setattr("mm1_pipeline.training.resuming.restore_random_state", lambda state: None)
     _, rows = undisturbed
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(stop_after=5)
@@ -312,23 +321,83 @@ def test_random_state_really_matters_to_the_toy(undisturbed, tmp_path, monkeypat
     assert [row["loss"] for row in resumed] != [row["loss"] for row in rows]
 
 
-def test_text_in_a_checkpoint_is_not_evaluated(tmp_path):
-    """Composer evaluates the names of algorithms in a checkpoint as Python."""
+def test_a_checkpoint_sets_nothing_but_what_a_training_knows(tmp_path):
+    """Composer evaluates the names of algorithms in its own checkpoints as Python."""
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(stop_after=4)
     toy = Toy(tmp_path)
-    marker = tmp_path / "code-ran"
-    content = toy.store.newest_good()
-    attack = f"__builtins__['__import__']('os').mkdir({str(marker)!r})"
-    content["state"]["algorithms"] = [("BlurPool", {"repr": attack})]
-    toy.store.save(4, content)
-    toy.run()
-    assert not marker.exists()
+    checkpoint = toy.store.newest_good()
+    changed = dataclasses.replace(
+        checkpoint.state,
+        scheduler={**checkpoint.state.scheduler, "step": "not a function", "optimizer": None},
+        groups=[{**group, "params": 0.0} for group in checkpoint.state.groups],
+    )
+    toy.store.save(changed, dict(checkpoint.model), dict(checkpoint.optimizer))
+    assert toy.run()[-1]["step"] == STEPS
+
+
+@pytest.mark.parametrize("step", [1, 6, STEPS - 1])
+def test_a_training_that_is_asked_to_end_saves_its_step_and_says_so(undisturbed, tmp_path, step):
+    toy = Toy(tmp_path)
+    toy.model.terminate_at = step
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        toy.run()
+    assert end.value.code == 143, "as a shell says that a program died of SIGTERM"
+    assert str(end.value) == (
+        f"stopped by SIGTERM after step {step}, which is saved; the same call goes on from there"
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert toy.store.steps()[-1] == step
+    expected, rows = undisturbed
+    again = Toy(tmp_path)
+    assert without_timing(again.run()) == without_timing(rows)
+    for name, weight in again.model.state_dict().items():
+        assert torch.equal(weight, expected.model.state_dict()[name])
+
+
+def test_a_wish_to_end_that_comes_too_late_is_passed_on():
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    try:
+        with Termination().noted() as termination:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.is_requested
+            assert found == []
+        assert found == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_forked_process_still_dies_of_it():
+    with Termination().noted() as termination:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert not termination.is_requested
+
+
+def test_a_process_that_reads_outlives_it_for_a_while(monkeypatch):
+    """Long enough for the step; even when it is stuck it ends then."""
+    monkeypatch.setattr("mm1_pipeline.training.termination._GRACE_SECONDS", 0.3)
+    reading, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        outlive_termination()
+        os.write(ready, b"r")
+        time.sleep(60)
+        os._exit(0)
+    os.read(reading, 1)
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.05)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
 def test_composer_does_not_keep_the_signal_handlers():
-    import signal
-
     # A process that was started in the background ignores SIGINT, so set what is expected.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -385,7 +454,7 @@ def test_a_loss_that_leaps_is_counted_and_its_step_left_out_if_wanted(
 
 def test_a_loss_that_leaps_can_stop_the_training(tmp_path):
     toy = spiking(tmp_path, "stop")
-    with pytest.raises(TrainingStoppedError, match=r"at step 7, .*key-6-0.*step-00000004\.pt"):
+    with pytest.raises(TrainingStoppedError, match=r"at step 7, .*key-6-0.*step-00000004"):
         toy.run()
     assert (tmp_path / "spike_step_7.json").exists()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,65 @@ sys.exit(1)
     assert expected in str(stop.value)
 
 
+TERMINATED = {
+    "with a step": """
+def end(*_):
+    details = {"kind": "TrainingTerminatedError", "message": "stopped after step 7"}
+    json.dump(details, open(os.environ["MM1_ERROR_FILE"], "w"))
+    os._exit(143)
+signal.signal(signal.SIGTERM, end)
+""",
+    "before the first": "",
+    "too late": "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (TERMINATED["with a step"], "stopped after step 7"),
+        (TERMINATED["before the first"], "stopped by SIGTERM before the first step"),
+    ],
+)
+def test_a_wish_to_end_goes_to_every_rank_and_is_told_with_its_status(
+    workers, tmp_path, code, message
+):
+    with workers(code + ready(tmp_path)) as started:
+        with pytest.raises(SystemExit, match=message) as end:
+            started.wait(ask_to_end_when_ready(tmp_path))
+        assert end.value.code == 143
+        for rank in range(2):
+            assert ends(int(wait_for(tmp_path / f"pid{rank}"))), "each was asked"
+
+
+def test_a_wish_to_end_that_finds_all_done_is_passed_on(workers, tmp_path):
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: found.append(number))
+    try:
+        with workers(TERMINATED["too late"] + ready(tmp_path)) as started:
+            started.wait(ask_to_end_when_ready(tmp_path))
+        assert found == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ready(folder: Path) -> str:
+    return f"\nopen({str(folder)!r} + f'/pid{{rank}}', 'w').write(f'{{os.getpid()}}\\n')\n{SLEEP}"
+
+
+def ask_to_end_when_ready(folder: Path) -> Callable[[], None]:
+    """To be called while ranks are waited for; then this process gets a SIGTERM, once."""
+    asked = []
+
+    def ask() -> None:
+        files = [folder / f"pid{rank}" for rank in range(2)]
+        if not asked and all(file.exists() and file.read_text() for file in files):
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
+
+
 def test_what_rank_0_shows_is_shown_and_kept(workers, tmp_path, capfd):
     code = 'print(f"progress of {rank}", file=sys.stderr); print(f"said by {rank}")'
     with workers(code) as started:
@@ -158,7 +218,7 @@ def test_workers_do_not_outlive_the_one_that_started_them(tmp_path, how):
     """Ctrl-C, and a kill that leaves no time for anything."""
     worker = f"""
 import os, sys, time
-from mm1_pipeline.training.parent import end_with_parent
+from mm1_pipeline.ground.processes import end_with_parent
 end_with_parent(sys.stdin.buffer)
 open({str(tmp_path)!r} + "/pid" + os.environ["RANK"], "w").write(f"{{os.getpid()}}\\n")
 {SLEEP}

@@ -29,7 +29,7 @@ from mm1_pipeline.corpus.download.lists import Fetch, Outcome, texts
 from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.quarantine import printable
-from mm1_pipeline.staleness.files import hash_file, read_json, seal, unseal
+from mm1_pipeline.ground.files import hash_file, read_sealed, seal
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def finished_statistics(
     None where there is none, or it is not as that run left it.
     """
     name = shard_name(number)
-    statistics = unseal(read_json(folder / f"{name}{STATISTICS}"))
+    statistics = read_sealed(folder / f"{name}{STATISTICS}")
     if statistics is None or statistics["identity"] != identity:
         return None
     files = {suffix: folder / f"{name}{suffix}" for suffix in suffixes}

@@ -212,7 +212,7 @@ def load_places(folder: Path) -> Places:
     return Places(
         *(
             # As plain arrays, for what NumPy adds to mapped ones takes longer than to look one up.
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             for name in Places._fields
         )
     )
