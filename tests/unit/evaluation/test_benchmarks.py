@@ -670,7 +670,7 @@ def test_malformed_lines_of_pope_and_mme_stay_in_their_split_and_category(tmp_pa
 
 def test_missing_files_say_what_was_expected(tmp_path):
     files = {**benchmark_files.textvqa(tmp_path), "annotations": str(tmp_path / "gone.json")}
-    with pytest.raises(ValueError, match=r"Found no readable JSON at .*gone.json"):
+    with pytest.raises(ValueError, match=r"Found no file at .*gone\.json: it is missing"):
         load_task("t", TaskConfig(task="textvqa", files=files), tmp_path, 0)
     with pytest.raises(ValueError, match="Found no Parquet file"):
         load_task("t", TaskConfig(task="mmmu_val", files={"data": str(tmp_path)}), tmp_path, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import types
 
@@ -136,7 +137,9 @@ def test_an_edit_within_the_tick_of_a_coarse_clock_is_seen(tmp_path, monkeypatch
     at(3)
     path.write_text("cc")
     late = HashCache(tmp_path / "hashes.json")
-    monkeypatch.setattr(hash_cache.os, "stat", lambda _: types.SimpleNamespace(st_ctime_ns=written))
+    now = types.SimpleNamespace(st_ctime_ns=written)
+    disk = types.SimpleNamespace(stat=lambda _: now, path=os.path, getpid=os.getpid)
+    monkeypatch.setattr(hash_cache, "os", disk)
     before = late.hash(path)  # The disk's clock is three seconds late: it was just written.
     path.write_text("dd")
     assert late.hash(path) != before
