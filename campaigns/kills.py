@@ -63,6 +63,8 @@ KILL_RUN, KILL_PROCESS, FULL = 1, 2, 3
 FAULTS = {"kill": KILL_RUN, "torn": KILL_RUN, "process": KILL_PROCESS, "full": FULL}
 AT_THE_START = 0.15
 """Share of kills that hit what every run does first, such as clearing up after an earlier kill."""
+STRIDE = 4
+"""How often a chain's faults would reach the end of a run if nothing were done again after them."""
 WEIGHTS = {"kill": 5, "torn": 2, "process": 1, "full": 2}
 
 PARAMETERS: dict[str, Any] = {
@@ -299,7 +301,7 @@ def draw_fault(rng: random.Random, counts: Counts, faults: int) -> Fault:
         faults: How many a chain has.
     """
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    share = rng.uniform(0, 2) / faults
+    share = rng.uniform(0, 2 * STRIDE / faults)
     if kind == "full":
         return Fault(kind, at=counts.start[-1] + int(share * counts.work[-1]))
     frequent = [name for name, n in zip(CLASSES, counts.work, strict=False) if n >= faults]

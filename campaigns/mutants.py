@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import multiprocessing
+import queue
 import random
 import resource
 import shutil
@@ -665,41 +666,44 @@ def campaign(names: list[str], count: int, workers: int) -> Iterator[tuple[str, 
     """
     todo = [(names[number % len(names)], number // len(names)) for number in range(count)]
     context = multiprocessing.get_context("spawn")
-    jobs, results = context.Queue(), context.Queue()
-    for job in todo:
-        jobs.put(job)
-    processes = [context.Process(target=_work, args=(jobs, results)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    left, running, last = set(todo), dict[tuple[str, int], float](), time.monotonic()
-    while left:
-        try:
-            name, number, outcome = results.get(timeout=1)
-        except Exception:  # queue.Empty of the context
-            stuck = [job for job, start in running.items() if time.monotonic() - start > 60]
-            dead = [process for process in processes if not process.is_alive()]
-            if stuck or dead or time.monotonic() - last > 300:
-                for process in processes:
-                    process.kill()
-                for job in running:
-                    left.discard(job)
-                    yield (*job, "its process died or hung")
-                remaining = sorted(left)
-                for name, number in remaining:
-                    yield name, number, "not tried: an earlier mutant ended the processes"
-                return
-            continue
-        last = time.monotonic()
-        if outcome == "started":
-            running[name, number] = last
-            continue
-        running.pop((name, number), None)
-        left.discard((name, number))
-        yield name, number, outcome
-    for _ in processes:
-        jobs.put(None)
-    for process in processes:
-        process.join()
+    while todo:
+        jobs, results = context.Queue(), context.Queue()
+        for job in todo:
+            jobs.put(job)
+        processes = [context.Process(target=_work, args=(jobs, results)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        left, running = set(todo), dict[tuple[str, int], float]()
+        while left:
+            try:
+                name, number, outcome = results.get(timeout=1)
+            except queue.Empty:
+                alive = all(process.is_alive() for process in processes)
+                starts = running.values()
+                if alive and not any(time.monotonic() - start > 60 for start in starts):
+                    continue
+                break
+            if outcome == "started":
+                running[name, number] = time.monotonic()
+                continue
+            running.pop((name, number), None)
+            left.discard((name, number))
+            yield name, number, outcome
+        if left:
+            # Those at work are tried no more; whoever was innocent among them is said too.
+            for process in processes:
+                process.kill()
+            left -= running.keys()
+            for job in running:
+                yield (*job, "its process died or hung")
+            if not running and not any(process.is_alive() for process in processes):
+                raise RuntimeError("The processes died before they tried a mutant.")
+        else:
+            for _ in processes:
+                jobs.put(None)
+        for process in processes:
+            process.join()
+        todo = [job for job in todo if job in left]
 
 
 def main() -> int:

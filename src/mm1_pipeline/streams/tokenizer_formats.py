@@ -89,23 +89,27 @@ def tokenizer_from_gguf(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str
         ValueError: no readable GGUF file, or another kind of tokenizer.
     """
     fields = _gguf_fields(path)
-    kind, variant = fields["model"], fields.get("pre", "default")
+    kind, variant = str(fields["model"]), str(fields.get("pre", "default"))
     if kind != "gpt2" or variant not in _PRE_TOKENIZERS:
         raise ValueError(
             f"{path}: found a tokenizer {kind}/{variant}, expected gpt2 with one of "
             f"{', '.join(_PRE_TOKENIZERS)}. Name the model's tokenizer.json as tokenizer.file."
         )
-    tokens: list[str] = fields["tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = _PRE_TOKENIZERS[variant]()
-    backend.decoder = decoders.ByteLevel()
-    types = fields.get("token_type", [])
-    special = [t for t, kind in zip(tokens, types, strict=False) if kind in _CONTROL_TOKENS]
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
-    ids = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id"}
-    roles = {role: tokens[fields[key]] for role, key in ids.items() if key in fields}
+    try:
+        tokens: list[str] = fields["tokens"]
+        merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        backend.pre_tokenizer = _PRE_TOKENIZERS[variant]()
+        backend.decoder = decoders.ByteLevel()
+        types = fields.get("token_type", [])
+        special = [t for t, kind in zip(tokens, types, strict=False) if kind in _CONTROL_TOKENS]
+        backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+        ids = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id"}
+        roles = {role: tokens[fields[key]] for role, key in ids.items() if key in fields}
+    except Exception as error:  # tokenizers raises nothing more precise
+        found = f"found a tokenizer that cannot be built ({type(error).__name__}: {error})"
+        raise ValueError(f"{path}: {found}, expected tokens, merges and types that fit.") from error
     return backend, roles
 
 
@@ -117,15 +121,14 @@ def _gguf_fields(path: Path) -> dict[str, Any]:
             f"{path}: reading GGUF needs the package gguf; install mm1-pipeline[gguf]."
         ) from error
     try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        prefix = "tokenizer.ggml."
+        fields = {
+            key.removeprefix(prefix): field.contents()
+            for key, field in gguf.GGUFReader(path).fields.items()
+            if key.startswith(prefix)
+        }
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(f"{path}: found no readable GGUF file ({error}).") from error
-    prefix = "tokenizer.ggml."
-    fields = {
-        key.removeprefix(prefix): field.contents()
-        for key, field in reader.fields.items()
-        if key.startswith(prefix)
-    }
     if missing := [key for key in ("model", "tokens", "merges") if key not in fields]:
         raise ValueError(f"{path}: found no {prefix}{missing[0]}, expected a tokenizer in it.")
     return fields

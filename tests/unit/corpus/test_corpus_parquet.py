@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_builders import picture, run, write_bytes
 
-from mm1_pipeline.corpus.readers import parquet
+from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.corpus.readers import parquet, parquet_footer
 
 NUM_ROWS = 6
 CAPTIONS = [f"a picture, number {number}" for number in range(NUM_ROWS)]
@@ -261,3 +262,43 @@ def test_footers_that_cannot_be_true_cost_the_file(tmp_path):
     result = read(tmp_path)
     assert result.rejected_keys("unreadable_file") == ["a.parquet"]
     assert result.report["kept"] == NUM_ROWS
+
+
+def test_the_footer_says_of_row_groups_what_arrow_reads_in_it(tmp_path):
+    lists = pa.array([[number, None] for number in range(NUM_ROWS)], pa.list_(pa.int64()))
+    nested = pa.array([{"x": {"y.z": number}} for number in range(NUM_ROWS)])
+    table = pairs(lists=lists, nested=nested, true=pa.array([True] * NUM_ROWS))
+    file = write_table(tmp_path / "t.parquet", table, row_group_size=4, compression="zstd")
+    with file.open("rb") as stream:
+        groups = parquet_footer.read_row_groups(stream)
+    metadata = pq.read_metadata(file)
+    assert [group.num_rows for group in groups] == [4, 2]
+    for place, group in enumerate(groups):
+        assert len(group.chunks) == metadata.num_columns == 5
+        for number, chunk in enumerate(group.chunks):
+            about = metadata.row_group(place).column(number)
+            assert chunk.column == about.path_in_schema.split(".")[0]
+            assert chunk.num_values == about.num_values
+            assert chunk.packed == about.total_compressed_size
+            assert chunk.unpacked == about.total_uncompressed_size
+
+
+def test_statistics_that_do_not_fit_the_schema_end_no_process(tmp_path):
+    """Arrow's Python wrapper ends the process there: it lets an exception of C++ through."""
+    tags = pa.array([["a", "b"]] * NUM_ROWS)
+    file = write_table(tmp_path / "raw" / "t.parquet", pairs(tags=tags))
+    data = file.read_bytes()
+    optional, required = b"\x25\x02\x18\x07element", b"\x25\x00\x18\x07element"
+    assert data.count(optional) == 1
+    file.write_bytes(data.replace(optional, required))
+    result = read(tmp_path)
+    assert len(result.records) + len(result.rejected) == NUM_ROWS
+
+
+@pytest.mark.parametrize("place", [-6, -5, -1])
+def test_a_file_without_a_footer_is_one_rejected_file(tmp_path, place):
+    file = write_table(tmp_path / "t.parquet", pairs())
+    data = bytearray(file.read_bytes())
+    data[place] ^= 255
+    with pytest.raises(Rejected, match="found a footer that cannot be read"):
+        parquet_footer.read_row_groups(io.BytesIO(data))

@@ -139,3 +139,19 @@ def test_an_unknown_tokenizer_in_gguf_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF")
     with pytest.raises(ValueError, match="found no readable GGUF file"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        (b"tokenizer.ggml.merges", b"tokenizer.ggml.Merges"),  # a key
+        (b"smollm", b"smol\xf4m"),  # a value
+    ],
+)
+def test_a_tokenizer_in_gguf_that_is_damaged_is_refused_by_name(tmp_path, what, other) -> None:
+    path = write_gguf(tmp_path / "model.gguf", published())
+    data = path.read_bytes()
+    assert what in data
+    path.write_bytes(data.replace(what, other))
+    with pytest.raises(ValueError, match=r"model\.gguf: found"):
+        Tokenizer.load(path)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawImage, RejectedRecord, Source, is_files_fault
+from mm1_pipeline.corpus.readers.parquet_footer import RowGroup, read_row_groups
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +64,16 @@ def read_rows(
     """
     number = 0
     unreadable: Counter[str] = Counter()
-    with source.files.open(file) as stream, _open(stream, page_checksum_verification=True) as table:
-        sizes = _group_sizes(table.metadata, file.size)
-        for group, num_rows in enumerate(sizes):
-            rows = _read_group(table, group, num_rows, file.size, needed, unreadable)
-            for row in itertools.islice(rows, num_rows):
-                key = f"{file.key}/{number:08d}"
-                yield RejectedRecord(key, row) if isinstance(row, Rejected) else (key, row)
-                number += 1
+    with source.files.open(file) as stream:
+        groups = read_row_groups(stream)
+        with _open(stream, page_checksum_verification=True) as table:
+            _check_sizes(groups, table.metadata.num_rows, file.size)
+            for place, group in enumerate(groups):
+                rows = _read_group(table, place, group, file.size, needed, unreadable)
+                for row in itertools.islice(rows, group.num_rows):
+                    key = f"{file.key}/{number:08d}"
+                    yield RejectedRecord(key, row) if isinstance(row, Rejected) else (key, row)
+                    number += 1
     for column, count in unreadable.items():
         logger.warning(
             "%s: left %d values of the column %r out of the metadata: they cannot be read.",
@@ -84,23 +87,22 @@ def _open(stream: Any, **options: Any) -> pq.ParquetFile:
     return pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, **options)
 
 
-def _group_sizes(metadata: Any, num_bytes: int) -> list[int]:
-    """Rows of each group, if they can be true: nothing is looped over that need not be there."""
-    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+def _check_sizes(groups: list[RowGroup], num_rows: int, num_bytes: int) -> None:
+    """Refuses numbers of rows that cannot be true, before anything loops over them."""
+    sizes = [group.num_rows for group in groups]
     allowed = _ROWS_PER_BYTE * num_bytes + _FREE_ROWS
     if any(size < 0 for size in sizes) or sum(sizes) > allowed:
         found = f"found a footer of {sum(sizes)} rows in {num_bytes} bytes"
         raise Rejected(Reason.UNREADABLE_FILE, f"{found}, expected 0 to {allowed}")
-    if metadata.num_rows != sum(sizes):
-        found = f"found a footer of {metadata.num_rows} rows, and {sum(sizes)} in its row groups"
+    if num_rows != sum(sizes):
+        found = f"found a footer of {num_rows} rows, and {sum(sizes)} in its row groups"
         raise Rejected(Reason.UNREADABLE_FILE, found)
-    return sizes
 
 
 def _read_group(
     table: pq.ParquetFile,
-    group: int,
-    num_rows: int,
+    place: int,
+    group: RowGroup,
     num_bytes: int,
     needed: Collection[str],
     unreadable: Counter[str],
@@ -117,7 +119,7 @@ def _read_group(
     for left_out in ([], others):
         columns = [name for name in names if name not in left_out]
         try:
-            for batch in _read_batches(table, group, columns, num_bytes, skipped=number):
+            for batch in _read_batches(table, place, group, columns, num_bytes, skipped=number):
                 for row in _to_rows(batch, needed, unreadable):
                     number += 1
                     unreadable.update(left_out)
@@ -129,32 +131,36 @@ def _read_group(
             if not is_files_fault(error) and not isinstance(error, pa.ArrowMemoryError):
                 raise
             why = Rejected(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error}")
-        if number >= num_rows:
+        if number >= group.num_rows:
             return
     why = why or Rejected(Reason.UNREADABLE_FILE, "found fewer rows than the footer says")
     yield from itertools.repeat(why)
 
 
 def _read_batches(
-    table: pq.ParquetFile, group: int, columns: list[str], num_bytes: int, *, skipped: int
+    table: pq.ParquetFile,
+    place: int,
+    group: RowGroup,
+    columns: list[str],
+    num_bytes: int,
+    *,
+    skipped: int,
 ) -> Iterator[pa.RecordBatch]:
     """Reads a row group a few rows at a time, and stops where it swells beyond all measure.
 
     Raises:
         Rejected: the group unpacks to far more than honest ones do.
     """
-    about = table.metadata.row_group(group)
-    chunks = [about.column(number) for number in range(about.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    packed = sum(max(0, chunk.total_compressed_size) for chunk in chunks)
-    unpacked = sum(max(0, chunk.total_uncompressed_size) for chunk in chunks)
+    chunks = [chunk for chunk in group.chunks if chunk.column in columns]
+    packed = sum(max(0, chunk.packed) for chunk in chunks)
+    unpacked = sum(max(0, chunk.unpacked) for chunk in chunks)
     allowed = _FREE_BYTES + _MAX_EXPANSION * min(packed, num_bytes)
     values = max((chunk.num_values for chunk in chunks), default=0)
     if unpacked > allowed or values > _ROWS_PER_BYTE * num_bytes + _FREE_ROWS:
         raise _compression_bomb(unpacked, packed, values)
     # One value may be as large as its whole column, and a dictionary repeats it in every row.
     at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, unpacked)))
-    for batch in table.iter_batches(batch_size=at_once, row_groups=[group], columns=columns):
+    for batch in table.iter_batches(batch_size=at_once, row_groups=[place], columns=columns):
         batch = _without_dictionaries(batch)
         allowed -= batch.nbytes
         if allowed < 0:

@@ -38,7 +38,10 @@ def import_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
         ValueError: no readable GGUF file, another architecture, or tensors that do not fit.
     """
     file = _GGUFFile(path)
-    config = _config(file)
+    try:
+        config = _config(file)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
     decoder = empty_decoder(config, dtype)
     for ours, values in _weights(file, config):
         fill(decoder, ours, values, str(path))
@@ -76,7 +79,7 @@ class _GGUFFile:
         """Metadata under a key."""
         field = self._reader.get_field(key)
         if field is None:
-            raise ValueError(f"{self._path}: found no {key} in its metadata.")
+            raise ValueError(f"found no {key} in its metadata.")
         return field.contents()
 
     def tensor(self, name: str) -> Tensor:
