@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_READ_AS_FLOAT = (*_DTYPES.values(), torch.float64)
 _MAX_JSON_BYTES = 16_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -60,9 +61,19 @@ class WeightFiles:
         return self._shapes[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Reads a tensor as float32 on the CPU."""
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name).to(torch.float32)
+        """Reads a tensor as float32 on the CPU.
+
+        Raises:
+            ValueError: it is quantised: whole numbers and 8-bit floats mean nothing by themselves.
+        """
+        tensor = self.stored(name)
+        if tensor.dtype not in _READ_AS_FLOAT:
+            raise ValueError(
+                f"{self.source}: found {name} stored as {tensor.dtype}, expected float32, "
+                "bfloat16, float16 or float64. Quantised weights are not read: fetch the model's "
+                "unquantised ones."
+            )
+        return tensor.to(torch.float32)
 
     def stored(self, name: str) -> Tensor:
         """Reads a tensor as it is stored, on the CPU."""
