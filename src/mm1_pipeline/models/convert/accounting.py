@@ -77,18 +77,21 @@ class Fields:
         return self._content.get(name) is not None
 
     def read(self, name: str, default: Any = None) -> Any:
-        """The value of a field; the default where it is missing or null."""
+        """The value of a field; the default where it is missing, None where it is null.
+
+        The two differ: a class of transformers takes its own default for the first only.
+        """
         self._known.add(name)
-        value = self._content.get(name)
-        return default if value is None else value
+        return self._content.get(name, default)
 
     def number(self, name: str, default: float | None = None) -> Any:
-        """The value of a field that has to be a number.
+        """The value of a field that has to be a number; missing or null take the default.
 
         Raises:
             ValueError: it is missing without a default, or no number.
         """
-        value = self.read(name, default)
+        value = self.read(name)
+        value = default if value is None else value
         if value is None:
             raise ValueError(f"{self._source}: found no {name}, which is needed.")
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -267,7 +267,7 @@ def _of_transformers(
     if "image_size" in facts:
         grid = facts["image_size"] // facts["patch_size"]
         sizes["num_patches"] = grid**2
-        image_size = fields.read("image_size", facts["image_size"])
+        image_size = fields.read("image_size") or facts["image_size"]
         if image_size // facts["patch_size"] != grid:
             raise fields.refusal("image_size", image_size, f"{facts['image_size']}, as the tensors")
     fields.skip(("image_size", "num_patches"))
@@ -324,7 +324,7 @@ def _of_open_clip(files: WeightFiles, facts: Mapping[str, Any]) -> dict[str, Any
         fields.expect(name, size)
     patch_size = facts["patch_size"]
     fields.expect("patch_size", patch_size, [patch_size, patch_size])
-    image_size = fields.read("image_size", facts["image_size"])
+    image_size = fields.read("image_size") or facts["image_size"]
     grid = facts["image_size"] // patch_size
     sides = image_size if isinstance(image_size, list) else [image_size]
     if any(side // patch_size != grid for side in sides):
@@ -344,13 +344,13 @@ def _of_open_clip(files: WeightFiles, facts: Mapping[str, Any]) -> dict[str, Any
     fields.skip(("output_tokens", "ls_init_value", "pos_embed_type", "block_type"))
     fields.skip(("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"))
 
-    norm = Fields(fields.read("norm_kwargs", {}), f"{source}.vision_cfg.norm_kwargs")
+    norm = Fields(fields.read("norm_kwargs") or {}, f"{source}.vision_cfg.norm_kwargs")
     found: dict[str, Any] = {"norm_eps": norm.number("eps", 1e-5)}
     norm.expect("elementwise_affine", True)
     norm.finish()
-    gelu = Fields(fields.read("act_kwargs", {}), f"{source}.vision_cfg.act_kwargs")
+    gelu = Fields(fields.read("act_kwargs") or {}, f"{source}.vision_cfg.act_kwargs")
     gelu.expect("approximate", *(() if quick else ("tanh", "none")))
-    is_tanh = gelu.read("approximate", "none") == "tanh"
+    is_tanh = gelu.read("approximate") == "tanh"
     gelu.finish()
     match (quick, is_tanh):
         case (True, _):
