@@ -216,6 +216,19 @@ def test_logits_equal_transformers(case: str, input_ids: Tensor, tmp_path: Path)
         assert ((cached - expected).abs().max() / scale).item() <= RELATIVE
 
 
+def test_logits_are_equal_at_thousands_of_positions_too(tmp_path: Path) -> None:
+    """Angles are rounded as theirs: divided instead of multiplied, this is 1.7e-5."""
+    theirs = make("llama")
+    input_ids = torch.randint(3, 96, (4000,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(input_ids[None], logits_to_keep=50).logits[0]
+    theirs.save_pretrained(tmp_path, safe_serialization=True)
+    found = logits_of(import_decoder(tmp_path), input_ids)[-50:]
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    print(f"{difference:.1e}")
+    assert difference <= 4e-6
+
+
 def config_of(case: str) -> dict[str, Any]:
     """config.json as transformers writes it."""
     name, options = copy.deepcopy(TABLE[case])
