@@ -199,5 +199,6 @@ def _refusal(source: Path, found: list[Path]) -> str:
     what = f"found only {', '.join(pickles[:3])}" if pickles else "found no .safetensors file"
     return (
         f"{source}: {what}, expected safetensors. Pickled weights are never opened, because that "
-        "runs code from the file: fetch the model's safetensors, or convert it where you trust it."
+        "runs code from the file: fetch the model's safetensors, or make them of it with "
+        "`kedro mm1 convert`, which runs none."
     )

@@ -312,3 +312,49 @@ def test_missing_and_quantised_tensors_are_named(tmp_path: Path) -> None:
     save_file({key: value for key, value in weights.items() if key != name}, path)
     with pytest.raises(ValueError, match=rf"found no tensor '{name}', which an encoder"):
         imported(tmp_path, 28)
+
+
+def write_aimv1(folder: Path) -> dict[str, Tensor]:
+    """Names and shapes of AIM v1's published files, drawn."""
+    shapes = {
+        "preprocessor.patchifier.proj.weight": [32, 3, 7, 7],
+        "preprocessor.patchifier.proj.bias": [32],
+        "head.cls_token": [1, 1, 32],
+    }
+    norms = ["preprocessor.patchifier.norm", "trunk.post_trunk_norm"]
+    for layer in ("trunk.blocks.0", "trunk.blocks.1"):
+        norms += [f"{layer}.norm_1", f"{layer}.norm_2"]
+        shapes |= {f"{layer}.attn.qkv.weight": [96, 32], f"{layer}.attn.proj.weight": [32, 32]}
+        shapes |= {f"{layer}.mlp.fc1.weight": [48, 32], f"{layer}.mlp.fc2.weight": [32, 48]}
+    shapes |= {f"{norm}.{kind}": [32] for norm in norms for kind in ("weight", "bias")}
+    weights = {name: golden.draw(name, shape) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+def test_aim_v1_is_what_its_paper_and_names_say(tmp_path: Path) -> None:
+    """Written out from the definition. Apple's own code, run once outside: within 4.8e-7."""
+    weights = write_aimv1(tmp_path)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return torch.nn.functional.layer_norm(x, (32,), scale, shift, 1e-6)
+
+    tiles = golden.images(28).unfold(2, 7, 7).unfold(3, 7, 7)  # [2, 3, 4, 4, 7, 7]
+    patches = tiles.permute(0, 2, 3, 1, 4, 5).reshape(2, 16, -1)
+    x = patches @ weights["preprocessor.patchifier.proj.weight"].flatten(1).T
+    x = norm(x + weights["preprocessor.patchifier.proj.bias"], "preprocessor.patchifier.norm")
+    rates = 10_000.0 ** -(torch.arange(8) / 8)
+    waves = [torch.cat([(n * rates).sin(), (n * rates).cos()]) for n in torch.arange(4.0)]
+    x = x + torch.stack([torch.cat([waves[i % 4], waves[i // 4]]) for i in range(16)])
+    for layer in ("trunk.blocks.0", "trunk.blocks.1"):
+        qkv = norm(x, f"{layer}.norm_1") @ weights[f"{layer}.attn.qkv.weight"].T
+        q, k, v = qkv.unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        seen = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+        x = x + seen.transpose(1, 2).flatten(2) @ weights[f"{layer}.attn.proj.weight"].T
+        inner = norm(x, f"{layer}.norm_2") @ weights[f"{layer}.mlp.fc1.weight"].T
+        x = x + torch.nn.functional.gelu(inner) @ weights[f"{layer}.mlp.fc2.weight"].T
+    expected = norm(x, "trunk.post_trunk_norm")
+    _, found = imported(tmp_path, 28, num_heads=4)
+    assert ((found - expected).abs().max() / expected.abs().max()).item() <= RELATIVE
+    assert expected.std() > 0.3
