@@ -108,6 +108,28 @@ params_option = click.option(
 
 
 @mm1.command(cls=UserErrorCommand)
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--key", help="Where in the file the weights are; at the top or `state_dict` else.")
+def convert(source: Path, target: Path, key: str | None) -> None:
+    """Writes pickled weights (.bin, .pt, .pth) as safetensors, without running the pickle.
+
+    SOURCE is a file of torch.save, or a folder with pytorch_model.bin; TARGET ends in
+    .safetensors. Put the model's config.json beside TARGET.
+    """
+    from mm1_pipeline.models.convert.pickled import convert_pickled
+
+    try:
+        written = convert_pickled(source, target, key=key)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"{target}: {written['tensors']} tensors, {written['bytes']:,} bytes; "
+        f"{written['left_out']} other entries left out."
+    )
+
+
+@mm1.command(cls=UserErrorCommand)
 @pipeline_option
 @json_option
 @params_option

@@ -176,6 +176,17 @@ class NormOrder(StrEnum):
     """x + f(norm(x)), as Llama."""
     POST = "post"
     """x + norm(f(x)), as OLMo 2."""
+    BOTH = "both"
+    """x + norm(f(norm(x))), as Gemma 3."""
+
+
+class GateActivation(StrEnum):
+    """Non-linearity of the gate of a decoder's feed-forward layers."""
+
+    SILU = "silu"
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    """GELU by a tanh, Gemma's."""
 
 
 class RopeScalingKind(StrEnum):
@@ -185,6 +196,12 @@ class RopeScalingKind(StrEnum):
     """All wavelengths times `factor`."""
     LLAMA3 = "llama3"
     """Long wavelengths times `factor`, short ones kept, a smooth passage between (Llama 3.1)."""
+    YARN = "yarn"
+    """As Llama 3's, with another passage, and queries and keys times `attention_factor` (arXiv
+    2309.00071)."""
+    DYNAMIC = "dynamic"
+    """None up to `original_max_positions`; beyond, a larger theta, by the longest document of the
+    batch. What a document sees then depends on the batch."""
 
 
 @parameters
@@ -194,11 +211,15 @@ class RopeScaling:
     kind: RopeScalingKind
     factor: float
     low_frequency_factor: float = 1.0
-    """Llama 3: wavelengths above original_max_positions / this are stretched in full."""
+    """Llama 3, YaRN: wavelengths above original_max_positions / this are stretched in full."""
     high_frequency_factor: float = 4.0
-    """Llama 3: wavelengths below original_max_positions / this are kept."""
+    """Llama 3, YaRN: wavelengths below original_max_positions / this are kept."""
     original_max_positions: int = 8192
-    """Llama 3: positions before stretching."""
+    """Positions before stretching; of all kinds but linear."""
+    attention_factor: float = 1.0
+    """YaRN: cosines and sines are multiplied by it."""
+    whole_dimensions: bool = True
+    """YaRN: the passage begins and ends at whole dimensions (`truncate`)."""
 
     def __post_init__(self) -> None:
         if self.high_frequency_factor <= self.low_frequency_factor:
@@ -228,6 +249,9 @@ class MoEConfig:
     router_z_weight: float = 0.001
     d_ff: int | None = None
     """Width of an expert; None takes the decoder's."""
+    shared_d_ff: int | None = None
+    """Width of one more expert that computes every position, times a gate of its own (Qwen2-MoE);
+    None has none. For imported decoders."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
@@ -261,6 +285,22 @@ class DecoderConfig:
     qk_norm: QKNorm = QKNorm.NONE
     norm_order: NormOrder = NormOrder.PRE
     rope_scaling: RopeScaling | None = None
+    output_bias: bool = False
+    """A bias of the map behind attention."""
+    feed_forward_bias: bool = False
+    """Biases of the feed-forward maps."""
+    gate_activation: GateActivation = GateActivation.SILU
+    rotary_dim: int | None = None
+    """Dimensions of a head that positions turn; None is all. Half of them are the first of the
+    head's first half, half the first of its second."""
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers, counted from 0, that do not know positions (SmolLM3)."""
+    window: int | None = None
+    """Positions that `window_layers` see: the own one and those before it."""
+    window_layers: tuple[int, ...] = ()
+    """Layers, counted from 0, that see a window only."""
+    window_rope_theta: float | None = None
+    """Theta of the window layers, without `rope_scaling` (Gemma 3); None takes the others'."""
     moe: MoEConfig | None = None
     """None keeps every feed-forward layer dense."""
     output_z_weight: float = 0.0
@@ -292,7 +332,11 @@ class DecoderConfig:
             case QKNorm.WHOLE:
                 attention += self.head_dim * (heads + kv_heads)
         feed_forward = 3 * self.d_model * self.d_ff
-        norms = 2 * self.d_model
+        if self.output_bias:
+            attention += self.d_model
+        if self.feed_forward_bias:
+            feed_forward += 2 * self.d_ff + self.d_model
+        norms = (4 if self.norm_order is NormOrder.BOTH else 2) * self.d_model
         return self.num_layers * (attention + feed_forward + norms) + self.d_model
 
     @property
@@ -311,9 +355,16 @@ class DecoderConfig:
             return embeddings + self.non_embedding_parameters
         expert = 3 * self.d_model * (self.moe.d_ff or self.d_ff)
         router = self.moe.num_experts * self.d_model
-        replaced = experts_used * expert + router - 3 * self.d_model * self.d_ff
+        shared = (
+            3 * self.d_model * self.moe.shared_d_ff + self.d_model if self.moe.shared_d_ff else 0
+        )
+        replaced = experts_used * expert + router + shared - 3 * self.d_model * self.d_ff
         num_layers = sum(map(self.has_experts, range(self.num_layers)))
         return embeddings + self.non_embedding_parameters + num_layers * replaced
+
+    def window_of(self, layer: int) -> int | None:
+        """Positions that a layer, counted from 0, sees; None is all."""
+        return self.window if layer in self.window_layers else None
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, counted from 0, is a mixture of experts."""
@@ -327,6 +378,29 @@ class DecoderConfig:
                 f"moe.every_n_layers: found {self.moe.every_n_layers}, but there are "
                 f"{self.num_layers} layers, so none would have experts."
             )
+        if self.moe is not None and self.feed_forward_bias:
+            raise ValueError("feed_forward_bias: found true, expected false: experts have none.")
+        if self.moe is not None and self.gate_activation is not GateActivation.SILU:
+            raise ValueError(
+                f"gate_activation: found {self.gate_activation.value}, expected silu: experts "
+                "have no other."
+            )
+        if self.window_layers and (self.window is None or self.window < 1):
+            raise ValueError(
+                f"window: found {self.window}, expected at least 1 position for window_layers."
+            )
+        for name in ("window_layers", "unrotated_layers"):
+            if others := set(getattr(self, name)) - set(range(self.num_layers)):
+                raise ValueError(
+                    f"{name}: found {min(others)}, expected layers from 0 to {self.num_layers - 1}."
+                )
+        if self.rotary_dim is not None and not 2 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim: found {self.rotary_dim}, expected 2 to {self.head_dim}, the "
+                "dimensions of a head."
+            )
+        if (self.rotary_dim or 2) % 2:
+            raise ValueError(f"rotary_dim: found {self.rotary_dim}, expected an even number.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads: found {self.num_kv_heads}, which does not divide "

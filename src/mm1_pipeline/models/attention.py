@@ -10,9 +10,9 @@ H), E dimensions of a head, B rows, S new positions of a row, C slots of a cache
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,9 +33,26 @@ from mm1_pipeline.models.rows import pad_rows, take_rows
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""How a layer's positions look at each other: (layer, q[P, H, E], k[P, K, E], v[P, K, E]) ->
-[P, H, E]. Training passes packed attention, generation a cache."""
+
+class Attend(Protocol):
+    """How a layer's positions look at each other. Training passes packed attention, generation a
+    cache.
+    """
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None, /
+    ) -> Tensor:
+        """Maps q[P, H, E], k[P, K, E], v[P, K, E] to [P, H, E].
+
+        Args:
+            layer: counted from 0.
+            q: queries.
+            k: keys.
+            v: values.
+            window: positions that are seen, the own one included; None is all before.
+        """
+        ...
+
 
 _SHORTEST_SHARE = 0.8
 _SLACK = 4
@@ -132,7 +149,9 @@ class DocumentLayout:
         return buckets, to_packed.to(self._device), to_padded.to(self._device)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) -> Tensor:
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout, window: int | None = None
+) -> Tensor:
     """Causal attention inside each document; nothing is seen across documents.
 
     Source: MM1, Packing ("attention never crosses example borders within a sequence").
@@ -142,10 +161,14 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) ->
         k: float[P, K, E]; query head h reads key-value head h // (H / K).
         v: float[P, K, E].
         layout: documents of the P positions.
+        window: positions that are seen, the own one included; None is all before. Where a
+            document is longer, the kernel is the buckets', on every device.
 
     Returns:
         float[P, H, E].
     """
+    if window is not None and window < layout.max_length:
+        return bucketed_attention(q, k, v, layout, window)
     match choose_kernel(q.device.type, q.dtype) if len(q) else Kernel.BUCKETS:
         case Kernel.BUCKETS:
             return bucketed_attention(q, k, v, layout)
@@ -155,7 +178,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) ->
             return flex_packed_attention(q, k, v, layout.block_mask)
 
 
-def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) -> Tensor:
+def bucketed_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout, window: int | None = None
+) -> Tensor:
     """Packed attention by torch's causal attention over buckets; on every device.
 
     Args:
@@ -163,6 +188,7 @@ def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) 
         k: float[P, K, E].
         v: float[P, K, E].
         layout: documents of the P positions.
+        window: see `packed_attention`.
 
     Returns:
         float[P, H, E].
@@ -177,7 +203,7 @@ def bucketed_attention(q: Tensor, k: Tensor, v: Tensor, layout: DocumentLayout) 
         _repeat_heads(pad_rows(v, *plan), num_heads).split(sizes),
     ]
     attended = [
-        _causal_attention(bucket, *parts)
+        _causal_attention(bucket, window, *parts)
         for bucket, *parts in zip(layout.buckets, *padded, strict=True)
     ]
     return take_rows(torch.cat(attended), layout.packed_to_padded)
@@ -245,14 +271,18 @@ class KVCache:
         """
         num_rows, num_slots = len(position_ids), int(position_ids.max()) + 1
         self._check(num_rows, num_slots)
-        visible = torch.arange(num_slots, device=self.device) <= position_ids.unsqueeze(-1)
+        slots = torch.arange(num_slots, device=self.device)
+        visible = _seen(position_ids, slots, None)
         row_ids = torch.arange(num_rows, device=self.device).unsqueeze(1)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+        ) -> Tensor:
             keys, values = self._write(layer, row_ids, position_ids, k, v)
             seen = keys[:num_rows, :num_slots], values[:num_rows, :num_slots]
             rows = q.view(*position_ids.shape, *q.shape[1:])
-            return _masked_attention(rows, *seen, visible).reshape(q.shape)
+            mask = visible if window is None else _seen(position_ids, slots, window)
+            return _masked_attention(rows, *seen, mask).reshape(q.shape)
 
         return attend
 
@@ -293,10 +323,12 @@ class KVCache:
                 torch.from_numpy(borders), int(borders[-1]), self.device
             )
 
-            def attend_within(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            def attend_within(
+                layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+            ) -> Tensor:
                 self._write(layer, row_ids, position_ids, k, v)
                 # Not the kernel of training, which may have to be compiled for every length.
-                return bucketed_attention(q, k, v, layout)
+                return bucketed_attention(q, k, v, layout, window)
 
             return position_ids, attend_within
 
@@ -306,12 +338,16 @@ class KVCache:
         packed = self._index(np.where(is_real, borders[:-1, None] + offsets, borders[:-1, None]))
         queried = self._index(np.where(is_real, begins[:, None] + offsets, begins[:, None]))
         unpadded = self._index(np.flatnonzero(is_real))
-        visible = torch.arange(num_slots, device=self.device) <= queried.unsqueeze(-1)
+        slots = torch.arange(num_slots, device=self.device)
+        visible = _seen(queried, slots, None)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+        ) -> Tensor:
             keys, values = self._write(layer, row_ids, position_ids, k, v)
+            mask = visible if window is None else _seen(queried, slots, window)
             attended = _masked_attention(
-                q[packed], keys[rows, :num_slots], values[rows, :num_slots], visible
+                q[packed], keys[rows, :num_slots], values[rows, :num_slots], mask
             )
             return attended.flatten(0, 1).index_select(0, unpadded)
 
@@ -397,10 +433,20 @@ def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
     return expanded.reshape(positions, num_heads, head_dim)
 
 
-def _causal_attention(bucket: Bucket, *qkv: Tensor) -> Tensor:
+def _causal_attention(bucket: Bucket, window: int | None, *qkv: Tensor) -> Tensor:
     q, k, v = (x.unflatten(0, bucket).transpose(1, 2) for x in qkv)
-    attended = fused_attention(q, k, v, is_causal=True)
+    if window is None or window >= bucket.length:
+        attended = fused_attention(q, k, v, is_causal=True)
+    else:
+        slots = torch.arange(bucket.length, device=q.device)
+        attended = fused_attention(q, k, v, _seen(slots, slots, window))
     return attended.transpose(1, 2).flatten(0, 1)
+
+
+def _seen(positions: Tensor, slots: Tensor, window: int | None) -> Tensor:
+    """bool[..., C]: which slots int64[C] each of the positions int64[...] sees."""
+    ages = positions.unsqueeze(-1) - slots
+    return ages >= 0 if window is None else (ages >= 0) & (ages < window)
 
 
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:

@@ -178,8 +178,10 @@ class Contrastive(Objective):
             pairs.cu_seqlens, len(pairs.input_ids), pairs.input_ids.device
         )
 
-        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return packed_attention(q, k, v, layout) if len(q) else v
+        def attend(
+            _layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+        ) -> Tensor:
+            return packed_attention(q, k, v, layout, window) if len(q) else v
 
         embeddings = self.text_tower.embedding(pairs.input_ids)
         hidden = self.text_tower(embeddings, pairs.position_ids, attend)

@@ -53,7 +53,7 @@ class PackedSizes(NamedTuple):
 
 
 def decoder_flops(config: DecoderConfig, sizes: PackedSizes) -> int:
-    """Operations of a decoder's forward pass.
+    """Operations of a decoder's forward pass; layers that see a window count as the others.
 
     Args:
         config: shape of the decoder.
@@ -69,6 +69,8 @@ def decoder_flops(config: DecoderConfig, sizes: PackedSizes) -> int:
         else:
             router = config.d_model * moe.num_experts
             weights += router + moe.top_k * 3 * config.d_model * (moe.d_ff or config.d_ff)
+            if moe.shared_d_ff is not None:
+                weights += config.d_model * (3 * moe.shared_d_ff + 1)
     attention = 4 * sizes.num_pairs * d_heads * config.num_layers  # scores, and values by them
     head = 2 * sizes.num_labels * config.d_model * config.vocab_size
     return 2 * sizes.num_positions * weights + attention + head

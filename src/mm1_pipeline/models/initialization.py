@@ -22,6 +22,7 @@ _RESIDUAL_OUTPUTS = (
     "attention.output.weight",
     "feed_forward.down.weight",
     "feed_forward.experts.down",
+    "feed_forward.shared.down.weight",
 )
 _EXPERTS = ".experts."
 

@@ -247,8 +247,8 @@ def decode_packed(
         row_groups: bool[G, B], rows whose router load is measured on its own.
     """
 
-    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return packed_attention(q, k, v, layout)
+    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+        return packed_attention(q, k, v, layout, window)
 
     router_log = None
     if labels is not None and decoder.config.moe is not None:

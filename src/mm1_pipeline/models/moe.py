@@ -72,11 +72,16 @@ class MoEFeedForward(nn.Module):
         config: number of experts, and how positions are routed.
         d_model: D.
         d_ff: F.
+        shared: an expert of its own that computes every position.
     """
 
-    def __init__(self, config: MoEConfig, d_model: int, d_ff: int) -> None:
+    def __init__(
+        self, config: MoEConfig, d_model: int, d_ff: int, shared: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self.shared = shared
+        self.shared_gate = None if shared is None else nn.Linear(d_model, 1, bias=False)
         self.router = Router(d_model, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, d_model, d_ff)
 
@@ -107,6 +112,8 @@ class MoEFeedForward(nn.Module):
         sorted_rows = self.experts(repeat_rows(hidden, order, places, top_k), ends)
         rows = take_rows(sorted_rows, places).unflatten(0, (-1, top_k))
         mixed = (rows * weights.to(rows.dtype).unsqueeze(-1)).sum(dim=1)
+        if self.shared is not None and self.shared_gate is not None:
+            mixed = mixed + self.shared_gate(hidden).sigmoid() * self.shared(hidden)
         if counted is None:
             return mixed, None
         return mixed, _measure(logits, probabilities, experts, counted)

@@ -26,6 +26,7 @@ DTYPES = {
 }
 """Types of tensors by their names in a file."""
 
+_READ_AS_FLOAT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_JSON_BYTES = 16_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -73,9 +74,19 @@ class WeightFiles:
         return self._shapes[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Reads a tensor as float32 on the CPU."""
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name).to(torch.float32)
+        """Reads a tensor as float32 on the CPU.
+
+        Raises:
+            ValueError: it is quantised: whole numbers and 8-bit floats mean nothing by themselves.
+        """
+        tensor = self.stored(name)
+        if tensor.dtype not in _READ_AS_FLOAT:
+            raise ValueError(
+                f"{self.source}: found {name} stored as {tensor.dtype}, expected float32, "
+                "bfloat16, float16 or float64. Quantised weights are not read: fetch the model's "
+                "unquantised ones."
+            )
+        return tensor.to(torch.float32)
 
     def stored(self, name: str) -> Tensor:
         """Reads a tensor as it is stored, on the CPU."""
@@ -202,5 +213,6 @@ def _refusal(source: Path, found: list[Path]) -> str:
     what = f"found only {', '.join(pickles[:3])}" if pickles else "found no .safetensors file"
     return (
         f"{source}: {what}, expected safetensors. Pickled weights are never opened, because that "
-        "runs code from the file: fetch the model's safetensors, or convert it where you trust it."
+        "runs code from the file: fetch the model's safetensors, or make them of it with "
+        "`kedro mm1 convert`, which runs none."
     )

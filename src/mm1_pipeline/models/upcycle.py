@@ -67,6 +67,11 @@ def upcycle_checkpoint(source: Path, output: Path, upcycling: Upcycling) -> MM1C
             f"{source}: found a mixture of experts already, expected a dense model. Name the "
             "checkpoint of pretrain."
         )
+    if upcycling.moe.shared_d_ff is not None:
+        raise ValueError(
+            f"upcycle.moe.shared_d_ff: found {upcycling.moe.shared_d_ff}, expected none: a dense "
+            "model has no weights for an expert that computes every position."
+        )
     decoder = dataclasses.replace(config.decoder, moe=upcycling.moe)
     upcycled = dataclasses.replace(config, decoder=decoder)
     dense = WeightFiles(source / WEIGHTS)

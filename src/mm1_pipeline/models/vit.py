@@ -6,6 +6,7 @@ Shape letters: N images, S pixels of a side, G patches (+ 1 with a class token),
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,17 @@ from mm1_pipeline.models.recompute import run_step
 
 _WAVELENGTH = 10_000.0
 """Longest wavelength of sinusoidal positions over 2 pi; as in all encoders that use them."""
+
+
+class Resampling(StrEnum):
+    """How position embeddings are brought to another grid; encoders' own programs differ."""
+
+    BICUBIC = "bicubic"
+    """transformers' CLIP, SigLIP and BLIP; ours, where an encoder is resized here."""
+    BICUBIC_ANTIALIASED = "bicubic_antialiased"
+    """open_clip's."""
+    BILINEAR_ANTIALIASED = "bilinear_antialiased"
+    """SigLIP 2 NaFlex's."""
 
 
 class VisionTransformer(nn.Module):
@@ -268,20 +280,27 @@ def sinusoidal_positions(grid: int, d_model: int, like: Tensor) -> Tensor:
     return torch.cat([columns, rows], dim=1).to(like.dtype)
 
 
-def resize_positions(embeddings: Tensor, grid: int, *, class_token: bool = False) -> Tensor:
-    """Position embeddings for another number of patches, by bicubic interpolation.
+def resize_positions(
+    embeddings: Tensor,
+    grid: int,
+    *,
+    class_token: bool = False,
+    resampling: Resampling = Resampling.BICUBIC,
+) -> Tensor:
+    """Position embeddings for another number of patches, by interpolation.
 
     Patches keep their place in the picture: the grid's corners stay, what lies between is
     sampled anew. A class token has no place and is kept as it is. The same grid gives the
     same values.
 
-    Source: MM1, SFT (position-embedding interpolation); that it is bicubic is our choice, as
-    in the encoders' own code.
+    Source: MM1, SFT (position-embedding interpolation); that it is bicubic by default is our
+    choice, as in most encoders' own code.
 
     Args:
         embeddings: float[P, D], of a square grid in reading order, after the class token's.
         grid: patches along a side that are wanted.
         class_token: whether the first row is a class token's.
+        resampling: how it is done.
 
     Returns:
         float[grid ** 2 (+ 1), D].
@@ -299,5 +318,11 @@ def resize_positions(embeddings: Tensor, grid: int, *, class_token: bool = False
     if old == grid:
         return embeddings
     image = places.float().T.reshape(1, -1, old, old)
-    resized = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False)
+    resized = F.interpolate(
+        image,
+        size=(grid, grid),
+        mode="bilinear" if resampling is Resampling.BILINEAR_ANTIALIASED else "bicubic",
+        align_corners=False,
+        antialias=resampling is not Resampling.BICUBIC,
+    )
     return torch.cat([first, resized[0].flatten(1).T.to(embeddings.dtype)])

@@ -85,7 +85,7 @@ def run(decoder: Decoder, input_ids: Tensor) -> Tensor:
     hidden = decoder(
         decoder.embedding(input_ids),
         torch.arange(length),
-        lambda _, q, k, v: packed_attention(q, k, v, layout),
+        lambda _, q, k, v, window: packed_attention(q, k, v, layout, window),
     )
     return hidden @ decoder.vocabulary_weight.T
 

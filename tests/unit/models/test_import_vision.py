@@ -209,21 +209,21 @@ def test_open_clip_layout_equals_clip(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "clip" / "model.safetensors")
     weights = join_qkv(
         weights,
-        r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.(?P<which>[qkv])_proj\.(\w+)",
+        r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn\.(?P<which>[qkv])_proj\.(\w+)",
         r"visual.transformer.resblocks.\1.attn.in_proj_\3",
     )
     weights = rename(
         weights,
         [
-            (r"^vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
-            (r"^vision_model\.embeddings\.patch_embedding", "visual.conv1"),
+            (r"^(?:vision_model\.)?embeddings\.class_embedding", "visual.class_embedding"),
+            (r"^(?:vision_model\.)?embeddings\.patch_embedding", "visual.conv1"),
             (
-                r"^vision_model\.embeddings\.position_embedding\.weight",
+                r"^(?:vision_model\.)?embeddings\.position_embedding\.weight",
                 "visual.positional_embedding",
             ),
-            (r"^vision_model\.pre_layrnorm", "visual.ln_pre"),
-            (r"^vision_model\.post_layernorm", "visual.ln_post"),
-            (r"^vision_model\.encoder\.layers", "visual.transformer.resblocks"),
+            (r"^(?:vision_model\.)?pre_layrnorm", "visual.ln_pre"),
+            (r"^(?:vision_model\.)?post_layernorm", "visual.ln_post"),
+            (r"^(?:vision_model\.)?encoder\.layers", "visual.transformer.resblocks"),
             (r"self_attn\.out_proj", "attn.out_proj"),
             (r"layer_norm", "ln_"),
             (r"mlp\.fc1", "mlp.c_fc"),

@@ -231,9 +231,13 @@ def _attend(cache: Any, visible: Tensor, num_rows: int) -> Callable[..., Tensor]
     num_new, num_seen = visible.shape[-2:]
     slots = torch.arange(num_seen - num_new, num_seen, device=visible.device)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         queries, keys, values = (x.unflatten(0, (num_rows, -1)).transpose(1, 2) for x in (q, k, v))
         mask = visible.to(q.device)
+        if window is not None:
+            # Pads lie before a row or behind it, so slots are as far apart as positions.
+            ages = slots[:, None] - torch.arange(num_seen, device=slots.device)
+            mask = mask & (ages < window).to(q.device)
         if cache is not None:
             new_slots = {"cache_position": slots.to(q.device)}
             keys, values = cache.update(keys, values, layer, new_slots)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from mm1_pipeline.config.model import DecoderConfig
 from mm1_pipeline.models.checkpoint import is_saved_decoder, load_decoder
 from mm1_pipeline.models.convert import families
+from mm1_pipeline.models.convert.accounting import check_tensors
 from mm1_pipeline.models.convert.filling import empty_decoder, fill
+from mm1_pipeline.models.convert.tensor_names import entries, reason_to_skip
 from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.safetensors_files import WeightFiles
 
@@ -46,7 +47,7 @@ def import_decoder(
     elif is_saved_decoder(source):
         decoder = load_decoder(source).to(dtype)
     elif source.is_dir():
-        decoder = _import_huggingface(source, dtype)
+        decoder = _Checkpoint(source).decoder(dtype)
     else:
         raise ValueError(
             f"{source}: found no such directory or .gguf file, expected a Hugging Face directory "
@@ -58,16 +59,24 @@ def import_decoder(
 
 
 def imported_config(source: Path | str, *, vocab_size: int | None = None) -> DecoderConfig:
-    """The shape that `import_decoder` would give a Hugging Face directory; no weights are read.
+    """The shape that `import_decoder` would give a checkpoint; no weights are read.
+
+    The names of a Hugging Face directory's tensors are checked too.
 
     Args:
-        source: directory.
+        source: directory, or GGUF file.
         vocab_size: see `import_decoder`.
 
     Raises:
         ValueError: as `import_decoder`.
     """
-    _, config = families.decoder_config(_read_config(WeightFiles(Path(source))))
+    source = Path(source)
+    if source.suffix == ".gguf":
+        from mm1_pipeline.models.convert.gguf import gguf_config
+
+        config = gguf_config(source)
+    else:
+        config = _Checkpoint(source).config
     if vocab_size is None:
         return config
     return dataclasses.replace(config, vocab_size=vocab_size)
@@ -107,38 +116,38 @@ def _grown(weight: Tensor, num_rows: int) -> Tensor:
     return torch.cat([weight, mean.expand(num_rows - len(weight), -1)])
 
 
-def _import_huggingface(directory: Path, dtype: torch.dtype) -> Decoder:
-    files = WeightFiles(directory)
-    family, config = families.decoder_config(_read_config(files))
-    entries = list(families.entries(config, family))
-    needed = {name for entry in entries for name in entry.theirs}
-    _check_names(files, needed, config, family)
-    decoder = empty_decoder(config, dtype)
-    for entry in entries:
-        fill(decoder, entry.ours, entry.to_ours(files.tensor), str(directory))
-    return decoder
+class _Checkpoint:
+    """A Hugging Face directory whose config and names of tensors are those of one decoder."""
 
-
-def _read_config(files: WeightFiles) -> dict[str, Any]:
-    content = files.read_json("config.json")
-    if not content:
-        raise ValueError(
-            f"{files.folder}: found no config.json, expected a Hugging Face directory."
+    def __init__(self, directory: Path) -> None:
+        self.files = WeightFiles(directory)
+        content = self.files.read_json("config.json")
+        if not content:
+            raise ValueError(
+                f"{self.files.folder}: found no config.json, expected a Hugging Face directory."
+            )
+        family, self.config = families.decoder_config(content)
+        scale = families.query_scale(content, self.config)
+        self.entries = list(entries(self.config, family, scale))
+        check_tensors(
+            self.files.source,
+            self.files.names,
+            {name for entry in self.entries for name in entry.theirs},
+            f"a {family} decoder",
+            lambda name: reason_to_skip(name, self.config),
         )
-    return content
 
-
-def _check_names(
-    files: WeightFiles, needed: set[str], config: DecoderConfig, family: families.Family
-) -> None:
-    if missing := sorted(needed - files.names):
-        raise ValueError(
-            f"{files.source}: found no tensor {missing[0]!r} (nor {len(missing) - 1} others), "
-            "which config.json asks for. The weights are incomplete, or of another model."
-        )
-    unused = sorted(name for name in files.names - needed if not families.ignorable(name, config))
-    if unused:
-        raise ValueError(
-            f"{files.source}: found {len(unused)} tensors that a {family} decoder does not have, "
-            f"such as {unused[0]!r}. It is another architecture than config.json says."
-        )
+    def decoder(self, dtype: torch.dtype) -> Decoder:
+        """With its weights."""
+        head, tokens = "lm_head.weight", "model.embed_tokens.weight"
+        has_both = self.config.tie_embeddings and head in self.files.names
+        if has_both and not torch.equal(self.files.stored(head), self.files.stored(tokens)):
+            raise ValueError(
+                f"{self.files.source}: found other numbers in {head} than in {tokens}, but "
+                "tie_word_embeddings in config.json says that they are one. Set it to false if "
+                "the head was trained on its own; else remove the tensor."
+            )
+        decoder = empty_decoder(self.config, dtype)
+        for entry in self.entries:
+            fill(decoder, entry.ours, entry.to_ours(self.files.tensor), str(self.files.source))
+        return decoder

@@ -1,11 +1,13 @@
-"""Llama decoders from GGUF files, as llama.cpp and Ollama ship them; weights are dequantised.
+"""Decoders from GGUF files, as llama.cpp and Ollama ship them; weights are dequantised.
 
 Needs the package `gguf` (the extra `gguf` of this project), which reads the container and knows
-the quantised formats.
+the quantised formats. Every key of the metadata and every tensor is read, known to change
+nothing, or refused by its name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,44 +15,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm1_pipeline.config.model import DecoderConfig
+from mm1_pipeline.config.model import (
+    DecoderConfig,
+    MoEConfig,
+    QKNorm,
+    RopeScaling,
+    RopeScalingKind,
+)
+from mm1_pipeline.models.convert.accounting import Fields, Reason, check_tensors
 from mm1_pipeline.models.convert.filling import empty_decoder, fill
-from mm1_pipeline.models.decoder import Decoder
+from mm1_pipeline.models.convert.tensor_names import Entry, Join
+from mm1_pipeline.models.decoder import Decoder, stretched
 
-_LAYER_NAMES = {
-    "attention_norm.weight": "attn_norm.weight",
-    "attention.output.weight": "attn_output.weight",
-    "feed_forward_norm.weight": "ffn_norm.weight",
-    "feed_forward.gate.weight": "ffn_gate.weight",
-    "feed_forward.up.weight": "ffn_up.weight",
-    "feed_forward.down.weight": "ffn_down.weight",
-}
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""`llama` are also Mistral, SmolLM and (with experts) Mixtral."""
+
+_LLAMA3 = RopeScaling(
+    kind=RopeScalingKind.LLAMA3,
+    factor=8.0,
+    low_frequency_factor=1.0,
+    high_frequency_factor=4.0,
+    original_max_positions=8192,
+)
+"""Llama 3.1's (3.2's has the factor 32); a GGUF file holds only what follows from it."""
 
 
 def import_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """A decoder from a GGUF file of the architecture `llama`.
+    """A decoder from a GGUF file.
 
     Args:
         path: the file.
         dtype: of the weights in memory; what the file rounds to 4 bits stays rounded.
 
     Raises:
-        ValueError: no readable GGUF file, another architecture, or tensors that do not fit.
+        ValueError: no readable GGUF file, another architecture, an option that would give other
+            results here, or tensors that do not fit.
     """
     file = _GGUFFile(path)
-    try:
-        config = _config(file)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    config = _checked_config(file)
     decoder = empty_decoder(config, dtype)
-    for ours, values in _weights(file, config):
-        fill(decoder, ours, values, str(path))
-    if unread := file.unread():
-        raise ValueError(
-            f"{path}: found {len(unread)} tensors that a Llama decoder does not have, such as "
-            f"{unread[0]!r}. Import the model's Hugging Face directory instead."
-        )
+    for entry in _entries(file, config):
+        fill(decoder, entry.ours, entry.to_ours(file.tensor), str(path))
     return decoder
+
+
+def gguf_config(path: Path) -> DecoderConfig:
+    """The shape that `import_gguf` would give a decoder; names of tensors are checked.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: as `import_gguf`.
+    """
+    return _checked_config(_GGUFFile(path))
 
 
 class _GGUFFile:
@@ -68,78 +86,201 @@ class _GGUFFile:
         except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: found no readable GGUF file ({error}).") from error
         self._dequantize = gguf.dequantize
-        self._path = path
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._read: set[str] = set()
+        self.path = path
+        self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        architecture = self._reader.get_field("general.architecture")
+        self.architecture = None if architecture is None else str(architecture.contents())
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+    def metadata(self) -> dict[str, Any]:
+        """All keys with their values, but the tokenizer's, which may be long."""
+        return {
+            name: field.contents()
+            for name, field in self._reader.fields.items()
+            if not name.startswith(("GGUF.", "tokenizer."))
+        }
 
-    def value(self, key: str) -> Any:
-        """Metadata under a key."""
-        field = self._reader.get_field(key)
-        if field is None:
-            raise ValueError(f"found no {key} in its metadata.")
-        return field.contents()
+    def num_rows(self, name: str) -> int:
+        """Rows of a tensor, without reading it."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.path}: found no tensor {name!r}; the file is incomplete.")
+        return int(self.tensors[name].shape[-1])
 
     def tensor(self, name: str) -> Tensor:
         """float32, rows first."""
-        if name not in self._tensors:
-            raise ValueError(f"{self._path}: found no tensor {name!r}; the file is incomplete.")
-        self._read.add(name)
-        tensor = self._tensors[name]
-        return torch.from_numpy(self._dequantize(tensor.data, tensor.tensor_type).copy())
+        tensor = self.tensors[name]
+        try:
+            values = self._dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.path}: found {name} stored as {tensor.tensor_type.name}, which the package "
+                "gguf does not read. Take a file with another quantisation."
+            ) from error
+        return torch.from_numpy(values.astype("float32"))
 
-    def unread(self) -> list[str]:
-        """Names of tensors that nobody asked for; frequencies are computed, not read."""
-        return sorted(self._tensors.keys() - self._read - {"rope_freqs.weight"})
+
+def _checked_config(file: _GGUFFile) -> DecoderConfig:
+    try:
+        config = _config(file)
+    except (TypeError, ValueError, OverflowError) as error:
+        named = str(error).startswith(str(file.path))
+        raise ValueError(str(error) if named else f"{file.path}: {error}") from error
+
+    def reason_to_skip(name: str) -> Reason | None:
+        return "read with the configuration" if name == "rope_freqs.weight" else None
+
+    needed = [name for entry in _entries(file, config) for name in entry.theirs]
+    check_tensors(file.path, file.tensors, needed, "this decoder", reason_to_skip)
+    return config
 
 
 def _config(file: _GGUFFile) -> DecoderConfig:
-    architecture = file.value("general.architecture")
-    if architecture != "llama":
+    metadata = file.metadata()
+    architecture = file.architecture
+    if architecture not in _ARCHITECTURES:
         raise ValueError(
-            f"general.architecture: found {architecture!r}, expected 'llama'. Import the model's "
-            "Hugging Face directory instead."
+            f"{file.path}, general.architecture: found {architecture!r}, expected one of "
+            f"{', '.join(_ARCHITECTURES)}. Import the model's Hugging Face directory instead."
         )
-    if "rope_freqs.weight" in file:
-        raise ValueError(
-            "rope_freqs.weight: found stretched wavelengths (Llama 3.1), which are not read from "
-            "GGUF. Import the model's Hugging Face directory instead."
-        )
-    num_heads = file.value("llama.attention.head_count")
-    return DecoderConfig(
-        vocab_size=len(file.value("tokenizer.ggml.tokens")),
-        d_model=file.value("llama.embedding_length"),
-        num_layers=file.value("llama.block_count"),
+    general = Fields(metadata, str(file.path))
+    general.expect("general.type", "model")
+    general.expect("split.count", 0, 1)
+    # Who made it, and how it was quantised.
+    harmless = ("general.", "quantize.", "split.", f"{architecture}.")
+    general.skip(name for name in metadata if name.startswith(harmless))
+    general.finish()
+
+    prefix = f"{architecture}."
+    own = {name.removeprefix(prefix): x for name, x in metadata.items() if name.startswith(prefix)}
+    fields = Fields(own, f"{file.path}, {architecture}")
+    rows = file.num_rows("token_embd.weight")
+    d_model, num_heads = fields.number("embedding_length"), fields.number("attention.head_count")
+    head_dim = fields.number("attention.key_length", d_model // num_heads)
+    fields.expect("vocab_size", rows)
+    fields.expect("attention.value_length", head_dim)
+    fields.expect("rope.dimension_count", head_dim)
+    fields.expect("attention.sliding_window", 0)
+    fields.expect("attention.causal", True)
+    fields.expect("tensor_data_layout", "Meta AI original pth")
+    fields.skip(("context_length",))
+    config = DecoderConfig(
+        vocab_size=rows,
+        d_model=d_model,
+        num_layers=fields.number("block_count"),
         num_heads=num_heads,
-        num_kv_heads=file.value("llama.attention.head_count_kv"),
-        d_ff=file.value("llama.feed_forward_length"),
-        rope_theta=_shortest(file.value("llama.rope.freq_base")),
-        norm_eps=_shortest(file.value("llama.attention.layer_norm_rms_epsilon")),
-        tie_embeddings="output.weight" not in file,
+        num_kv_heads=fields.number("attention.head_count_kv", num_heads),
+        d_ff=fields.number("feed_forward_length"),
+        rope_theta=_shortest(fields.number("rope.freq_base", 10_000.0)),
+        norm_eps=_shortest(fields.number("attention.layer_norm_rms_epsilon")),
+        tie_embeddings="output.weight" not in file.tensors,
+        d_head=None if head_dim * num_heads == d_model else head_dim,
+        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        feed_forward_bias="blk.0.ffn_up.bias" in file.tensors,
+        qk_norm=QKNorm.PER_HEAD if architecture == "qwen3" else QKNorm.NONE,
+        moe=_moe(fields, architecture),
+    )
+    scaling = _scaling(fields)
+    if "rope_freqs.weight" in file.tensors:
+        if scaling is not None:
+            raise fields.refusal("rope.scaling.type", scaling.kind.value, "none, as rope_freqs")
+        scaling = _of_factors(file, config)
+    fields.finish()
+    return dataclasses.replace(config, rope_scaling=scaling)
+
+
+def _moe(fields: Fields, architecture: str) -> MoEConfig | None:
+    fields.expect("expert_used_count", *range(1, 1024))
+    count = fields.number("expert_count", 0)
+    if not count:
+        return None
+    if architecture != "llama":
+        raise fields.refusal("expert_count", count, "none; only Mixtral's experts are read")
+    return MoEConfig(
+        num_experts=count,
+        top_k=fields.number("expert_used_count"),
+        d_ff=fields.read("expert_feed_forward_length"),
     )
 
 
-def _weights(file: _GGUFFile, config: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
-    yield "embedding.weight", file.tensor("token_embd.weight")
-    yield "final_norm.weight", file.tensor("output_norm.weight")
+def _scaling(fields: Fields) -> RopeScaling | None:
+    kind = fields.read("rope.scaling.type", "none")
+    fields.expect("rope.scale_linear", 1.0)
+    fields.expect("rope.scaling.attn_factor", 1.0)
+    # What the model was trained with, beside the kind and the factor that it is used with.
+    fields.skip(("rope.scaling.original_context_length", "rope.scaling.finetuned"))
+    match kind:
+        case "none":
+            fields.expect("rope.scaling.factor", 1.0, 0.0)
+            return None
+        case "linear":
+            factor = _shortest(fields.number("rope.scaling.factor"))
+            return RopeScaling(kind=RopeScalingKind.LINEAR, factor=factor)
+        case other:
+            raise fields.refusal("rope.scaling.type", other, "'none' or 'linear'")
+
+
+def _of_factors(file: _GGUFFile, config: DecoderConfig) -> RopeScaling | None:
+    """The stretching whose factors the file holds: 1 for each wavelength, or Llama 3's."""
+    factors = file.tensor("rope_freqs.weight")
+    scaling = dataclasses.replace(_LLAMA3, factor=float(round(float(factors.max()))))
+    periods = config.rope_theta ** (torch.arange(len(factors)) * 2.0 / config.head_dim)
+    if len(factors) == config.head_dim // 2:
+        if torch.equal(factors, torch.ones_like(factors)):
+            return None
+        if torch.allclose(stretched(periods, scaling) / periods, factors, rtol=1e-4, atol=0):
+            return scaling
+    raise ValueError(
+        f"{file.path}, rope_freqs.weight: found wavelengths stretched otherwise than Llama 3.1 "
+        "does it, which are not read from GGUF. Import the model's Hugging Face directory instead."
+    )
+
+
+def _entries(file: _GGUFFile, config: DecoderConfig) -> Iterator[Entry]:
+    yield Entry("embedding.weight", ("token_embd.weight",))
+    yield Entry("final_norm.weight", ("output_norm.weight",))
     if not config.tie_embeddings:
-        yield "head.weight", file.tensor("output.weight")
+        yield Entry("head.weight", ("output.weight",))
+    num_turned = config.num_heads + config.num_kv_heads
+
+    def half_split(qkv: Tensor) -> Tensor:
+        """llama.cpp turns neighbouring dimensions of a Llama's head, and orders rows for that;
+        here, as in transformers, dimension i is turned with i + E / 2.
+        """
+        heads = qkv.unflatten(0, (-1, config.head_dim))
+        pairs = heads[:num_turned].unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        return torch.cat([pairs, heads[num_turned:]]).flatten(0, 1)
+
+    change = half_split if file.architecture == "llama" else None
     for index in range(config.num_layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            yield f"layers.{index}.{ours}", file.tensor(f"blk.{index}.{theirs}")
-        q, k, v = (file.tensor(f"blk.{index}.attn_{name}.weight") for name in "qkv")
-        qkv = [_half_split(q, config.head_dim), _half_split(k, config.head_dim), v]
-        yield f"layers.{index}.attention.qkv.weight", torch.cat(qkv)
+        ours, theirs = f"layers.{index}", f"blk.{index}"
+        yield Entry(f"{ours}.attention_norm.weight", (f"{theirs}.attn_norm.weight",))
+        yield Entry(f"{ours}.feed_forward_norm.weight", (f"{theirs}.ffn_norm.weight",))
+        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+            joined = tuple(f"{theirs}.attn_{name}.{kind}" for name in "qkv")
+            yield Entry(f"{ours}.attention.qkv.{kind}", joined, change=change)
+        for kind in ("weight", "bias") if config.output_bias else ("weight",):
+            yield Entry(f"{ours}.attention.output.{kind}", (f"{theirs}.attn_output.{kind}",))
+        if config.qk_norm is QKNorm.PER_HEAD:
+            for name in ("q_norm", "k_norm"):
+                yield Entry(f"{ours}.attention.{name}.weight", (f"{theirs}.attn_{name}.weight",))
+        if config.moe is not None:
+            yield from _experts(file, config.moe.num_experts, f"{ours}.feed_forward", theirs)
+            continue
+        for kind in ("weight", "bias") if config.feed_forward_bias else ("weight",):
+            for name in ("gate", "up", "down"):
+                yield Entry(f"{ours}.feed_forward.{name}.{kind}", (f"{theirs}.ffn_{name}.{kind}",))
 
 
-def _half_split(weight: Tensor, head_dim: int) -> Tensor:
-    """llama.cpp turns neighbouring dimensions of a head, and orders rows for that; here, as in
-    transformers, dimension i is turned with i + E / 2.
-    """
-    pairs = weight.unflatten(0, (-1, head_dim // 2, 2))
-    return pairs.transpose(1, 2).flatten(0, 2)
+def _experts(file: _GGUFFile, num_experts: int, ours: str, theirs: str) -> Iterator[Entry]:
+    """Stacked in one tensor; older files have one for each."""
+    yield Entry(f"{ours}.router.weight", (f"{theirs}.ffn_gate_inp.weight",))
+    for name in ("gate", "up", "down"):
+        stacked = f"{theirs}.ffn_{name}_exps.weight"
+        if stacked in file.tensors:
+            yield Entry(f"{ours}.experts.{name}", (stacked,))
+        else:
+            single = (f"{theirs}.ffn_{name}.{expert}.weight" for expert in range(num_experts))
+            yield Entry(f"{ours}.experts.{name}", tuple(single), Join.STACK)
 
 
 def _shortest(value: float) -> float:

@@ -25,7 +25,8 @@ from mm1_pipeline.config.model import (
     VisionConfig,
     VisionNorm,
 )
-from mm1_pipeline.models.convert.families import Family, entries
+from mm1_pipeline.models.convert.families import Family
+from mm1_pipeline.models.convert.tensor_names import entries
 
 _ENCODER = "vision_tower.vision_model"
 _DECODER = "language_model"
@@ -117,7 +118,8 @@ def why_not_llava(config: MM1Config) -> list[str]:
             _family(decoder) is not None,
             f"model.decoder: found qkv_bias {decoder.qkv_bias}, qk_norm {decoder.qk_norm.value}, "
             f"norm_order {decoder.norm_order.value}, which together no family of "
-            "transformers has (Llama, Qwen2, Qwen3, OLMo 2)",
+            "transformers has (Llama, Qwen2, Qwen3, OLMo 2), or an option of other imported "
+            "decoders (windows, biases of other maps, YaRN, another gate)",
         ),
     )
     return [reason for holds, reason in rules if not holds]
@@ -214,6 +216,14 @@ def _cut(
     assert first == shape[0], ours
 
 
+_WRITTEN = (
+    *("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "rope_theta"),
+    *("norm_eps", "tie_embeddings", "d_head", "qkv_bias", "qk_norm", "norm_order"),
+    *("rope_scaling", "moe", "output_z_weight"),
+)
+"""What of a decoder `_text_config` writes; the other options have no family there."""
+
+
 def _heights(decoder: DecoderConfig, ours: str) -> list[int]:
     """Rows of queries, keys and values where they are one tensor."""
     if ".attention.qkv." not in ours:
@@ -223,6 +233,15 @@ def _heights(decoder: DecoderConfig, ours: str) -> list[int]:
 
 
 def _family(decoder: DecoderConfig) -> Family | None:
+    plain = DecoderConfig(
+        **{name: getattr(decoder, name) for name in _WRITTEN},
+    )
+    is_stretched_otherwise = decoder.rope_scaling is not None and decoder.rope_scaling.kind in (
+        RopeScalingKind.YARN,
+        RopeScalingKind.DYNAMIC,
+    )
+    if plain != decoder or is_stretched_otherwise:
+        return None
     match (decoder.norm_order, decoder.qk_norm, decoder.qkv_bias):
         case (NormOrder.PRE, QKNorm.NONE, False):
             return Family.LLAMA
@@ -273,3 +292,5 @@ def _rope_scaling(decoder: DecoderConfig) -> dict[str, Any] | None:
                 "high_freq_factor": scaling.high_frequency_factor,
                 "original_max_position_embeddings": scaling.original_max_positions,
             }
+        case RopeScalingKind.YARN | RopeScalingKind.DYNAMIC:
+            raise AssertionError("see why_not_llava")

@@ -12,21 +12,25 @@ from mm1_pipeline.models.convert.decoder import imported_config
 
 
 def check_decoder_file(source: Path, decoder: DecoderConfig) -> None:
-    """Refuses a file that does not hold the wanted decoder, as far as its config.json tells.
+    """Refuses a file that does not hold the wanted decoder, as far as its configuration tells.
+
+    The names of its tensors are checked too.
 
     Args:
         source: what `text_pretrain.path` names.
         decoder: the decoder that is wanted; its vocabulary may have more tokens.
 
     Raises:
-        ValueError: it is missing, or its config describes another decoder.
+        ValueError: it is missing, its config describes another decoder, or has
+            fields or tensors that are not known.
     """
     if not source.exists():
         raise ValueError(
             f"text_pretrain.path: found nothing at {str(source)!r}, expected a decoder in the "
-            "layout of transformers."
+            "layout of transformers, or a GGUF file."
         )
-    if is_saved_decoder(source) or not (source / "config.json").is_file():
+    is_gguf = source.suffix == ".gguf"
+    if is_saved_decoder(source) or not (is_gguf or (source / "config.json").is_file()):
         return
     found = imported_config(source, vocab_size=decoder.vocab_size)
     # How it is trained from here on is not the file's to say.

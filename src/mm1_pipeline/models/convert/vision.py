@@ -1,16 +1,10 @@
-"""Image encoders from other programs: CLIP, open_clip, SigLIP, SigLIP 2, AIM v2.
-
-A layout is known by the names of its tensors. Sizes come from their shapes; what shapes do not
-tell (heads, non-linearity, epsilon) comes from the JSON beside them, if there is one.
-"""
+"""Image encoders from other programs: CLIP, open_clip, SigLIP, SigLIP 2, BLIP, AIM v1 and v2."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,136 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm1_pipeline.config.model import (
-    Activation,
-    EmbeddingNorm,
-    PositionEmbedding,
-    VisionConfig,
-    VisionNorm,
-)
+from mm1_pipeline.config.model import EmbeddingNorm, PositionEmbedding, VisionConfig, VisionNorm
 from mm1_pipeline.models.checkpoint import is_saved_vision_encoder
+from mm1_pipeline.models.convert.accounting import Reason, check_tensors
+from mm1_pipeline.models.convert.vision_layouts import (
+    NAMES,
+    VisionLayout,
+    embedding_norm,
+    of_json,
+    of_layout,
+    reason_to_skip,
+    recognise,
+)
 from mm1_pipeline.models.safetensors_files import WeightFiles
 from mm1_pipeline.models.vit import VisionTransformer, resize_positions
 
 logger = logging.getLogger(__name__)
 
 
-class VisionLayout(StrEnum):
-    """How a checkpoint names and lays out the weights of an encoder."""
-
-    CLIP = "clip"
-    """transformers' CLIPModel, CLIPVisionModel, and LLaVA's vision tower."""
-    SIGLIP = "siglip"
-    """transformers' SiglipVisionModel, which SigLIP 2's fixed resolutions use too."""
-    SIGLIP2 = "siglip2"
-    """transformers' Siglip2VisionModel (NaFlex): patches are rows of a linear map."""
-    OPEN_CLIP = "open_clip"
-    """open_clip's, in which DFN5B-H/14-378 was released."""
-    AIMV2 = "aimv2"
-    """transformers' Aimv2VisionModel."""
-    AIMV2_TRUNK = "aimv2_trunk"
-    """AIM v2 under the names of its own code."""
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Tensor names of a layout; of several, the rows are joined."""
-
-    patch: str
-    positions: str
-    embedding_norm: str | None
-    final_norm: str
-    layer: str
-    attention_norm: str
-    qkv: tuple[str, ...]
-    attention_output: str
-    feed_forward_norm: str
-    up: str
-    down: str
-    gate: str | None = None
-    class_embedding: str | None = None
-
-
-_SELF_ATTENTION = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
-
-_SIGLIP_NAMES = _Names(
-    patch="embeddings.patch_embedding.",
-    positions="embeddings.position_embedding.weight",
-    embedding_norm=None,
-    final_norm="post_layernorm.",
-    layer="encoder.layers.{}.",
-    attention_norm="layer_norm1.",
-    qkv=_SELF_ATTENTION,
-    attention_output="self_attn.out_proj.",
-    feed_forward_norm="layer_norm2.",
-    up="mlp.fc1.",
-    down="mlp.fc2.",
-)
-
-
-def _names(layout: VisionLayout) -> _Names:
-    match layout:
-        case VisionLayout.CLIP:
-            return dataclasses.replace(
-                _SIGLIP_NAMES,
-                embedding_norm="pre_layrnorm.",  # their spelling
-                class_embedding="embeddings.class_embedding",
-            )
-        case VisionLayout.SIGLIP | VisionLayout.SIGLIP2:
-            return _SIGLIP_NAMES
-        case VisionLayout.OPEN_CLIP:
-            return _Names(
-                patch="conv1.",
-                positions="positional_embedding",
-                embedding_norm="ln_pre.",
-                final_norm="ln_post.",
-                layer="transformer.resblocks.{}.",
-                attention_norm="ln_1.",
-                qkv=("attn.in_proj_",),
-                attention_output="attn.out_proj.",
-                feed_forward_norm="ln_2.",
-                up="mlp.c_fc.",
-                down="mlp.c_proj.",
-                class_embedding="class_embedding",
-            )
-        case VisionLayout.AIMV2:
-            return _Names(
-                patch="embeddings.patch_embed.",
-                positions="embeddings.position_embedding.weight",
-                embedding_norm="embeddings.rms_norm.",
-                final_norm="rms_norm.",
-                layer="encoder.layers.{}.",
-                attention_norm="rms_norm1.",
-                qkv=("attention.q_proj.", "attention.k_proj.", "attention.v_proj."),
-                attention_output="attention.out_proj.",
-                feed_forward_norm="rms_norm2.",
-                gate="ffn.gate_proj.",
-                up="ffn.up_proj.",
-                down="ffn.down_proj.",
-            )
-        case VisionLayout.AIMV2_TRUNK:
-            return _Names(
-                patch="preprocessor.patchifier.proj.",
-                positions="preprocessor.pos_embed",
-                embedding_norm="preprocessor.patchifier.norm.",
-                final_norm="trunk.post_trunk_norm.",
-                layer="trunk.blocks.{}.",
-                attention_norm="norm_1.",
-                qkv=("attn.qkv.",),
-                attention_output="attn.proj.",
-                feed_forward_norm="norm_2.",
-                gate="mlp.fc1.",
-                up="mlp.fc3.",
-                down="mlp.fc2.",
-            )
-
-
 def import_vision_encoder(source: Path, config: VisionConfig) -> VisionTransformer:
     """Reads an encoder into the shape that a model wants.
 
-    Another resolution is allowed: position embeddings are then interpolated
-    (`vit.resize_positions`). So are a deeper encoder cut by `feature_layer`, and a final norm
-    left out. Everything else must be what the file holds; no code from the file is run.
+    Another resolution is allowed: position embeddings are then interpolated as the layout's own
+    program does it. So are a deeper encoder cut by `feature_layer`, and a final norm left out.
+    Everything else must be what the file holds: every tensor of it is read, or known not to
+    matter to patch embeddings. LayerScale becomes part of the maps before it. No code from the
+    file is run.
 
     Source: MM1, Model (encoders pre-trained by CLIP or AIM are the start).
 
@@ -157,12 +47,12 @@ def import_vision_encoder(source: Path, config: VisionConfig) -> VisionTransform
 
     Raises:
         ValueError: the file is of no known layout, or holds an encoder of another shape; all
-            differences are named.
+            differences are named. Or it has tensors or fields that are not known.
     """
-    files = WeightFiles(source)
-    layout, prefix = _recognise(files)
-    facts = describe_vision_encoder(source)
+    file = _EncoderFile(source)
+    facts = file.describe()
     _check(facts, config, source)
+    file.check_tensors(config)
     untold = [name for name in ("num_heads", "activation", "norm_eps") if name not in facts]
     if untold:
         logger.warning(
@@ -170,9 +60,16 @@ def import_vision_encoder(source: Path, config: VisionConfig) -> VisionTransform
             source,
             ", ".join(untold),
         )
-    weights = dict(_weights(files, layout, prefix, config))
     with torch.device("meta"):
         encoder = VisionTransformer(config)
+    weights = file.weights(config)
+    for name, expected in encoder.state_dict().items():
+        if name not in weights or weights[name].shape != expected.shape:
+            found = list(weights[name].shape) if name in weights else "no tensor"
+            raise ValueError(
+                f"{source}: found {found} for {name}, expected {list(expected.shape)}. The "
+                "weights are not those of one encoder."
+            )
     encoder.load_state_dict(weights, assign=True)
     return encoder.requires_grad_(True)
 
@@ -188,7 +85,9 @@ def check_vision_file(source: Path, config: VisionConfig) -> None:
         ValueError: it is missing, of no known layout, or holds another encoder.
     """
     if not is_saved_vision_encoder(source):
-        _check(describe_vision_encoder(source), config, source)
+        file = _EncoderFile(source)
+        _check(file.describe(), config, source)
+        file.check_tensors(config)
 
 
 def describe_vision_encoder(source: Path) -> dict[str, Any]:
@@ -199,139 +98,192 @@ def describe_vision_encoder(source: Path) -> dict[str, Any]:
 
     Returns:
         Fields of `VisionConfig`; `num_heads`, `activation` and `norm_eps` only where the
-        file's JSON tells them.
+        file's JSON or its layout tells them, `final_norm` only where the file has none for
+        patch embeddings.
 
     Raises:
-        ValueError: the file is of no known layout.
+        ValueError: the file is of no known layout, or its JSON has a field that is not known
+            or would give other results here.
     """
-    files = WeightFiles(source)
-    layout, prefix = _recognise(files)
-    names = _names(layout)
-    patch_shape = files.shape(f"{prefix}{names.patch}weight")
-    d_model = patch_shape[0]
-    patch_size = patch_shape[-1] if len(patch_shape) == 4 else round((patch_shape[1] / 3) ** 0.5)
-    first = prefix + names.layer.format(0)
-    facts = {
-        "patch_size": patch_size,
-        "d_model": d_model,
-        "num_layers": _count_layers(files, prefix + names.layer),
-        "d_ff": files.shape(f"{first}{names.up}weight")[0],
-        "class_token": names.class_embedding is not None,
-        "bias": _has_biases(files, first, names),
-        "patch_bias": f"{prefix}{names.patch}bias" in files.names,
-        **_of_layout(layout),
-    }
-    positions = prefix + names.positions
-    if positions in files.names:
-        num_patches = files.shape(positions)[-2] - facts["class_token"]
-        facts["positions"] = PositionEmbedding.LEARNED
-        facts["image_size"] = patch_size * round(num_patches**0.5)
-    else:
-        facts["positions"] = PositionEmbedding.SINUSOIDAL
-    return {**facts, **_of_json(files, layout, d_model)}
+    return _EncoderFile(source).describe()
 
 
-def _recognise(files: WeightFiles) -> tuple[VisionLayout, str]:
-    """The layout, and what the names of the encoder's tensors begin with."""
-    for layout in VisionLayout:
-        names = _names(layout)
-        wanted = (f"{names.patch}weight", f"{names.layer.format(0)}{names.up}weight")
-        prefixes = [
-            name.removesuffix(wanted[0]) for name in files.names if name.endswith(wanted[0])
-        ]
-        for prefix in sorted(prefixes, key=len):
-            if prefix + wanted[1] not in files.names:
-                continue
-            has_class = f"{prefix}embeddings.class_embedding" in files.names
-            is_linear = len(files.shape(prefix + wanted[0])) == 2
-            match layout:
-                case VisionLayout.CLIP if not has_class:
-                    continue
-                case VisionLayout.SIGLIP if is_linear:
-                    continue
-            return layout, prefix
-    some = ", ".join(sorted(files.names)[:4])
-    raise ValueError(
-        f"{files.source}: found tensors such as {some}, expected an image encoder in one of the "
-        f"layouts {', '.join(VisionLayout)}. Convert it with transformers or open_clip first."
-    )
+class _EncoderFile:
+    """A checkpoint whose layout is known."""
 
+    def __init__(self, source: Path) -> None:
+        self._files = WeightFiles(source)
+        self._layout, self._prefix = recognise(self._files)
+        self._names = NAMES[self._layout]
 
-def _count_layers(files: WeightFiles, layer: str) -> int:
-    pattern = re.compile(re.escape(layer).replace(r"\{\}", r"(\d+)"))
-    found = (pattern.match(name) for name in files.names)
-    return 1 + max(int(match[1]) for match in found if match)
-
-
-def _has_biases(files: WeightFiles, layer: str, names: _Names) -> bool:
-    """Whether the maps of a layer have biases; all or none of them."""
-    maps = (names.qkv[0], names.attention_output, names.up, names.down)
-    have = {f"{layer}{name}bias" in files.names for name in maps}
-    if len(have) > 1:
-        raise ValueError(
-            f"{files.source}: found biases in some linear maps of a layer and none in others, "
-            "expected them in all or in none (model.vision.bias)."
-        )
-    return have.pop()
-
-
-def _of_layout(layout: VisionLayout) -> dict[str, Any]:
-    match layout:
-        case VisionLayout.CLIP | VisionLayout.OPEN_CLIP:
-            return {
-                "norm": VisionNorm.LAYER_NORM,
-                "embedding_norm": EmbeddingNorm.POSITIONED,
-            }
-        case VisionLayout.SIGLIP | VisionLayout.SIGLIP2:
-            return {
-                "norm": VisionNorm.LAYER_NORM,
-                "embedding_norm": EmbeddingNorm.NONE,
-            }
-        case VisionLayout.AIMV2 | VisionLayout.AIMV2_TRUNK:
-            return {
-                "norm": VisionNorm.RMS_NORM,
-                "embedding_norm": EmbeddingNorm.PATCHES,
-                "activation": Activation.SWIGLU,
-            }
-
-
-_ACTIVATIONS = {
-    "quick_gelu": Activation.QUICK_GELU,
-    "gelu": Activation.GELU,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "silu": Activation.SWIGLU,
-}
-
-
-def _of_json(files: WeightFiles, layout: VisionLayout, d_model: int) -> dict[str, Any]:
-    """What the configuration beside the weights adds to what shapes tell."""
-    if layout is VisionLayout.OPEN_CLIP:
-        content = files.read_json("open_clip_config.json", "config.json")
-        content = content.get("model_cfg", content)
-        if "vision_cfg" not in content:
-            return {}
-        quick = content.get("quick_gelu", False)
-        return {
-            "num_heads": d_model // content["vision_cfg"].get("head_width", 64),
-            "activation": Activation.QUICK_GELU if quick else Activation.GELU,
-            "norm_eps": 1e-5,
-        }
-    content = files.read_json("config.json")
-    content = content.get("vision_config", content)
-    facts: dict[str, Any] = {}
-    if "num_attention_heads" in content:
-        facts["num_heads"] = content["num_attention_heads"]
-    for name in ("layer_norm_eps", "rms_norm_eps"):
-        if name in content:
-            facts["norm_eps"] = content[name]
-    if "hidden_act" in content:
-        if content["hidden_act"] not in _ACTIVATIONS:
+    def describe(self) -> dict[str, Any]:
+        """See `describe_vision_encoder`."""
+        files, prefix, names = self._files, self._prefix, self._names
+        patch_shape = files.shape(f"{prefix}{names.patch}weight")
+        d_model = patch_shape[0]
+        if len(patch_shape) == 4 and (patch_shape[1] != 3 or patch_shape[2] != patch_shape[3]):
             raise ValueError(
-                f"{files.folder / 'config.json'}: found hidden_act {content['hidden_act']!r}, "
-                f"expected one of {', '.join(_ACTIVATIONS)}."
+                f"{files.source}: found patches of shape {patch_shape[1:]}, expected squares of "
+                "three colours."
             )
-        facts["activation"] = _ACTIVATIONS[content["hidden_act"]]
-    return facts
+        patch_size = (
+            patch_shape[-1] if len(patch_shape) == 4 else round((patch_shape[1] / 3) ** 0.5)
+        )
+        first = prefix + names.layer.format(0)
+        has_norm = f"{prefix}{names.embedding_norm}weight" in files.names
+        facts = {
+            "patch_size": patch_size,
+            "d_model": d_model,
+            "num_layers": self._count_layers(),
+            "d_ff": files.shape(f"{first}{names.up}weight")[0],
+            "class_token": names.class_embedding is not None,
+            "bias": self._has_biases(first),
+            "patch_bias": f"{prefix}{names.patch}bias" in files.names,
+            "embedding_norm": embedding_norm(self._layout) if has_norm else EmbeddingNorm.NONE,
+            **of_layout(self._layout),
+        }
+        positions = prefix + names.positions
+        if positions in files.names:
+            num_patches = files.shape(positions)[-2] - facts["class_token"]
+            facts["positions"] = PositionEmbedding.LEARNED
+            facts["image_size"] = patch_size * round(num_patches**0.5)
+        else:
+            facts["positions"] = PositionEmbedding.SINUSOIDAL
+        if self._layout is VisionLayout.OPEN_CLIP and any(
+            name.startswith(f"{prefix}attn_pool.") for name in files.names
+        ):
+            facts["final_norm"] = False  # theirs is of the pooled features
+        return {**facts, **of_json(files, self._layout, facts)}
+
+    def check_tensors(self, config: VisionConfig) -> None:
+        """Every tensor of the file is read, or there is a reason to leave it out.
+
+        Raises:
+            ValueError: naming those that are missing or not known.
+        """
+        needed = [name for theirs in self._plan(config).values() for name in theirs]
+        needed += self._scales(config).values()
+
+        def reason(name: str) -> Reason | None:
+            return self._reason_of_config(name, config) or reason_to_skip(
+                name, self._names, self._prefix
+            )
+
+        what = f"an encoder of the layout {self._layout}"
+        check_tensors(self._files.source, self._files.names, needed, what, reason)
+
+    def weights(self, config: VisionConfig) -> dict[str, Tensor]:
+        """Our names with tensors."""
+        scales = self._scales(config)
+        weights: dict[str, Tensor] = {}
+        for ours, theirs in self._plan(config).items():
+            parts = [self._files.tensor(name) for name in theirs]
+            match ours:
+                case "patch_embedding.weight":
+                    weights[ours] = self._patch_weight(parts[0], config)
+                case "class_embedding":
+                    weights[ours] = parts[0].flatten()
+                case "position_embeddings":
+                    weights[ours] = resize_positions(
+                        parts[0].reshape(-1, config.d_model),
+                        config.grid,
+                        class_token=config.class_token,
+                        resampling=self._names.resampling,
+                    )
+                case _:
+                    joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+                    scale = scales.get(ours.rpartition(".")[0])
+                    if scale is not None:
+                        factors = self._files.tensor(scale)
+                        joined = joined * factors.reshape(-1, *(1,) * (joined.ndim - 1))
+                    weights[ours] = joined
+        return weights
+
+    def _count_layers(self) -> int:
+        layer = re.escape(self._prefix + self._names.layer)
+        pattern = re.compile(layer.replace(r"\{\}", r"(\d+)"))
+        found = (pattern.match(name) for name in self._files.names)
+        return 1 + max(int(match[1]) for match in found if match)
+
+    def _has_biases(self, layer: str) -> bool:
+        """Whether the maps of a layer have biases; all or none of them."""
+        names = self._names
+        maps = (*names.qkv, names.attention_output, names.up, names.down)
+        have = {name: f"{layer}{name}bias" in self._files.names for name in maps}
+        if len(set(have.values())) > 1:
+            without = ", ".join(name for name, has in have.items() if not has)
+            raise ValueError(
+                f"{self._files.source}: found no biases for {without} and some for the other "
+                "linear maps of a layer (qkv_bias, mlp_bias and use_bias of a config.json), "
+                "expected them in all or in none (model.vision.bias)."
+            )
+        return all(have.values())
+
+    def _plan(self, config: VisionConfig) -> dict[str, tuple[str, ...]]:
+        """For each of our tensors theirs, of which the rows are joined."""
+        names, prefix = self._names, self._prefix
+        plan: dict[str, tuple[str, ...]] = {
+            "patch_embedding.weight": (f"{prefix}{names.patch}weight",)
+        }
+        if config.patch_bias:
+            plan["patch_embedding.bias"] = (f"{prefix}{names.patch}bias",)
+        if config.class_token and names.class_embedding is not None:
+            plan["class_embedding"] = (prefix + names.class_embedding,)
+        if config.positions is PositionEmbedding.LEARNED:
+            plan["position_embeddings"] = (prefix + names.positions,)
+
+        def add(ours: str, *theirs: str, bias: bool) -> None:
+            for kind in ("weight", "bias") if bias else ("weight",):
+                plan[f"{ours}.{kind}"] = tuple(f"{prefix}{their}{kind}" for their in theirs)
+
+        norm_bias = config.norm is VisionNorm.LAYER_NORM
+        if config.embedding_norm is not EmbeddingNorm.NONE and names.embedding_norm is not None:
+            add("embedding_norm", names.embedding_norm, bias=norm_bias)
+        if config.final_norm:
+            add("final_norm", names.final_norm, bias=norm_bias)
+        for index in range(config.num_built_layers):
+            layer, ours = names.layer.format(index), f"layers.{index}"
+            add(f"{ours}.attention_norm", layer + names.attention_norm, bias=norm_bias)
+            add(f"{ours}.feed_forward_norm", layer + names.feed_forward_norm, bias=norm_bias)
+            qkv = (layer + name for name in names.qkv)
+            add(f"{ours}.attention.qkv", *qkv, bias=config.bias)
+            add(f"{ours}.attention.output", layer + names.attention_output, bias=config.bias)
+            if names.gate is not None:
+                add(f"{ours}.feed_forward.gate", layer + names.gate, bias=config.bias)
+            add(f"{ours}.feed_forward.up", layer + names.up, bias=config.bias)
+            add(f"{ours}.feed_forward.down", layer + names.down, bias=config.bias)
+        return plan
+
+    def _scales(self, config: VisionConfig) -> dict[str, str]:
+        """LayerScale: for each of our maps, the tensor that its output is multiplied by."""
+        scales: dict[str, str] = {}
+        maps = {
+            "attention.output": self._names.attention_scale,
+            "feed_forward.down": self._names.feed_forward_scale,
+        }
+        for index in range(config.num_built_layers):
+            for ours, theirs in maps.items():
+                name = f"{self._prefix}{self._names.layer.format(index)}{theirs}"
+                if theirs is not None and name in self._files.names:
+                    scales[f"layers.{index}.{ours}"] = name
+        return scales
+
+    def _reason_of_config(self, name: str, config: VisionConfig) -> Reason | None:
+        """Why the wanted encoder has no use for a tensor."""
+        names, prefix = self._names, self._prefix
+        if name.startswith(prefix + names.final_norm) and not config.final_norm:
+            return "model.vision.final_norm is false"
+        later = range(config.num_built_layers, config.num_layers)
+        if any(name.startswith(prefix + names.layer.format(index)) for index in later):
+            return "behind model.vision.feature_layer"
+        return None
+
+    def _patch_weight(self, weight: Tensor, config: VisionConfig) -> Tensor:
+        """float[D, 3 * patch_size ** 2]; ours is laid out channel, row, column."""
+        if weight.ndim == 2:  # theirs is row, column, channel
+            size = config.patch_size
+            weight = weight.view(-1, size, size, 3).permute(0, 3, 1, 2)
+        return weight.flatten(1).contiguous()
 
 
 def _check(found: Mapping[str, Any], config: VisionConfig, source: Path) -> None:
@@ -349,59 +301,3 @@ def _check(found: Mapping[str, Any], config: VisionConfig, source: Path) -> None
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, StrEnum) else value
-
-
-def _weights(
-    files: WeightFiles, layout: VisionLayout, prefix: str, config: VisionConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields our names with tensors."""
-    names = _names(layout)
-    yield "patch_embedding.weight", _patch_weight(files, layout, prefix, config)
-    if config.patch_bias:
-        yield "patch_embedding.bias", files.tensor(f"{prefix}{names.patch}bias")
-    if names.class_embedding is not None:
-        yield "class_embedding", files.tensor(prefix + names.class_embedding).flatten()
-    if config.positions is PositionEmbedding.LEARNED:
-        positions = files.tensor(prefix + names.positions).reshape(-1, config.d_model)
-        yield (
-            "position_embeddings",
-            resize_positions(positions, config.grid, class_token=config.class_token),
-        )
-    if names.embedding_norm is not None:
-        yield from _pair(files, "embedding_norm", prefix + names.embedding_norm)
-    if config.final_norm:
-        yield from _pair(files, "final_norm", prefix + names.final_norm)
-    maps = {
-        "attention_norm": (names.attention_norm,),
-        "attention.qkv": names.qkv,
-        "attention.output": (names.attention_output,),
-        "feed_forward_norm": (names.feed_forward_norm,),
-        **({"feed_forward.gate": (names.gate,)} if names.gate else {}),
-        "feed_forward.up": (names.up,),
-        "feed_forward.down": (names.down,),
-    }
-    for index in range(config.num_built_layers):
-        layer = prefix + names.layer.format(index)
-        for ours, theirs in maps.items():
-            yield from _pair(
-                files, f"layers.{index}.{ours}", *(f"{layer}{their}" for their in theirs)
-            )
-
-
-def _pair(files: WeightFiles, ours: str, *theirs: str) -> Iterator[tuple[str, Tensor]]:
-    """Weight and, where there is one, bias."""
-    for kind in ("weight", "bias"):
-        parts = [f"{their}{kind}" for their in theirs]
-        if kind == "weight" or parts[0] in files.names:
-            yield f"{ours}.{kind}", torch.cat([files.tensor(part) for part in parts])
-
-
-def _patch_weight(
-    files: WeightFiles, layout: VisionLayout, prefix: str, config: VisionConfig
-) -> Tensor:
-    """float[D, 3 * patch_size ** 2]; ours is laid out channel, row, column."""
-    weight = files.tensor(f"{prefix}{_names(layout).patch}weight")
-    if layout is VisionLayout.SIGLIP2:  # theirs is row, column, channel
-        size = config.patch_size
-        weight = weight.view(-1, size, size, 3).permute(0, 3, 1, 2)
-    return weight.flatten(1).contiguous()
