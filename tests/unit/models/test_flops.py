@@ -21,10 +21,9 @@ from mm1_pipeline.config.model import (
 from mm1_pipeline.config.pretraining import AimConfig, ClipConfig
 from mm1_pipeline.models.aim import PatchPrediction
 from mm1_pipeline.models.clip import Contrastive
-from mm1_pipeline.models.connectors import build_connector
+from mm1_pipeline.models.connectors import build_connector, connector_flops
 from mm1_pipeline.models.flops import (
     PackedSizes,
-    connector_flops,
     decoder_flops,
     training_flops,
     vision_flops,
