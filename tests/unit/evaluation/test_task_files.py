@@ -25,6 +25,7 @@ COLUMNS = {name for name, _ in (*TASKS, *SFT_TASKS)}
 def test_a_task_file_is_a_task_that_lacks_only_its_paths(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
     assert not {"files", "shot_files", "source", "max_items", "task"} & content.keys()
+    roles = TaskFormat(content["format"]).layout.files
     task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
     assert task.title
     assert "prompt" in task.unconfirmed
@@ -62,6 +63,7 @@ OPTION_TASKS = ("mmbench", "mmbench_test", "mmmu_test", "mmmu_val", "scienceqa_i
 @pytest.mark.parametrize("name", [*OPTION_TASKS, "seed_image", "mme_cognition", "mme_perception"])
 def test_whole_answers_of_fine_tuned_models_are_read_and_lines_of_documents(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
+    roles = TaskFormat(content["format"]).layout.files
     task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
     assert (task.stop, task.for_documents.stop) == ((), ("\n",))
     assert task.for_documents.prompt == task.prompt
