@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import Goal
-from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT
+from mm1_pipeline.evaluation.scoring.baselines import BLIND_SUFFIX, FREQUENT
 
 EVALUATION, HELD_OUT_LOSS = "evaluation.json", "held_out_loss.json"
 SCORES, PARAMETERS = "scores.json.gz", "parameters.json.gz"
