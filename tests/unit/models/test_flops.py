@@ -111,9 +111,7 @@ def test_a_training_step_is_counted_as_pytorch_counts_it(changes):
 @pytest.mark.parametrize(
     "config",
     [
-        CONNECTOR,
-        ConnectorConfig(kind=ConnectorKind.ATTENTION_POOLING, num_tokens=4),
-        ConnectorConfig(kind=ConnectorKind.MLP, num_tokens=4),
+        *(ConnectorConfig(kind=kind, num_tokens=4) for kind in ConnectorKind),
         ConnectorConfig(num_tokens=4, num_blocks=2, d_hidden=96),
         ConnectorConfig(num_tokens=9, num_blocks=1),
     ],
