@@ -50,9 +50,9 @@ from mm1_pipeline.config.training import (
 )
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import conversation_sources
-from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
-from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.images import ImageFeatures
+from mm1_pipeline.evaluation.generation.generation import Generator
+from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
+from mm1_pipeline.evaluation.prompts.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.tasks import load_task
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.initialization import build_model

@@ -113,7 +113,7 @@ class ClosingHooks:
 
 def _check_sources(catalog: Any) -> None:
     from mm1_pipeline.corpus.preflight import check_sources
-    from mm1_pipeline.evaluation.scorers import load_scorer
+    from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 
     check_sources(catalog.load("params:ingest"), load_scorer)
 

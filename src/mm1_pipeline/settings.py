@@ -41,11 +41,11 @@ SESSION_CLASS = session_class(
         packages=("mm1_pipeline",),
         # Scorer and captioner reach the models, whose edits would rerun `ingest` and `synthesize`
         # of everybody who has neither; corpus.caption_scores.SCORES_VERSION and
-        # evaluation.caption_writer.LOCAL_VERSION stand for them.
+        # evaluation.captioning.caption_writer.LOCAL_VERSION stand for them.
         excluded=(
             "mm1_pipeline.staleness",
-            "mm1_pipeline.evaluation.caption_scores",
-            "mm1_pipeline.evaluation.local_models",
+            "mm1_pipeline.evaluation.captioning.caption_scores",
+            "mm1_pipeline.evaluation.captioning.local_models",
         ),
         # Libraries that decide what a stage's outputs are; a new version makes them stale.
         libraries={

@@ -29,7 +29,7 @@ from mm1_pipeline.config.training import (
     StreamMixture,
     TrainingConfig,
 )
-from mm1_pipeline.evaluation.vision import held_out_vision
+from mm1_pipeline.evaluation.held_out.vision import held_out_vision
 from mm1_pipeline.models.aim import load_patch_prediction
 from mm1_pipeline.models.checkpoint import load_decoder, load_vision_encoder
 from mm1_pipeline.models.clip import Contrastive

@@ -21,10 +21,10 @@ from mm1_pipeline.config.model import (
 )
 from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
 from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.evaluation.answers import Answer
-from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.images import ImageFeatures
-from mm1_pipeline.evaluation.prompts import Prompt
+from mm1_pipeline.evaluation.generation.answer_log import Answer
+from mm1_pipeline.evaluation.generation.generation import Generator
+from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
+from mm1_pipeline.evaluation.prompts.prompts import Prompt
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.images import resize_image, to_pixel_values

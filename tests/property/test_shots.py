@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm1_pipeline.config.evaluation import ShotDraw
-from mm1_pipeline.evaluation.shots import ShotPool
+from mm1_pipeline.evaluation.prompts.shots import ShotPool
 
 keys = st.text("abcde0123", min_size=1, max_size=4)
 pools = st.dictionaries(keys, st.lists(st.sampled_from("ABCDEF"), max_size=2), max_size=30)

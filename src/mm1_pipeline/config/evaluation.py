@@ -12,7 +12,7 @@ from pydantic_core import ArgsKwargs
 from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
-from mm1_pipeline.config.task_formats import ANSWER_FILES, FILES, SubmissionFormat, TaskFormat
+from mm1_pipeline.config.task_formats import SubmissionFormat, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.staleness.errors import without_secrets
 
@@ -295,19 +295,19 @@ def _check_data(task: TaskConfig) -> None:
     for name, files in (("files", task.files), ("shot_files", task.shot_files)):
         if files is None and name == "shot_files":
             continue
-        needed = FILES[task.format]
-        if task.hidden_answers and name == "files":
-            needed -= ANSWER_FILES.get(task.format, frozenset())
+        layout = task.format.layout
+        is_hidden = task.hidden_answers and name == "files"
+        needed = layout.files - layout.answers if is_hidden else layout.files
         found = set(files or {})
         if missing := sorted(needed - found):
             raise ValueError(
                 f"{name}: found {sorted(found)}, but the format {task.format} also needs "
                 f"{missing}; give each the path of a file or folder."
             )
-        if unknown := sorted(found - FILES[task.format]):
+        if unknown := sorted(found - layout.files):
             raise ValueError(
                 f"{name}: found {unknown}, which the format {task.format} does not have; it has "
-                f"{sorted(FILES[task.format])}."
+                f"{sorted(layout.files)}."
             )
 
 

@@ -18,20 +18,8 @@ from mm1_pipeline.config.corpus_rules import (
     TextRules,
     settle,
 )
-from mm1_pipeline.config.source_files import SourceFormat, read_by_source, seen_as_image
-
-
-class RecordKind(StrEnum):
-    """What one record is."""
-
-    CAPTION = "caption"
-    """An image and what is said of it."""
-    INTERLEAVED = "interleaved"
-    """Text and images in reading order."""
-    TEXT = "text"
-    """Text alone."""
-    CONVERSATION = "conversation"
-    """Turns of a human and an assistant, possibly about images."""
+from mm1_pipeline.config.source_files import read_by_source, seen_as_image
+from mm1_pipeline.config.source_formats import RecordKind, SourceFormat
 
 
 class SourceSplit(StrEnum):
@@ -116,54 +104,6 @@ class DocumentRules:
     """Characters of text above which a record of any kind is dropped. Our choice."""
 
 
-FORMAT_KINDS = {
-    SourceFormat.IMG2DATASET: RecordKind.CAPTION,
-    SourceFormat.IMAGE_PARQUET: RecordKind.CAPTION,
-    SourceFormat.COCO_CAPTIONS: RecordKind.CAPTION,
-    SourceFormat.INTERLEAVED_PARQUET: RecordKind.INTERLEAVED,
-    SourceFormat.WARC_HTML: RecordKind.INTERLEAVED,
-    SourceFormat.JSONL: RecordKind.TEXT,
-    SourceFormat.VQA_V2: RecordKind.CONVERSATION,
-    SourceFormat.LLAVA: RecordKind.CONVERSATION,
-    SourceFormat.GQA: RecordKind.CONVERSATION,
-    SourceFormat.A_OKVQA: RecordKind.CONVERSATION,
-    SourceFormat.OCR_VQA: RecordKind.CONVERSATION,
-    SourceFormat.TEXT_CAPS: RecordKind.CONVERSATION,
-    SourceFormat.DVQA: RecordKind.CONVERSATION,
-    SourceFormat.CHART_QA: RecordKind.CONVERSATION,
-    SourceFormat.AI2D: RecordKind.CONVERSATION,
-    SourceFormat.DOC_VQA: RecordKind.CONVERSATION,
-    SourceFormat.SYNTH_DOG: RecordKind.CONVERSATION,
-}
-"""The kind of record that each format holds."""
-
-FORMATS_OF_TWO_KINDS = (
-    SourceFormat.IMG2DATASET,
-    SourceFormat.IMAGE_PARQUET,
-    SourceFormat.COCO_CAPTIONS,
-    SourceFormat.TEXT_CAPS,
-    SourceFormat.SYNTH_DOG,
-)
-"""Pairs of image and text, which may be read as captions or as conversations about them."""
-
-FORMAT_PROMPTS = {
-    SourceFormat.VQA_V2: prompts.SHORT_ANSWER,
-    SourceFormat.GQA: prompts.SHORT_ANSWER,
-    SourceFormat.A_OKVQA: prompts.OPTION_LETTER,
-    SourceFormat.OCR_VQA: prompts.SHORT_ANSWER,
-    SourceFormat.TEXT_CAPS: prompts.ONE_SENTENCE,
-    SourceFormat.DVQA: prompts.SHORT_ANSWER,
-    SourceFormat.CHART_QA: prompts.SHORT_ANSWER,
-    SourceFormat.AI2D: prompts.OPTION_LETTER,
-    SourceFormat.DOC_VQA: prompts.SHORT_ANSWER,
-    SourceFormat.SYNTH_DOG: prompts.READ_TEXT,
-    SourceFormat.IMG2DATASET: prompts.ONE_SENTENCE,
-    SourceFormat.IMAGE_PARQUET: prompts.ONE_SENTENCE,
-    SourceFormat.COCO_CAPTIONS: prompts.ONE_SENTENCE,
-}
-"""What the human says in a conversation that is made from a format without one."""
-
-
 @parameters
 class SourceConfig:
     """One raw source."""
@@ -187,7 +127,7 @@ class SourceConfig:
     data, which could reach any file of the machine through them."""
     prompt: str | None = None
     """What the human says in conversations that are made from questions or captions, with
-    `{question}` and `{choices}`; None takes the format's (`FORMAT_PROMPTS`)."""
+    `{question}` and `{choices}`; None takes the format's."""
     ids: str = "*"
     """Pattern of the entries' `id` (llava); those of other ids are not this source's."""
     split_exchanges: bool = False
@@ -209,8 +149,8 @@ class SourceConfig:
     """Reads at most this many records; None reads all."""
 
     def __post_init__(self) -> None:
-        expected = [FORMAT_KINDS[self.format]]
-        if self.format in FORMATS_OF_TWO_KINDS:
+        expected = [self.format.layout.kind]
+        if self.format.layout.is_pair:
             expected = [RecordKind.CAPTION, RecordKind.CONVERSATION]
         if self.kind not in expected:
             raise ValueError(
@@ -218,10 +158,11 @@ class SourceConfig:
                 f"record that format {self.format.value} holds."
             )
         self._check_prompt()
-        if self.split_exchanges and self.format != SourceFormat.LLAVA:
+        if self.split_exchanges and not self.format.layout.has_exchanges:
+            several = [item.value for item in SourceFormat if item.layout.has_exchanges]
             raise ValueError(
                 f"split_exchanges: found true for format {self.format.value}, expected false: only "
-                "format llava has conversations of several exchanges."
+                f"format {', '.join(several)} has conversations of several exchanges."
             )
         is_pair = self.kind == RecordKind.CAPTION and self.split == SourceSplit.TRAIN
         if self.clip_score is not None and not is_pair:
@@ -235,12 +176,13 @@ class SourceConfig:
     def _check_prompt(self) -> None:
         if self.prompt is None:
             return
-        if self.format not in FORMAT_PROMPTS:
+        usual = self.format.layout.prompt
+        if usual is None:
             raise ValueError(
                 f"prompt: found {self.prompt!r}, but format {self.format.value} brings its own "
                 "turns; remove the prompt."
             )
-        wanted = prompts.QUESTION in FORMAT_PROMPTS[self.format]
+        wanted = prompts.QUESTION in usual
         if not self.prompt.strip() or self.prompt.count(prompts.QUESTION) != int(wanted):
             raise ValueError(
                 f"prompt: found {self.prompt!r}, expected text with '{prompts.QUESTION}' "
@@ -250,7 +192,9 @@ class SourceConfig:
     @property
     def conversation_prompt(self) -> str:
         """The template of the human's turn."""
-        return FORMAT_PROMPTS[self.format] if self.prompt is None else self.prompt
+        prompt = self.format.layout.prompt if self.prompt is None else self.prompt
+        assert prompt is not None, f"{self.format.value} brings its own turns"
+        return prompt
 
     @property
     def image_rules(self) -> ImageRules:

@@ -1,78 +1,82 @@
-"""Official file formats of benchmarks, and the files that each consists of."""
+"""Official file formats of benchmarks, and the files that each consists of.
+
+A format is added by a member of `TaskFormat` here and an entry in `READERS` of the module of
+`evaluation.formats` that the member names. What a member leaves out fails when this is imported;
+the test `test_every_task_format_is_whole` finds what the reader's module leaves out.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLayout:
+    """What is said of a task format."""
+
+    reader: str
+    """Module of `evaluation.formats` that reads it."""
+    files: frozenset[str]
+    """Roles of the files and folders that it consists of."""
+    answers: frozenset[str]
+    """Roles that hold nothing but answers; they are not there where answers are hidden."""
+
+
+def _layout(reader: str, *files: str, answers: tuple[str, ...] = ()) -> TaskLayout:
+    return TaskLayout(reader, frozenset((*files, *answers)), frozenset(answers))
 
 
 class TaskFormat(StrEnum):
     """How the official files of a benchmark are written."""
 
-    KARPATHY = "karpathy"
+    layout: TaskLayout
+
+    def __new__(cls, value: str, layout: TaskLayout) -> TaskFormat:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.layout = layout
+        return member
+
+    KARPATHY = "karpathy", _layout("captions", "annotations", "images")
     """Captions of COCO in Karpathy's splits: dataset_coco.json. Subsets: its splits."""
-    COCO_CAPTIONS = "coco_captions"
+    COCO_CAPTIONS = "coco_captions", _layout("captions", "annotations", "images")
     """`images` and `annotations` of captions, as COCO and NoCaps have."""
-    TEXTCAPS = "textcaps"
+    TEXTCAPS = "textcaps", _layout("captions", "annotations", "images")
     """TextCaps_0.1_<split>.json."""
-    VQA = "vqa"
+    VQA = "vqa", _layout("questions", "questions", "images", answers=("annotations",))
     """Questions and annotations in two files: VQAv2, OK-VQA."""
-    TEXTVQA = "textvqa"
+    TEXTVQA = "textvqa", _layout("questions", "annotations", "images")
     """TextVQA_0.5.1_<split>.json."""
-    VIZWIZ = "vizwiz"
+    VIZWIZ = "vizwiz", _layout("questions", "annotations", "images")
     """<split>.json of VizWiz-VQA."""
-    GQA = "gqa"
+    GQA = "gqa", _layout("questions", "questions", "images")
     """<split>_balanced_questions.json."""
-    DOCVQA = "docvqa"
+    DOCVQA = "docvqa", _layout("questions", "annotations", "images")
     """<split>_v1.0.json of DocVQA, infographicsVQA_<split>_v1.0_withQT.json."""
-    CHARTQA = "chartqa"
+    CHARTQA = "chartqa", _layout("questions", "annotations", "images")
     """<split>_human.json or <split>_augmented.json."""
-    SCIENCEQA = "scienceqa"
+    SCIENCEQA = "scienceqa", _layout("choices", "problems", "splits", "images")
     """problems.json and pid_splits.json; questions without an image are left out."""
-    MMMU = "mmmu"
+    MMMU = "mmmu", _layout("choices", "data")
     """Parquet files of all subjects in one folder. Subsets: `dev`, `validation`, `test`, where the
     names of the files begin with them, as published."""
-    MATHVISTA = "mathvista"
+    MATHVISTA = "mathvista", _layout("open_ended", "annotations", "images")
     """testmini.json."""
-    MME = "mme"
+    MME = "mme", _layout("yes_no", "data")
     """A folder a category, with images and tab-separated questions. Subsets: `perception`,
     `cognition`, or both when empty."""
-    MMBENCH = "mmbench"
+    MMBENCH = "mmbench", _layout("choices", "data")
     """One tab-separated file that holds the images, with a row for each rotation of the options
     (index + k x 1,000,000), or without rotations, which are then made."""
-    SEED = "seed"
+    SEED = "seed", _layout("choices", "questions", "images")
     """SEED-Bench.json. Subsets: `image`, or also `video` when empty."""
-    POPE = "pope"
+    POPE = "pope", _layout("yes_no", "random", "popular", "adversarial", "images")
     """A JSON-lines file for each of the three splits."""
-    LLAVA_W = "llava_w"
+    LLAVA_W = "llava_w", _layout("open_ended", "questions", "context", "references", "images")
     """Questions, image descriptions and reference answers as JSON lines."""
-    MM_VET = "mm_vet"
+    MM_VET = "mm_vet", _layout("open_ended", "annotations", "images")
     """mm-vet.json."""
-
-
-FILES: dict[TaskFormat, frozenset[str]] = {
-    TaskFormat.KARPATHY: frozenset({"annotations", "images"}),
-    TaskFormat.COCO_CAPTIONS: frozenset({"annotations", "images"}),
-    TaskFormat.TEXTCAPS: frozenset({"annotations", "images"}),
-    TaskFormat.VQA: frozenset({"questions", "annotations", "images"}),
-    TaskFormat.TEXTVQA: frozenset({"annotations", "images"}),
-    TaskFormat.VIZWIZ: frozenset({"annotations", "images"}),
-    TaskFormat.GQA: frozenset({"questions", "images"}),
-    TaskFormat.DOCVQA: frozenset({"annotations", "images"}),
-    TaskFormat.CHARTQA: frozenset({"annotations", "images"}),
-    TaskFormat.SCIENCEQA: frozenset({"problems", "splits", "images"}),
-    TaskFormat.MMMU: frozenset({"data"}),
-    TaskFormat.MATHVISTA: frozenset({"annotations", "images"}),
-    TaskFormat.MME: frozenset({"data"}),
-    TaskFormat.MMBENCH: frozenset({"data"}),
-    TaskFormat.SEED: frozenset({"questions", "images"}),
-    TaskFormat.POPE: frozenset({"random", "popular", "adversarial", "images"}),
-    TaskFormat.LLAVA_W: frozenset({"questions", "context", "references", "images"}),
-    TaskFormat.MM_VET: frozenset({"annotations", "images"}),
-}
-"""Roles of the files and folders that a format consists of."""
-
-ANSWER_FILES: dict[TaskFormat, frozenset[str]] = {TaskFormat.VQA: frozenset({"annotations"})}
-"""Roles that hold nothing but answers; they are not there where answers are hidden."""
 
 
 class SubmissionFormat(StrEnum):

@@ -13,23 +13,32 @@ from mm1_pipeline.config.task_files import TEXT_FOLDER, complete_task
 
 
 class TextFormat(StrEnum):
-    """How the official files of a text benchmark are written."""
+    """How the official files of a text benchmark are written; read by `evaluation.formats.text`."""
 
-    ARC = "arc"
+    files: frozenset[str]
+    """Roles of the files that it consists of."""
+
+    def __new__(cls, value: str, files: tuple[str, ...]) -> TextFormat:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.files = frozenset(files)
+        return member
+
+    ARC = "arc", ("questions",)
     """ARC-<Easy|Challenge>-<Split>.jsonl."""
-    PIQA = "piqa"
+    PIQA = "piqa", ("questions", "labels")
     """Questions as JSON lines, and a file with a label a line."""
-    LAMBADA = "lambada"
+    LAMBADA = "lambada", ("questions",)
     """JSON lines with `text`."""
-    WINOGRANDE = "winogrande"
+    WINOGRANDE = "winogrande", ("questions",)
     """<split>.jsonl."""
-    HELLASWAG = "hellaswag"
+    HELLASWAG = "hellaswag", ("questions",)
     """hellaswag_<split>.jsonl."""
-    SCIQ = "sciq"
+    SCIQ = "sciq", ("questions",)
     """<split>.json."""
-    TRIVIAQA = "triviaqa"
+    TRIVIAQA = "triviaqa", ("questions",)
     """<set>-<split>.json with `Data`."""
-    WEBQS = "webqs"
+    WEBQS = "webqs", ("questions",)
     """webquestions.examples.<split>.json."""
 
 
@@ -44,13 +53,6 @@ class TextMetric(StrEnum):
     """The right continuation is what greedy decoding writes; with several, any of them."""
     ALIAS = "alias_match"
     """What greedy decoding writes is one of the names, but for case and punctuation."""
-
-
-TEXT_FILES: dict[TextFormat, frozenset[str]] = {
-    name: frozenset({"questions", "labels"} if name == TextFormat.PIQA else {"questions"})
-    for name in TextFormat
-}
-"""Roles of the files that a format consists of."""
 
 
 @parameters
@@ -91,7 +93,7 @@ class TextTaskConfig:
         return given
 
     def __post_init__(self) -> None:
-        needed = TEXT_FILES[self.format]
+        needed = self.format.files
         for name, files in (("files", self.files or {}), ("shot_files", self.shot_files)):
             if files is not None and set(files) != needed:
                 raise ValueError(

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from mm1_pipeline.config.ingest import SourceConfig, SourceFormat
+from mm1_pipeline.config.ingest import SourceConfig
+from mm1_pipeline.config.source_formats import ImagePlace
 from mm1_pipeline.corpus.files import SourceFiles
-
-_BY_FILE = frozenset(
-    {
-        SourceFormat.IMG2DATASET,
-        SourceFormat.IMAGE_PARQUET,
-        SourceFormat.INTERLEAVED_PARQUET,
-        SourceFormat.WARC_HTML,
-        SourceFormat.JSONL,
-        SourceFormat.SYNTH_DOG,
-    }
-)
-"""Formats of many files that stand alone; the others are annotations of one folder of images."""
 
 
 def plan_partitions(
@@ -35,7 +24,9 @@ def plan_partitions(
     Returns:
         Names of the files of every partition; at least one partition.
     """
-    if source.format not in _BY_FILE or source.max_records is not None:
+    # Annotations of one folder of images belong together; other files stand alone.
+    is_whole = source.format.layout.images == ImagePlace.BESIDE
+    if is_whole or source.max_records is not None:
         return [tuple(file.name for file in files)]
     partitions: list[list[str]] = [[]]
     num_bytes = 0

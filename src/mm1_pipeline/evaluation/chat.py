@@ -12,10 +12,10 @@ import torch
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import RejectedImage, check_image
 from mm1_pipeline.corpus.records import Role, Segment
-from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.images import ImageFeatures
-from mm1_pipeline.evaluation.prompts import Prompt
-from mm1_pipeline.evaluation.resolution import square_keys
+from mm1_pipeline.evaluation.generation.generation import Generator
+from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
+from mm1_pipeline.evaluation.prompts.prompts import Prompt
+from mm1_pipeline.evaluation.prompts.resolution import square_keys
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.conversations import serialize_conversation

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mm1_pipeline.evaluation.statistics import Interval, paired_interval
+from mm1_pipeline.evaluation.scoring.statistics import Interval, paired_interval
 
 RIGHT = 50.0
 """Score from which an item counts as right."""

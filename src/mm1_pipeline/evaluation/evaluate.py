@@ -18,26 +18,30 @@ from mm1_pipeline.config.evaluation import (
     Metric,
     Precision,
 )
-from mm1_pipeline.evaluation.answers import Answer, AnswerLog
-from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
-from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
-from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
-from mm1_pipeline.evaluation.draws import AveragedScores, gain_over, score_draws
-from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.held_out import held_out_losses
-from mm1_pipeline.evaluation.images import ImageFeatures
-from mm1_pipeline.evaluation.judge import Judge
-from mm1_pipeline.evaluation.mathvista import RULES
-from mm1_pipeline.evaluation.postprocess import POSTPROCESS
+from mm1_pipeline.evaluation.answers.mathvista import RULES
+from mm1_pipeline.evaluation.answers.postprocess import POSTPROCESS
+from mm1_pipeline.evaluation.generation.answer_log import Answer, AnswerLog
+from mm1_pipeline.evaluation.generation.generation import Generator
+from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
+from mm1_pipeline.evaluation.held_out.held_out import held_out_losses
 from mm1_pipeline.evaluation.progress import EvaluationProgress
-from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
-from mm1_pipeline.evaluation.resolution import ImageSquares, check_budget, high_resolution
-from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
+from mm1_pipeline.evaluation.prompts.chat_prompts import ChatPrompts
+from mm1_pipeline.evaluation.prompts.prompts import (
+    Prompt,
+    build_prompts,
+    check_lengths,
+    prompts_sha256,
+)
+from mm1_pipeline.evaluation.prompts.resolution import ImageSquares, check_budget, high_resolution
+from mm1_pipeline.evaluation.scoring.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
+from mm1_pipeline.evaluation.scoring.caption_words import CAPTION_TOKENIZER, tokenizer_name
+from mm1_pipeline.evaluation.scoring.draws import AveragedScores, gain_over, score_draws
+from mm1_pipeline.evaluation.scoring.judge import Judge
+from mm1_pipeline.evaluation.scoring.scoring import TaskScores, score_outputs
 from mm1_pipeline.evaluation.small_images import write_small_images
-from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
 from mm1_pipeline.evaluation.tasks import Task, load_task
-from mm1_pipeline.evaluation.text_run import TextRunner
-from mm1_pipeline.evaluation.text_tasks import TextTask, load_text_task
+from mm1_pipeline.evaluation.text.text_run import TextRunner
+from mm1_pipeline.evaluation.text.text_tasks import TextTask, load_text_task
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex

@@ -18,10 +18,10 @@ from mm1_pipeline.config.plan import ClusterConfig, Device
 from mm1_pipeline.config.shard import PackingConfig, ShardConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.config.validation import build_parameters
+from mm1_pipeline.models.connectors import connector_flops
 from mm1_pipeline.models.flops import (
     TRAINED,
     PackedSizes,
-    connector_flops,
     decoder_flops,
     training_flops,
     vision_flops,

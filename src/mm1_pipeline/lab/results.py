@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.lab import Goal
-from mm1_pipeline.evaluation.baselines import BLIND_SUFFIX, FREQUENT
+from mm1_pipeline.evaluation.scoring.baselines import BLIND_SUFFIX, FREQUENT
 from mm1_pipeline.ground import files
 
 EVALUATION, HELD_OUT_LOSS = "evaluation.json", "held_out_loss.json"

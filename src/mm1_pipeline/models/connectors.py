@@ -1,10 +1,16 @@
 """The vision-language connectors: patch embeddings to image tokens.
 
 Every connector maps float[N, num_patches, d_vision] to float[N, num_tokens, d_model]: N images,
-their patches in reading order, tokens in reading order where they have a place.
+their patches in reading order, tokens in reading order where they have a place. A new one is a
+member of `ConnectorKind` and a class here, listed in `CONNECTORS`; importing this refuses one that
+is not listed, or that does not count its operations.
 """
 
 from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +20,33 @@ from mm1_pipeline.config.model import ConnectorConfig, ConnectorKind, VisionConf
 from mm1_pipeline.models.fused_attention import fused_attention
 
 
-def build_connector(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> nn.Module:
-    """The connector of a model.
-
-    Source: MM1, Connector ablation; its type mattered little, the number of tokens much.
+class Connector(nn.Module, ABC):
+    """A map from patch embeddings to image tokens that knows what it costs.
 
     Args:
         config: kind and size of the connector.
         vision: the encoder that it reads from.
         d_model: width of the decoder that it writes for.
     """
-    match config.kind:
-        case ConnectorKind.AVERAGE_POOLING:
-            return AveragePooling(config, vision, d_model)
-        case ConnectorKind.ATTENTION_POOLING:
-            return AttentionPooling(config, vision, d_model)
-        case ConnectorKind.C_ABSTRACTOR:
-            return CAbstractor(config, vision, d_model)
-        case ConnectorKind.MLP:
-            return MLPProjector(config, vision, d_model)
+
+    @abstractmethod
+    def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, patch_embeddings: Tensor) -> Tensor:
+        """Maps float[N, num_patches, d_vision] to float[N, num_tokens, d_model]."""
+
+    @staticmethod
+    @abstractmethod
+    def count_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+        """Operations of the forward pass over one image, as `models.flops` counts them.
+
+        From the shapes alone, so that a plan need not build what it plans.
+        """
 
 
-class AveragePooling(nn.Module):
+class AveragePooling(Connector):
     """Averages patches over a square, then maps them linearly.
 
     Source: MM1, Connector ablation (n x n average, as Emu2); deviation: where n does not divide
@@ -43,7 +54,7 @@ class AveragePooling(nn.Module):
     """
 
     def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, vision, d_model)
         self.grid, self.token_grid = vision.grid, config.token_grid
         self.output = nn.Linear(vision.d_model, d_model)
 
@@ -51,8 +62,13 @@ class AveragePooling(nn.Module):
         """Maps float[N, num_patches, d_vision] to float[N, num_tokens, d_model]."""
         return self.output(pool_patches(patch_embeddings, self.grid, self.token_grid))
 
+    @staticmethod
+    def count_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+        """The linear map of every token; averaging is no product."""
+        return 2 * config.num_tokens * vision.d_model * d_model
 
-class MLPProjector(nn.Module):
+
+class MLPProjector(Connector):
     """Averages patches over a square, if at all, then maps them by two linear maps.
 
     Source: LLaVA-1.5 (arXiv 2310.03744), for as many tokens as patches; not in MM1. The pooling
@@ -60,7 +76,7 @@ class MLPProjector(nn.Module):
     """
 
     def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, vision, d_model)
         self.grid, self.token_grid = vision.grid, config.token_grid
         self.up = nn.Linear(vision.d_model, d_model)
         self.output = nn.Linear(d_model, d_model)
@@ -70,8 +86,13 @@ class MLPProjector(nn.Module):
         pooled = pool_patches(patch_embeddings, self.grid, self.token_grid)
         return self.output(F.gelu(self.up(pooled)))
 
+    @staticmethod
+    def count_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+        """The two linear maps of every token."""
+        return 2 * config.num_tokens * (vision.d_model * d_model + d_model**2)
 
-class AttentionPooling(nn.Module):
+
+class AttentionPooling(Connector):
     """Lets learnable queries attend to the patches.
 
     Source: MM1, Connector ablation (k learnable queries, cross-attention); the paper gives no
@@ -79,7 +100,7 @@ class AttentionPooling(nn.Module):
     """
 
     def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, vision, d_model)
         self.num_heads = config.num_heads
         self.queries = nn.Parameter(torch.empty(config.num_tokens, d_model))
         self.patch_norm = nn.LayerNorm(vision.d_model)
@@ -96,12 +117,22 @@ class AttentionPooling(nn.Module):
         attended = fused_attention(q, k, v)
         return self.output(attended.transpose(1, 2).flatten(2))
 
+    @staticmethod
+    def count_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+        """Keys and values of every patch, outputs of every token, and attention between them.
+
+        Queries are learned: they are mapped once a batch, which is nothing.
+        """
+        tokens, patches = config.num_tokens, vision.num_patches
+        projections = 2 * patches * vision.d_model * d_model + tokens * d_model**2
+        return 2 * projections + 4 * tokens * patches * d_model
+
     def _heads(self, x: Tensor) -> Tensor:
         num_images, length, d_model = x.shape
         return x.view(num_images, length, self.num_heads, d_model // self.num_heads).transpose(1, 2)
 
 
-class CAbstractor(nn.Module):
+class CAbstractor(Connector):
     """Convolves, pools, convolves: keeps what is near each other near.
 
     Source: MM1, Connector ablation (C-Abstractor: ResNet blocks, adaptive average pooling,
@@ -110,7 +141,7 @@ class CAbstractor(nn.Module):
     """
 
     def __init__(self, config: ConnectorConfig, vision: VisionConfig, d_model: int) -> None:
-        super().__init__()
+        super().__init__(config, vision, d_model)
         self.grid, self.token_grid = vision.grid, config.token_grid
         width = config.d_hidden or vision.d_model
         widths = [vision.d_model] + [width] * (config.num_blocks - 1)
@@ -127,6 +158,16 @@ class CAbstractor(nn.Module):
         tokens = pool_patches(patches, self.grid, self.token_grid)
         tokens = self.after(tokens.unflatten(1, (self.token_grid, self.token_grid)))
         return self.output(F.silu(self.up(tokens.flatten(1, 2))))
+
+    @staticmethod
+    def count_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+        """The blocks over the patches' grid, those over the tokens', and the two linear maps."""
+        patches, tokens, width = vision.num_patches, config.num_tokens, vision.d_model
+        hidden, later = config.d_hidden or width, config.num_blocks - 1
+        first = ResNetBlock.count_flops(width, hidden, patches)
+        before = first + later * ResNetBlock.count_flops(hidden, hidden, patches)
+        after = config.num_blocks * ResNetBlock.count_flops(hidden, hidden, tokens)
+        return before + after + 2 * tokens * (hidden * d_model + d_model**2)
 
 
 class ResNetBlock(nn.Module):
@@ -155,6 +196,13 @@ class ResNetBlock(nn.Module):
         weights = self.excite(F.silu(self.squeeze(hidden.mean((1, 2), keepdim=True))))
         hidden = self.output_norm(self.output(hidden * torch.sigmoid(weights)))
         return F.silu(hidden + self.shortcut(x))
+
+    @staticmethod
+    def count_flops(d_in: int, d_out: int, places: int) -> int:
+        """Operations over a grid of so many places."""
+        shortcut = d_in * d_out if d_in != d_out else 0
+        squeezed = 2 * d_out * max(1, d_in // 4)
+        return 2 * (places * (d_in * d_out + 9 * d_out + d_out**2 + shortcut) + squeezed)
 
 
 class Projection(nn.Module):
@@ -188,3 +236,46 @@ def pool_patches(patches: Tensor, grid: int, token_grid: int) -> Tensor:
     """
     channels_first = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     return F.adaptive_avg_pool2d(channels_first, token_grid).flatten(2).transpose(1, 2)
+
+
+CONNECTORS: dict[ConnectorKind, type[Connector]] = {
+    ConnectorKind.AVERAGE_POOLING: AveragePooling,
+    ConnectorKind.ATTENTION_POOLING: AttentionPooling,
+    ConnectorKind.C_ABSTRACTOR: CAbstractor,
+    ConnectorKind.MLP: MLPProjector,
+}
+"""The class of every kind."""
+
+
+def refuse_incomplete(connectors: Mapping[ConnectorKind, type[Connector]]) -> None:
+    """Raises TypeError for a kind without a class, or whose class leaves something out."""
+    for kind in ConnectorKind:
+        found = connectors.get(kind)
+        if found is None or inspect.isabstract(found):
+            missing = "itself" if found is None else ", ".join(sorted(found.__abstractmethods__))
+            raise TypeError(
+                f"connector {kind.value}: found {found.__name__ if found else 'no class'} in "
+                f"CONNECTORS, which lacks {missing}; expected a class with __init__, forward and "
+                "count_flops. See docs/adding.md."
+            )
+
+
+refuse_incomplete(CONNECTORS)
+
+
+def build_connector(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> Connector:
+    """The connector of a model.
+
+    Source: MM1, Connector ablation; its type mattered little, the number of tokens much.
+
+    Args:
+        config: kind and size of the connector.
+        vision: the encoder that it reads from.
+        d_model: width of the decoder that it writes for.
+    """
+    return CONNECTORS[config.kind](config, vision, d_model)
+
+
+def connector_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
+    """Operations of a connector's forward pass over one image; for arguments, `build_connector`."""
+    return CONNECTORS[config.kind].count_flops(config, vision, d_model)

@@ -13,14 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mm1_pipeline.config.model import (
-    Activation,
-    ConnectorConfig,
-    ConnectorKind,
-    DecoderConfig,
-    MM1Config,
-    VisionConfig,
-)
+from mm1_pipeline.config.model import Activation, DecoderConfig, MM1Config, VisionConfig
+from mm1_pipeline.models.connectors import connector_flops
 from mm1_pipeline.models.losses import IGNORED
 
 TRAINED = 3
@@ -86,35 +80,6 @@ def vision_flops(config: VisionConfig) -> int:
     return patches + config.num_built_layers * (2 * positions * weights + attention)
 
 
-def connector_flops(config: ConnectorConfig, vision: VisionConfig, d_model: int) -> int:
-    """Operations of a connector's forward pass over one image.
-
-    Args:
-        config: kind and size.
-        vision: the encoder that it reads from.
-        d_model: width of the decoder that it writes for.
-    """
-    tokens, patches, width = config.num_tokens, vision.num_patches, vision.d_model
-    match config.kind:
-        case ConnectorKind.AVERAGE_POOLING:
-            return 2 * tokens * width * d_model
-        case ConnectorKind.MLP:
-            return 2 * tokens * (width * d_model + d_model**2)
-        case ConnectorKind.ATTENTION_POOLING:
-            # Queries are learned: they are mapped once a batch, which is nothing.
-            projections = 2 * patches * width * d_model + tokens * d_model**2
-            return 2 * projections + 4 * tokens * patches * d_model
-        case ConnectorKind.C_ABSTRACTOR:
-            hidden = config.d_hidden or width
-            later = config.num_blocks - 1
-            before = _block_flops(width, hidden, patches) + later * _block_flops(
-                hidden, hidden, patches
-            )
-            after = config.num_blocks * _block_flops(hidden, hidden, tokens)
-            output = 2 * tokens * (hidden * d_model + d_model**2)
-            return before + after + output
-
-
 def training_flops(
     config: MM1Config, sizes: PackedSizes, num_images: int, *, vision_trained: bool = True
 ) -> int:
@@ -137,10 +102,3 @@ def linear_flops(module: nn.Module, num_rows: int) -> int:
     """Operations of a forward pass in which every linear map of a module sees the same rows."""
     maps = (child for child in module.modules() if isinstance(child, nn.Linear))
     return 2 * num_rows * sum(child.weight.numel() for child in maps)
-
-
-def _block_flops(d_in: int, d_out: int, places: int) -> int:
-    """A bottleneck of the C-Abstractor over a grid of so many places."""
-    shortcut = d_in * d_out if d_in != d_out else 0
-    squeezed = 2 * d_out * max(1, d_in // 4)
-    return 2 * (places * (d_in * d_out + 9 * d_out + d_out**2 + shortcut) + squeezed)

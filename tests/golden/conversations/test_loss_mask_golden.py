@@ -16,8 +16,9 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "corpus"))
 
-from conversation_sets import SETS, make_set
 from corpus_builders import picture, run, write_bytes, write_json, write_parquet
+
+from source_samples import SETS, make_set
 
 STORED = Path(__file__).with_name("loss_masks.json")
 CHATS = {

@@ -14,11 +14,11 @@ from make_official_scores import digest
 
 from mm1_pipeline.config.evaluation import AnswerForm, Metric, TaskConfig
 from mm1_pipeline.config.task_files import read_task_file
-from mm1_pipeline.evaluation.aggregates import details, mme_statistic, pope_statistic
-from mm1_pipeline.evaluation.answer_processing import process_answer
-from mm1_pipeline.evaluation.scoring import score_answer
+from mm1_pipeline.evaluation.answers.processing import process_answer
+from mm1_pipeline.evaluation.scoring.aggregates import details, mme_statistic, pope_statistic
+from mm1_pipeline.evaluation.scoring.metrics import anls, relaxed_accuracy
+from mm1_pipeline.evaluation.scoring.scoring import score_answer
 from mm1_pipeline.evaluation.tasks import TaskItem
-from mm1_pipeline.evaluation.text_metrics import anls, relaxed_accuracy
 
 GOLDEN = np.load(Path(__file__).with_name("official_scores.npz"))
 WORST = 1e-12

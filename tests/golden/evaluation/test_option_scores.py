@@ -22,13 +22,12 @@ from option_samples import (
 )
 
 from mm1_pipeline.config.evaluation import Metric
-from mm1_pipeline.evaluation.aggregates import details, mme_statistic, ratio_of_means
+from mm1_pipeline.evaluation.answers.mathvista import mathvista_score
+from mm1_pipeline.evaluation.answers.mmmu import open_answer_match
+from mm1_pipeline.evaluation.answers.option_parsing import parse_mme, parse_option
 from mm1_pipeline.evaluation.formats.choices import _DOMAIN_OF
-from mm1_pipeline.evaluation.judge import parse_two_marks
-from mm1_pipeline.evaluation.judged import Judged, judge_marks
-from mm1_pipeline.evaluation.mathvista import mathvista_score
-from mm1_pipeline.evaluation.mmmu import open_answer_match
-from mm1_pipeline.evaluation.option_parsing import parse_mme, parse_option
+from mm1_pipeline.evaluation.scoring.aggregates import details, mme_statistic, ratio_of_means
+from mm1_pipeline.evaluation.scoring.judge import Judged, judge_marks, parse_two_marks
 from mm1_pipeline.evaluation.tasks import TaskItem
 
 OFFICIAL = json.loads(Path(__file__).with_name("option_scores.json").read_text())

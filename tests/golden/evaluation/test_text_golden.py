@@ -25,8 +25,8 @@ from text_files import (
 
 from mm1_pipeline.config.task_files import TEXT_FOLDER, task_names
 from mm1_pipeline.config.text_tasks import TextTaskConfig
-from mm1_pipeline.evaluation.likelihood import Likelihood, encode_pair
-from mm1_pipeline.evaluation.text_tasks import (
+from mm1_pipeline.evaluation.generation.likelihood import Likelihood, encode_pair
+from mm1_pipeline.evaluation.text.text_tasks import (
     SEPARATOR,
     TextTask,
     load_text_task,

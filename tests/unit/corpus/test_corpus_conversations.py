@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from conversation_sets import LETTER, SETS, SHORT, make_set
 from corpus_builders import picture, run, write_bytes, write_json, write_parquet
 from pydantic import TypeAdapter, ValidationError
 
 from mm1_pipeline.config.conversation_prompts import OPTION_LETTER, SHORT_ANSWER, fill
-from mm1_pipeline.config.ingest import FORMAT_KINDS, FORMAT_PROMPTS, RecordKind, SourceConfig
+from mm1_pipeline.config.ingest import SourceConfig, SourceFormat
 from mm1_pipeline.corpus.records import Role
+from source_samples import LETTER, SETS, SHORT, make_set
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -25,10 +25,10 @@ def test_a_set_becomes_conversations(tmp_path, name):
     assert record.segments[0].role == Role.HUMAN
 
 
-def test_every_conversation_format_is_tried_above():
-    made = {name for name in FORMAT_KINDS if FORMAT_KINDS[name] == RecordKind.CONVERSATION}
-    assert made - {"llava", "synth_dog"} <= set(SETS)
-    assert made - {"llava"} <= set(FORMAT_PROMPTS)
+def test_every_set_is_tried_above():
+    assert {item.value for item in SourceFormat if item.layout.reader == "question_sets"} <= set(
+        SETS
+    )
 
 
 @pytest.mark.parametrize("name", ["gqa", "a_okvqa", "ocr_vqa", "ai2d", "doc_vqa", "dvqa"])

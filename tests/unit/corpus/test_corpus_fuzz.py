@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conversation_sets import SETS, make_set
 from corpus_builders import (
     PLAIN,
     make_config,
@@ -26,11 +25,13 @@ from corpus_builders import (
     write_warc,
 )
 
-from mm1_pipeline.config.ingest import FORMAT_KINDS, SourceFormat
+from mm1_pipeline.config.ingest import SourceFormat
 from mm1_pipeline.corpus.filters import ImageChecker, check_record
 from mm1_pipeline.corpus.readers.base import RejectedRecord, Source
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.steps import count_passed_over
+from source_samples import FORMATS as SAMPLES
+from source_samples import SETS, Writer, make_set
 
 NUM_RECORDS = 6
 INPUTS = 1_000
@@ -76,9 +77,13 @@ def make_good(folder: Path, source_format: str) -> tuple[str, int]:
             write_json(folder / "chat.json", entries)
             write_bytes(folder / "1.jpg", picture())
             return "chat.json", NUM_RECORDS
-        case _:
+        case _ if source_format in SETS:
             make_set(folder, source_format)
             return SETS[source_format][0], 1
+        case _:
+            writer, name = Writer(folder), f"x{SAMPLES[source_format][1][0]}"
+            getattr(writer, source_format)(name, [f"{n}" for n in numbers])
+            return name, writer.rows
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -124,7 +129,7 @@ INTERESTING = (
 
 def read_all(folder: Path, source_format: str) -> tuple[int, int]:
     """Reads a source and checks every record; gives units read and units rejected."""
-    options = {**PLAIN, "kind": FORMAT_KINDS[SourceFormat(source_format)].value}
+    options = {**PLAIN, "kind": SourceFormat(source_format).layout.kind.value}
     options |= {"format": source_format, "path": str(folder)}
     config = make_config({"s": options}, limits={"max_line_bytes": 100_000})
     settings = config.sources["s"]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from corpus_builders import PLAIN, make_config, picture, run, write_bytes, write_json
 
-from mm1_pipeline.config.ingest import FORMAT_KINDS, SourceFormat
+from mm1_pipeline.config.ingest import SourceFormat
+from mm1_pipeline.config.source_formats import ImagePlace
 from mm1_pipeline.corpus.columns import to_table
 from mm1_pipeline.corpus.filters import ImageChecker, check_record
 from mm1_pipeline.corpus.readers.base import RawRecord, RejectedRecord, Source
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.records import RECORD_SCHEMA
+from source_samples import FORMATS as SAMPLES
+from source_samples import Writer
 
 NUM_ENTRIES = 4
 MUTANTS = 40
@@ -91,7 +95,7 @@ def content_of(source_format: str) -> dict[str, tuple[Any, Any]]:
             captions = [{"id": n, "image_id": n, "caption": f"a {n}"} for n in numbers]
             content = {"images": images, "annotations": captions}
             return {"captions.json": (content, images)}
-        case _:
+        case "llava":
             entries = [
                 {
                     "id": n,
@@ -104,14 +108,32 @@ def content_of(source_format: str) -> dict[str, tuple[Any, Any]]:
                 for n in numbers
             ]
             return {"chat.json": (entries, entries)}
+        case _:
+            with tempfile.TemporaryDirectory() as folder:
+                writer, name = Numbered(Path(folder)), f"x{SAMPLES[source_format][1][0]}"
+                getattr(writer, source_format)(name, [f"{n}" for n in numbers])
+                content = json.loads((Path(folder) / name).read_bytes())
+                return {name: (content, largest(content))}
+
+
+class Numbered(Writer):
+    """Calls the image of entry 3 `3.jpg`."""
+
+    def images(self, entries: list[str]) -> list[str]:
+        return [f"{entry}.jpg" for entry in entries]
+
+
+def largest(content: Any) -> Any:
+    """The list or object of entries somewhere in a file's content."""
+    inner = [content, *(content.values() if isinstance(content, dict) else ())]
+    return max((part for part in inner if isinstance(part, list | dict)), key=len)
 
 
 FORMATS = [
     item.value
     for item in SourceFormat
-    if item in (SourceFormat.COCO_CAPTIONS, SourceFormat.VQA_V2, SourceFormat.LLAVA)
-    or item.value in ("gqa", "a_okvqa", "ocr_vqa", "text_caps", "dvqa", "chart_qa", "ai2d")
-    or item.value == "doc_vqa"
+    if item.layout.images == ImagePlace.BESIDE
+    and any(".json" in pattern for pattern in item.layout.files)
 ]
 
 
@@ -145,7 +167,7 @@ def change(node: Any, rng: random.Random) -> None:
 
 def read(folder: Path, source_format: str, split: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Keys of the records that can be stored, and keys and reasons of all others."""
-    kind = FORMAT_KINDS[SourceFormat(source_format)].value
+    kind = SourceFormat(source_format).layout.kind.value
     options = {**PLAIN, "kind": kind, "format": source_format, "path": str(folder), "split": split}
     config = make_config({"s": options})
     settings = config.sources["s"]

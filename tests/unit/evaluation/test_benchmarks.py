@@ -18,12 +18,12 @@ from evaluation_samples import encoded_image
 
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.config.task_files import task_names
-from mm1_pipeline.evaluation.answers import Answer
-from mm1_pipeline.evaluation.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.comparison import compare_predictions
 from mm1_pipeline.evaluation.evaluate import evaluate
-from mm1_pipeline.evaluation.prompts import build_prompts
-from mm1_pipeline.evaluation.scoring import score_outputs
+from mm1_pipeline.evaluation.generation.answer_log import Answer
+from mm1_pipeline.evaluation.prompts.chat_prompts import ChatPrompts
+from mm1_pipeline.evaluation.prompts.prompts import build_prompts
+from mm1_pipeline.evaluation.scoring.scoring import score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.streams.shard_index import ShardIndex
 
@@ -574,7 +574,7 @@ def test_shots_come_from_the_training_split(tmp_path, tokenizer):
 
 def test_ten_thousand_draws_from_files_show_neither_query_nor_its_image(tmp_path, tokenizer):
     """The training split holds the images of all queries again, under other names and ids."""
-    from mm1_pipeline.evaluation.prompts import shot_pool
+    from mm1_pipeline.evaluation.prompts.prompts import shot_pool
 
     files = benchmark_files.vqa(tmp_path)
     train = benchmark_files.vqa(tmp_path, "train2014", first=60)
@@ -685,8 +685,8 @@ def test_max_items_keeps_whole_groups(tmp_path):
 
 
 def test_a_statistics_bootstrap_is_that_of_the_mean_where_both_apply():
-    from mm1_pipeline.evaluation.aggregates import weighted_mean
-    from mm1_pipeline.evaluation.statistics import bootstrap_means, bootstrap_statistic
+    from mm1_pipeline.evaluation.scoring.aggregates import weighted_mean
+    from mm1_pipeline.evaluation.scoring.statistics import bootstrap_means, bootstrap_statistic
 
     values = np.random.default_rng(0).random(30)
     groups = [n // 3 for n in range(30)]

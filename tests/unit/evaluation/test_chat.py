@@ -17,9 +17,9 @@ from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config,
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
 from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.chat import ChatModel, Conversation
-from mm1_pipeline.evaluation.generation import Generator
-from mm1_pipeline.evaluation.images import ImageFeatures
-from mm1_pipeline.evaluation.resolution import square_keys
+from mm1_pipeline.evaluation.generation.generation import Generator
+from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
+from mm1_pipeline.evaluation.prompts.resolution import square_keys
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.staleness.errors import StalenessError

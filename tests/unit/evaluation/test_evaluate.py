@@ -19,11 +19,11 @@ from evaluation_samples import (
 
 from mm1_pipeline.config.evaluation import Precision, ShotDraw
 from mm1_pipeline.config.shard import TokenizerConfig
-from mm1_pipeline.evaluation import generation
-from mm1_pipeline.evaluation.answers import AnswerLog
-from mm1_pipeline.evaluation.caption_tokens import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.evaluate import evaluate
-from mm1_pipeline.evaluation.metrics import cider_scores, vqa_accuracy
+from mm1_pipeline.evaluation.generation.answer_log import AnswerLog
+from mm1_pipeline.evaluation.generation.generation import generation
+from mm1_pipeline.evaluation.scoring.caption_words import CAPTION_TOKENIZER
+from mm1_pipeline.evaluation.scoring.metrics import cider_scores, vqa_accuracy
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.streams.tokenizer import train_tokenizer

@@ -18,7 +18,7 @@ from mm1_pipeline.corpus.api_keys import ApiKey
 from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.synthesis.endpoint import EndpointWriter
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
-from mm1_pipeline.evaluation.judge import Judge
+from mm1_pipeline.evaluation.scoring.judge import Judge
 
 KEY = "sk-4f9a-not-a-real-key-77c1"
 HOW = (

@@ -16,13 +16,13 @@ from evaluation_samples import encoded_image, question_record, sample_questions
 
 from mm1_pipeline.config.evaluation import Metric, TaskConfig
 from mm1_pipeline.config.text_tasks import TextTaskConfig
-from mm1_pipeline.evaluation.answers import Answer
-from mm1_pipeline.evaluation.baselines import most_frequent_answer
 from mm1_pipeline.evaluation.formats.base import read_json, read_json_lines
-from mm1_pipeline.evaluation.prompts import build_prompts
-from mm1_pipeline.evaluation.scoring import constant_value, score_outputs
+from mm1_pipeline.evaluation.generation.answer_log import Answer
+from mm1_pipeline.evaluation.prompts.prompts import build_prompts
+from mm1_pipeline.evaluation.scoring.baselines import most_frequent_answer
+from mm1_pipeline.evaluation.scoring.scoring import constant_value, score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
-from mm1_pipeline.evaluation.text_tasks import load_text_task
+from mm1_pipeline.evaluation.text.text_tasks import load_text_task
 
 ROWS = {
     "pope": tuple(POPE_SIZES),

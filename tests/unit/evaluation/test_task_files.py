@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmark_files import WRITERS
 
 from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, TaskConfig
 from mm1_pipeline.config.task_files import FOLDER, TEXT_FOLDER, task_names
-from mm1_pipeline.config.task_formats import FILES
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.config.validation import ParameterError, check_parameters
+from mm1_pipeline.evaluation.formats.dispatch import reader_of
 from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -23,11 +25,21 @@ COLUMNS = {name for name, _ in (*TASKS, *SFT_TASKS)}
 def test_a_task_file_is_a_task_that_lacks_only_its_paths(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
     assert not {"files", "shot_files", "source", "max_items", "task"} & content.keys()
-    task = TaskConfig(task=name, files=dict.fromkeys(FILES[content["format"]], "x"))
+    roles = TaskFormat(content["format"]).layout.files
+    task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
     assert task.title
     assert "prompt" in task.unconfirmed
     tables = {"pretrain": TASKS, "sft": SFT_TASKS, None: ((None, ""),)}
     assert task.paper in {column for column, _ in tables[task.paper_table]}
+
+
+@pytest.mark.parametrize("task_format", TaskFormat)
+def test_every_task_format_is_whole(task_format):
+    """What a new format needs beside its member, which the enumeration itself asks for."""
+    assert callable(reader_of(task_format)), "its reader's module names it in READERS"
+    assert task_format.layout.answers < task_format.layout.files
+    tried = {yaml.safe_load((FOLDER / f"{name}.yml").read_text())["format"] for name in WRITERS}
+    assert task_format in tried, "a task asks it, of which benchmark_files.py writes a sample"
 
 
 def test_every_column_of_the_papers_tables_has_a_task_file():
@@ -51,7 +63,8 @@ OPTION_TASKS = ("mmbench", "mmbench_test", "mmmu_test", "mmmu_val", "scienceqa_i
 @pytest.mark.parametrize("name", [*OPTION_TASKS, "seed_image", "mme_cognition", "mme_perception"])
 def test_whole_answers_of_fine_tuned_models_are_read_and_lines_of_documents(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
-    task = TaskConfig(task=name, files=dict.fromkeys(FILES[content["format"]], "x"))
+    roles = TaskFormat(content["format"]).layout.files
+    task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
     assert (task.stop, task.for_documents.stop) == ((), ("\n",))
     assert task.for_documents.prompt == task.prompt
 
@@ -107,7 +120,7 @@ def test_errors_name_the_entry_what_was_found_and_what_is_there():
     assert "found neither" in problem(metric="cider", prompt="{image}")
     assert "'{options}' exactly once" in problem(
         task="scienceqa_img",
-        files=dict.fromkeys(FILES["scienceqa"], "x"),
+        files=dict.fromkeys(TaskFormat.SCIENCEQA.layout.files, "x"),
         prompt="{image} {question}",
     )
     assert "judge_prompt" in problem(

@@ -14,7 +14,7 @@ from evaluation_samples import (
 )
 
 from mm1_pipeline.config.evaluation import Metric
-from mm1_pipeline.evaluation.baselines import caption_centrality, most_frequent_answer
+from mm1_pipeline.evaluation.scoring.baselines import caption_centrality, most_frequent_answer
 
 ANSWERS = ["yes"] * 10
 

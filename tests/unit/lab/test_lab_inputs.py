@@ -95,7 +95,7 @@ def test_a_grid_sees_the_code_of_its_stages_and_of_no_other(function, index):
     code = index.closure(describe_function(function).entries).parts
     reached = {name.partition(":")[0] for name in code}
     for module in ("models.decoder", "training.train", "streams.packing", "corpus.ingest",
-                   "evaluation.metrics", "evaluation.scoring"):  # fmt: skip
+                   "evaluation.scoring.metrics", "evaluation.scoring.scoring"):  # fmt: skip
         assert f"mm1_pipeline.{module}" in reached, module
     for module in ("reporting.page", "export.code", "corpus.download"):
         assert not any(name.startswith(f"mm1_pipeline.{module}") for name in reached), module

@@ -15,13 +15,16 @@ from mm1_pipeline.config.model import (
     VisionConfig,
 )
 from mm1_pipeline.models.connectors import (
+    CONNECTORS,
     AttentionPooling,
     AveragePooling,
     CAbstractor,
+    Connector,
     MLPProjector,
     ResNetBlock,
     build_connector,
     pool_patches,
+    refuse_incomplete,
 )
 
 TOLERANCE = 1e-12
@@ -222,6 +225,19 @@ def test_no_images_give_no_tokens_and_gradients_of_zero(kind: ConnectorKind) -> 
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("forgotten", ["forward", "count_flops"])
+def test_what_a_connector_forgets_fails_at_import(forgotten: str) -> None:
+    """`refuse_incomplete` runs when the module is imported; training would find it in step 1."""
+    methods = {"__init__", "forward", "count_flops"} - {forgotten}
+    whole = {name: getattr(MLPProjector, name) for name in methods}
+    broken = type("Broken", (Connector,), whole)
+    with pytest.raises(TypeError, match=f"found Broken in CONNECTORS, which lacks {forgotten}"):
+        refuse_incomplete({**CONNECTORS, ConnectorKind.MLP: broken})
+    unlisted = {kind: cls for kind, cls in CONNECTORS.items() if kind != ConnectorKind.MLP}
+    with pytest.raises(TypeError, match="connector mlp: found no class"):
+        refuse_incomplete(unlisted)
 
 
 def model_config(connector: ConnectorConfig) -> MM1Config:

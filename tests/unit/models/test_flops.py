@@ -21,10 +21,9 @@ from mm1_pipeline.config.model import (
 from mm1_pipeline.config.pretraining import AimConfig, ClipConfig
 from mm1_pipeline.models.aim import PatchPrediction
 from mm1_pipeline.models.clip import Contrastive
-from mm1_pipeline.models.connectors import build_connector
+from mm1_pipeline.models.connectors import build_connector, connector_flops
 from mm1_pipeline.models.flops import (
     PackedSizes,
-    connector_flops,
     decoder_flops,
     training_flops,
     vision_flops,
@@ -112,9 +111,7 @@ def test_a_training_step_is_counted_as_pytorch_counts_it(changes):
 @pytest.mark.parametrize(
     "config",
     [
-        CONNECTOR,
-        ConnectorConfig(kind=ConnectorKind.ATTENTION_POOLING, num_tokens=4),
-        ConnectorConfig(kind=ConnectorKind.MLP, num_tokens=4),
+        *(ConnectorConfig(kind=kind, num_tokens=4) for kind in ConnectorKind),
         ConnectorConfig(num_tokens=4, num_blocks=2, d_hidden=96),
         ConnectorConfig(num_tokens=9, num_blocks=1),
     ],

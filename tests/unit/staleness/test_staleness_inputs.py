@@ -7,7 +7,6 @@ import importlib
 import os
 import pkgutil
 import types
-import typing
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from mm1_pipeline import config
 from mm1_pipeline.config import ingest
 from mm1_pipeline.config.ingest import SourceConfig, SourceFormat
-from mm1_pipeline.config.source_files import FORMAT_FILES
 from mm1_pipeline.corpus.files import ImageFolder
 from mm1_pipeline.corpus.readers.dispatch import input_listing
 from mm1_pipeline.staleness.hash_cache import HashCache
@@ -144,9 +142,8 @@ def test_links_out_of_a_folder_of_images_count_as_they_are_followed(follows, tmp
 @pytest.mark.parametrize("layout", list(SourceFormat))
 def test_all_that_a_source_reads_counts_and_nothing_else(layout, tmp_path):
     """What the readers list by their own rule, and what a change of it must bring."""
-    kind = typing.cast(ingest.RecordKind, ingest.FORMAT_KINDS[layout])
-    source = SourceConfig(kind=kind, format=layout, path=str(tmp_path))
-    pattern = FORMAT_FILES[layout][0]
+    source = SourceConfig(kind=layout.layout.kind, format=layout, path=str(tmp_path))
+    pattern = layout.layout.files[0]
     for name in (pattern.replace("*", "1"), f"d/{pattern.replace('*', '2')}", "0.parquet"):
         write(tmp_path / name)
     for name in ("3.jpg", "d/4.PNG", "5", "6.weird", "7.tar", "8.json", *LITTER):

@@ -20,8 +20,7 @@ from staleness_dummy import DummyProject
 from mm1_pipeline.corpus.download.shards import finished_statistics, publish_shard
 from mm1_pipeline.corpus.ingest import _complete, _completed_report
 from mm1_pipeline.datasets.artifact import ArtifactDataset
-from mm1_pipeline.evaluation.answers import Answer, AnswerLog
-from mm1_pipeline.evaluation.row_log import RowLog
+from mm1_pipeline.evaluation.generation.answer_log import Answer, AnswerLog, RowLog
 from mm1_pipeline.staleness import maintenance
 from mm1_pipeline.training.metrics import MetricsLog
 

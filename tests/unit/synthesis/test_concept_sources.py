@@ -29,7 +29,7 @@ from mm1_pipeline.corpus.synthesis.concepts import MeasuredConcepts, one_line
 from mm1_pipeline.corpus.synthesis.synthesize import synthesize
 from mm1_pipeline.corpus.synthesis.text_reader import TextReader
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, TemplateWriter
-from mm1_pipeline.evaluation.caption_writer import make_concept_sources
+from mm1_pipeline.evaluation.captioning.caption_writer import make_concept_sources
 
 SOURCE = SourceConfig(kind=RecordKind.CAPTION, format=SourceFormat.IMAGE_PARQUET, path="-")
 

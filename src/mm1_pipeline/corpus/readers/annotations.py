@@ -26,6 +26,21 @@ def open_image_folder(source: Source) -> ImageFolder:
     return ImageFolder(path, source.config.images.max_bytes, follow_links=follow_links)
 
 
+def image_folder_problems(source: Source) -> list[str]:
+    """Whether the configured folder of images is not there."""
+    path = source.config.image_path
+    if path is None:
+        return []
+    try:
+        ImageFolder(path, source.config.images.max_bytes)
+    except (ImportError, OSError, ValueError):
+        return [
+            f"{source.parameter('image_path')}: found nothing at {path!r}, expected the folder of "
+            "the images."
+        ]
+    return []
+
+
 def image_by_name(folder: ImageFolder, name: Any) -> RawImage:
     """The image that an annotation names."""
     if not isinstance(name, str):

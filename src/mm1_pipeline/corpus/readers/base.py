@@ -92,6 +92,23 @@ class Source:
         return f"ingest.sources.{self.name}.{field_name}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a format is read. A module of readers names those of its formats in `READERS`."""
+
+    read: Callable[[Source], Iterator[Found]]
+    """Gives the records of a source, in the order of its files."""
+    problems: Callable[[Source], list[str]]
+    """Parameters that do not fit the files, as far as that shows before anything is read: each
+    line begins with a parameter's path."""
+
+
+def no_problems(source: Source) -> list[str]:
+    """Of formats whose parameters nothing can be said about before they are read."""
+    del source
+    return []
+
+
 class ParameterError(ValueError):
     """The parameters do not fit the files: a user's mistake, which no record is rejected for."""
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     as_name,
     entries,
     image_by_name,
+    image_folder_problems,
     index_by,
     open_image_folder,
     read_json,
@@ -25,6 +27,7 @@ from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     caption_record,
@@ -99,3 +102,6 @@ def _to_items(
             yield caption_record(
                 source, key, raw, caption, {**metadata, "annotation_id": identifier}
             )
+
+
+READERS = {SourceFormat.COCO_CAPTIONS: Reader(read, image_folder_problems)}

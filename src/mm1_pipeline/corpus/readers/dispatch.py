@@ -5,29 +5,25 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 
 from mm1_pipeline.config.ingest import SourceConfig
-from mm1_pipeline.config.source_files import (
-    FORMAT_FILES,
-    SourceFormat,
-    has_images_beside,
-    is_read,
-    looks_below,
-)
+from mm1_pipeline.config.source_files import has_images_beside, is_read
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFiles, whole_suffix
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
-from mm1_pipeline.corpus.readers import (
-    coco_captions,
-    image_parquet,
-    img2dataset,
-    interleaved_parquet,
-    jsonl,
-    llava,
-    question_sets,
-    synth_dog,
-    vqa_v2,
-)
-from mm1_pipeline.corpus.readers.base import Found, Source
+from mm1_pipeline.corpus.readers.base import Found, Reader, Source
+
+
+def reader_of(source_format: SourceFormat) -> Reader:
+    """The reader of a format, out of the module that `config.source_formats` names.
+
+    Loaded when it is needed: readers of pages bring libraries that others do without.
+    """
+    name = source_format.layout.reader
+    # Written out, so that staleness, which imports nothing, sees what may be meant.
+    module = import_module(f"mm1_pipeline.corpus.readers.{name}")
+    return module.READERS[source_format]
 
 
 def read_source(source: Source) -> Iterator[Found]:
@@ -39,38 +35,7 @@ def read_source(source: Source) -> Iterator[Found]:
     Raises:
         ValueError: the parameters do not fit the files.
     """
-    match source.config.format:
-        case SourceFormat.IMG2DATASET:
-            return img2dataset.read(source)
-        case SourceFormat.IMAGE_PARQUET:
-            return image_parquet.read(source)
-        case SourceFormat.INTERLEAVED_PARQUET:
-            return interleaved_parquet.read(source)
-        case SourceFormat.COCO_CAPTIONS:
-            return coco_captions.read(source)
-        case SourceFormat.VQA_V2:
-            return vqa_v2.read(source)
-        case SourceFormat.LLAVA:
-            return llava.read(source)
-        case SourceFormat.SYNTH_DOG:
-            return synth_dog.read(source)
-        case (
-            SourceFormat.GQA
-            | SourceFormat.A_OKVQA
-            | SourceFormat.OCR_VQA
-            | SourceFormat.TEXT_CAPS
-            | SourceFormat.DVQA
-            | SourceFormat.CHART_QA
-            | SourceFormat.AI2D
-            | SourceFormat.DOC_VQA
-        ):
-            return question_sets.read(source)
-        case SourceFormat.JSONL:
-            return jsonl.read(source)
-        case SourceFormat.WARC_HTML:
-            from mm1_pipeline.corpus.readers import warc_html
-
-            return warc_html.read(source)
+    return reader_of(source.config.format).read(source)
 
 
 def open_files(config: SourceConfig) -> SourceFiles:
@@ -79,11 +44,9 @@ def open_files(config: SourceConfig) -> SourceFiles:
     Raises:
         FileNotFoundError: nothing is at the path.
     """
+    layout = config.format.layout
     return SourceFiles(
-        config.path,
-        patterns=FORMAT_FILES[config.format],
-        also=config.files,
-        below=looks_below(config),
+        config.path, patterns=layout.files, also=config.files, below=layout.looks_below
     )
 
 
@@ -101,6 +64,6 @@ def input_listing(config: SourceConfig) -> list[tuple[str, int]]:
 def _is_beside(config: SourceConfig, name: str) -> bool:
     """Whether a file that matches no pattern is one of the format's: tables, and image files."""
     suffix = posixpath.splitext(name)[1].lower()
-    if config.format == SourceFormat.IMG2DATASET:
-        return suffix == ".parquet"
+    if suffix in config.format.layout.tables:
+        return True
     return has_images_beside(config) and suffix[1:] in IMAGE_SUFFIXES

@@ -7,12 +7,14 @@ from functools import partial
 
 import pyarrow as pa
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
     ParameterError,
+    Reader,
     RejectedRecord,
     Source,
     caption_record,
@@ -63,3 +65,6 @@ def problems(source: Source, file: SourceFile, schema: pa.Schema) -> list[str]:
     if found and any(name.lower() in _ADDRESSES for name in schema.names):
         found[-1] += " Images that a table only names are fetched first, by the stage `download`."
     return found
+
+
+READERS = {SourceFormat.IMAGE_PARQUET: Reader(read, partial(parquet.misfits, problems))}

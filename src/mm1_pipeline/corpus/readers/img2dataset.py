@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile, safe_name
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
@@ -29,11 +30,13 @@ from mm1_pipeline.corpus.readers.base import (
     Item,
     PassedOver,
     RawImage,
+    Reader,
     RejectedRecord,
     Source,
     caption_record,
     file_error,
     is_files_fault,
+    no_problems,
     read_each_file,
     read_one,
 )
@@ -289,3 +292,6 @@ def _promised_samples(source: Source, table: SourceFile) -> list[str]:
             return []
         rows = parquet.read(columns=["key", "status"]).to_pylist()
     return [str(row["key"]) for row in rows if row["status"] == _SUCCESS]
+
+
+READERS = {SourceFormat.IMG2DATASET: Reader(read, no_problems)}

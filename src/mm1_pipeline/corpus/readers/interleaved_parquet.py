@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
@@ -30,6 +31,7 @@ from mm1_pipeline.corpus.readers.base import (
     ParameterError,
     RawImage,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     read_each_file,
@@ -175,3 +177,6 @@ def _image_urls(row: dict[str, Any], length: int) -> list[str | None]:
         return nothing
     urls = [entry.get("src") if isinstance(entry, dict) else None for entry in entries]
     return [url if isinstance(url, str) else None for url in urls]
+
+
+READERS = {SourceFormat.INTERLEAVED_PARQUET: Reader(read, partial(parquet.misfits, problems))}

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
@@ -16,6 +17,7 @@ from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     is_files_fault,
@@ -52,8 +54,9 @@ def _to_item(source: Source, key: str, value: Any | Rejected) -> Item:
     return RawRecord(key, (Segment.of_text(text),), metadata=value)
 
 
-def problems(source: Source, file: SourceFile) -> list[str]:
-    """Whether none of the first lines has the configured field: a misspelt parameter."""
+def problems(source: Source) -> list[str]:
+    """Whether none of the first file's first lines has the configured field: a misspelt one."""
+    file = next(iter(source.files))
     found: set[str] = set()
     try:
         with source.files.open_aside(file) as stream:
@@ -72,3 +75,6 @@ def problems(source: Source, file: SourceFile) -> list[str]:
         f"{source.parameter('text_column')}: found {column!r}, expected a field of the objects in "
         f"{file.name}: {', '.join(sorted(found))}."
     ]
+
+
+READERS = {SourceFormat.JSONL: Reader(read, problems)}

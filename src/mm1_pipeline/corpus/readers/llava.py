@@ -17,14 +17,21 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile, whole_suffix
 from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
-from mm1_pipeline.corpus.readers.annotations import as_name, image_by_name, open_image_folder
+from mm1_pipeline.corpus.readers.annotations import (
+    as_name,
+    image_by_name,
+    image_folder_problems,
+    open_image_folder,
+)
 from mm1_pipeline.corpus.readers.base import (
     Found,
     PassedOver,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     read_each_file,
@@ -199,3 +206,6 @@ def _image_names(entry: dict[str, Any]) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+READERS = {SourceFormat.LLAVA: Reader(read, image_folder_problems)}

@@ -232,15 +232,15 @@ def _to_value(scalar: Any) -> Any:
 
 
 def misfits(
-    source: Source, problems: Callable[[Source, SourceFile, pa.Schema], list[str]]
+    problems: Callable[[Source, SourceFile, pa.Schema], list[str]], source: Source
 ) -> list[str]:
     """What in the parameters does not fit the columns of any file, all footers looked at.
 
     A damaged footer is no wrong parameter: reading puts the file into quarantine.
 
     Args:
-        source: the source.
         problems: what is wrong with one file.
+        source: the source.
     """
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE, thread_name_prefix="footer") as pool:
         found = list(pool.map(partial(_file_problems, source, problems), source.files))

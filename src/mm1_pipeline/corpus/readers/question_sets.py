@@ -29,7 +29,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from mm1_pipeline.config.conversation_prompts import CHOICES, fill, option_letter
-from mm1_pipeline.config.ingest import SourceFormat, SourceSplit
+from mm1_pipeline.config.ingest import SourceSplit
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.json_streams import all_pairs
@@ -39,6 +40,7 @@ from mm1_pipeline.corpus.readers.annotations import (
     as_name,
     entries,
     image_by_name,
+    image_folder_problems,
     open_image_folder,
     read_json_value,
 )
@@ -48,6 +50,7 @@ from mm1_pipeline.corpus.readers.base import (
     PassedOver,
     RawImage,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     caption_record,
@@ -128,27 +131,30 @@ class _Layout(NamedTuple):
     """Key and content of each entry of a file."""
     read: Callable[[_Images, str, Entry], _Example]
     """The example behind an entry; raises Rejected."""
+    is_of_split: Callable[[Any, SourceSplit], bool] = lambda _entry, _split: True
+    """Whether an entry belongs to a split, where one file holds all."""
 
 
-def read(source: Source) -> Iterator[Found]:
+_ReadContent = Callable[[_Images, Source, SourceFile, Any], Iterator[Found]]
+"""Gives the records of one file's content."""
+
+
+def _read(read_content: _ReadContent, source: Source) -> Iterator[Found]:
     """Reads all files of a set."""
     images = _Images(open_image_folder(source))
-    return read_each_file(source, partial(_read_file, images))
 
+    def read_file(source: Source, file: SourceFile) -> Iterator[Found]:
+        content = read_json_value(source, file)
+        return without_doubles(read_content(images, source, file, content))
 
-def _read_file(images: _Images, source: Source, file: SourceFile) -> Iterator[Found]:
-    content = read_json_value(source, file)
-    if source.config.format == SourceFormat.TEXT_CAPS:
-        return without_doubles(_text_caps(images, source, file, content))
-    return without_doubles(_read_entries(images, source, file, content))
+    return read_each_file(source, read_file)
 
 
 def _read_entries(
-    images: _Images, source: Source, file: SourceFile, content: Any
+    layout: _Layout, images: _Images, source: Source, file: SourceFile, content: Any
 ) -> Iterator[Found]:
-    layout = _LAYOUTS[source.config.format]
     for name, entry in layout.find(content):
-        if source.config.format == SourceFormat.OCR_VQA and not _is_of_split(entry, source):
+        if not layout.is_of_split(entry, source.config.split):
             yield PassedOver(Passed.OTHER_ENTRY)
             continue
         key = f"{file.key}/{name}"
@@ -223,11 +229,11 @@ def _ocr_vqa(images: _Images, name: str, entry: Entry) -> _Example:
     return _Example(images.with_stem(name), asked, metadata)
 
 
-def _is_of_split(entry: Any, source: Source) -> bool:
+def _is_ocr_vqa_of(entry: Any, split: SourceSplit) -> bool:
     """OCR-VQA keeps all splits in one file: 1 is training, 2 validation, 3 test."""
     if not isinstance(entry, dict):
         return True
-    wanted = (1,) if source.config.split == SourceSplit.TRAIN else (2, 3)
+    wanted = (1,) if split == SourceSplit.TRAIN else (2, 3)
     return entry.get("split", wanted[0]) in wanted
 
 
@@ -297,17 +303,6 @@ def _whole(content: Any) -> Iterator[tuple[str, Any]]:
     yield as_name(_object(content).get("imageName")) or "entry_0", content
 
 
-_LAYOUTS = {
-    SourceFormat.GQA: _Layout(_objects_by_key, _gqa),
-    SourceFormat.A_OKVQA: _Layout(partial(_listed, "question_id"), _a_okvqa),
-    SourceFormat.OCR_VQA: _Layout(_objects_by_key, _ocr_vqa),
-    SourceFormat.DVQA: _Layout(partial(_listed, "question_id"), _dvqa),
-    SourceFormat.CHART_QA: _Layout(partial(_listed, "none"), _chart_qa),
-    SourceFormat.AI2D: _Layout(_whole, _ai2d),
-    SourceFormat.DOC_VQA: _Layout(partial(_data, "questionId"), _doc_vqa),
-}
-
-
 def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = f"found {type(content).__name__}, expected an object"
@@ -341,3 +336,22 @@ def _index(value: Any, choices: tuple[str, ...]) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return value
     return None
+
+
+_LAYOUTS = {
+    SourceFormat.GQA: _Layout(_objects_by_key, _gqa),
+    SourceFormat.A_OKVQA: _Layout(partial(_listed, "question_id"), _a_okvqa),
+    SourceFormat.OCR_VQA: _Layout(_objects_by_key, _ocr_vqa, _is_ocr_vqa_of),
+    SourceFormat.DVQA: _Layout(partial(_listed, "question_id"), _dvqa),
+    SourceFormat.CHART_QA: _Layout(partial(_listed, "none"), _chart_qa),
+    SourceFormat.AI2D: _Layout(_whole, _ai2d),
+    SourceFormat.DOC_VQA: _Layout(partial(_data, "questionId"), _doc_vqa),
+}
+
+READERS = {
+    name: Reader(partial(_read, read_content), image_folder_problems)
+    for name, read_content in {
+        **{name: partial(_read_entries, layout) for name, layout in _LAYOUTS.items()},
+        SourceFormat.TEXT_CAPS: _text_caps,
+    }.items()
+}

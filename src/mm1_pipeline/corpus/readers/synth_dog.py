@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
@@ -19,6 +20,7 @@ from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
     ParameterError,
+    Reader,
     RejectedRecord,
     Source,
     caption_record,
@@ -77,3 +79,6 @@ def _written_text(value: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         raise Rejected(Reason.TEXT_MISSING, "found no gt_parse.text_sequence")
     return text
+
+
+READERS = {SourceFormat.SYNTH_DOG: Reader(read, partial(parquet.misfits, problems))}

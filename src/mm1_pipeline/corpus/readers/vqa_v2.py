@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 from mm1_pipeline.config.conversation_prompts import fill
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     NumberedImages,
     entries,
+    image_folder_problems,
     index_by,
     open_image_folder,
     read_json,
@@ -26,6 +28,7 @@ from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
     read_guarded,
@@ -63,6 +66,18 @@ def is_question_file(file: SourceFile) -> bool:
 def is_annotation_file(file: SourceFile) -> bool:
     """Whether a JSON file holds annotations, by its name, as VQAv2 names them."""
     return "annotations" in file.name.rsplit("/", 1)[-1].lower()
+
+
+def problems(source: Source) -> list[str]:
+    """Which of the two kinds of files is missing, and the images."""
+    halves = (("questions", is_question_file), ("annotations", is_annotation_file))
+    place = f"in {source.config.path!r}, {source.config.format.expected}"
+    missing = [
+        f"{source.parameter('path')}: found no file of {half} {place}."
+        for half, is_half in halves
+        if not any(map(is_half, source.files))
+    ]
+    return missing + image_folder_problems(source)
 
 
 def _collect_annotations(
@@ -142,3 +157,6 @@ def _chosen_answer(annotation: dict[str, Any], answers: list[str]) -> str:
     if isinstance(chosen, str) and chosen.strip():
         return chosen
     return Counter(answers).most_common(1)[0][0]
+
+
+READERS = {SourceFormat.VQA_V2: Reader(read, problems)}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
+from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import http
 from mm1_pipeline.corpus.charsets import REPLACEMENT, decode_page
 from mm1_pipeline.corpus.files import SourceFile
@@ -22,8 +23,10 @@ from mm1_pipeline.corpus.readers.base import (
     Item,
     PassedOver,
     RawRecord,
+    Reader,
     RejectedRecord,
     Source,
+    no_problems,
     read_guarded,
     read_one,
 )
@@ -104,3 +107,6 @@ def _read_page(
     raw_images = tuple(images.find(urls) for urls in found)
     metadata = {"url": url, "title": document.title}
     return RawRecord(key, tuple(segments), raw_images, metadata=metadata)
+
+
+READERS = {SourceFormat.WARC_HTML: Reader(read, no_problems)}

@@ -1,8 +1,8 @@
 """What can be said of an image, and without a model: colours, shape, separate regions.
 
 These are measurements of pixels, named plainly. They know no objects; a model's own caption
-(`evaluation.local_models`), the text in the image (`text_reader`) or an endpoint that sees images
-says more.
+(`evaluation.captioning.local_models`), the text in the image (`text_reader`) or an endpoint that
+sees images says more.
 """
 
 from __future__ import annotations

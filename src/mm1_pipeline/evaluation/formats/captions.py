@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
@@ -74,3 +75,10 @@ def _field(row: Any, name: str) -> Any:
     """A field of what may not even be a mapping; None then, so that it fails as an item."""
     value = row.get(name) if isinstance(row, dict) else None
     return value if isinstance(value, str | int) else None
+
+
+READERS = {
+    TaskFormat.KARPATHY: read_karpathy,
+    TaskFormat.COCO_CAPTIONS: read_coco_captions,
+    TaskFormat.TEXTCAPS: read_textcaps,
+}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     ImageSource,
@@ -271,3 +272,11 @@ def _list_of(value: Any) -> list[Any]:
     if not isinstance(parsed, list | tuple):
         raise TypeError(f"found {type(parsed).__name__}, expected a list")
     return list(parsed)
+
+
+READERS = {
+    TaskFormat.SCIENCEQA: read_scienceqa,
+    TaskFormat.MMMU: read_mmmu,
+    TaskFormat.MMBENCH: read_mmbench,
+    TaskFormat.SEED: read_seed,
+}

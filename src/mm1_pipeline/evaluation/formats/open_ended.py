@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
@@ -98,3 +99,10 @@ def read_mm_vet(files: FormatFiles) -> Iterator[RawItem]:
         )
 
     return parse_keyed(content.items(), parse)
+
+
+READERS = {
+    TaskFormat.MATHVISTA: read_mathvista,
+    TaskFormat.LLAVA_W: read_llava_w,
+    TaskFormat.MM_VET: read_mm_vet,
+}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
@@ -126,3 +127,13 @@ def read_chartqa(files: FormatFiles) -> Iterator[RawItem]:
         )
 
     return parse_keyed(enumerate(read_json_lines(files.paths["annotations"])), parse)
+
+
+READERS = {
+    TaskFormat.VQA: read_vqa,
+    TaskFormat.TEXTVQA: read_textvqa,
+    TaskFormat.VIZWIZ: read_vizwiz,
+    TaskFormat.GQA: read_gqa,
+    TaskFormat.DOCVQA: read_docvqa,
+    TaskFormat.CHARTQA: read_chartqa,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,24 +72,14 @@ def read_text_items(kind: TextFormat, files: Mapping[str, Path]) -> Iterator[Tex
     Raises:
         ValueError: If a file is missing or is not in the format at all.
     """
-    path = files["questions"]
-    match kind:
-        case TextFormat.ARC:
-            return _items(_numbered(read_json_lines(path), "id"), _arc)
-        case TextFormat.PIQA:
-            return _items(_numbered(_piqa_rows(files)), _piqa)
-        case TextFormat.LAMBADA:
-            return _items(_numbered(read_json_lines(path)), _lambada)
-        case TextFormat.WINOGRANDE:
-            return _items(_numbered(read_json_lines(path), "qID"), _winogrande)
-        case TextFormat.HELLASWAG:
-            return _items(_numbered(read_json_lines(path)), _hellaswag)
-        case TextFormat.SCIQ:
-            return _items(_numbered(read_json_lines(path)), _sciq)
-        case TextFormat.TRIVIAQA:
-            return _items(_numbered(read_table(path, "Data"), "QuestionId"), _triviaqa)
-        case TextFormat.WEBQS:
-            return _items(_numbered(read_json_lines(path)), _webqs)
+    return _READERS[kind](files)
+
+
+def _lines(
+    parse: Callable[[str, Any], TextItem], key: str = ""
+) -> Callable[[Mapping[str, Path]], Iterator[TextItem]]:
+    """A reader of a file of JSON lines, each of which is a question."""
+    return lambda files: _items(_numbered(read_json_lines(files["questions"]), key), parse)
 
 
 def _items(pairs: Iterable[tuple[str, Any]], parse: Any) -> Iterator[TextItem]:
@@ -237,3 +227,24 @@ def _place(label: Any, options: tuple[str, ...]) -> int:
     if not 0 <= index < len(options):
         raise ValueError(f"found {letter(index) if index >= 0 else index} as the right option")
     return index
+
+
+def _read_piqa(files: Mapping[str, Path]) -> Iterator[TextItem]:
+    return _items(_numbered(_piqa_rows(files)), _piqa)
+
+
+def _read_triviaqa(files: Mapping[str, Path]) -> Iterator[TextItem]:
+    return _items(_numbered(read_table(files["questions"], "Data"), "QuestionId"), _triviaqa)
+
+
+_READERS: dict[TextFormat, Callable[[Mapping[str, Path]], Iterator[TextItem]]] = {
+    TextFormat.ARC: _lines(_arc, "id"),
+    TextFormat.PIQA: _read_piqa,
+    TextFormat.LAMBADA: _lines(_lambada),
+    TextFormat.WINOGRANDE: _lines(_winogrande, "qID"),
+    TextFormat.HELLASWAG: _lines(_hellaswag),
+    TextFormat.SCIQ: _lines(_sciq),
+    TextFormat.TRIVIAQA: _read_triviaqa,
+    TextFormat.WEBQS: _lines(_webqs),
+}
+assert _READERS.keys() == set(TextFormat), "every text format has a reader"

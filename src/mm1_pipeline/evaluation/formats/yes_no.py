@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
     RawItem,
@@ -125,3 +126,9 @@ def _yes_or_no(value: Any) -> str:
     if answer not in _ANSWERS:
         raise ValueError(f"found the answer {answer!r}, expected yes or no")
     return answer
+
+
+READERS = {
+    TaskFormat.MME: read_mme,
+    TaskFormat.POPE: read_pope,
+}

@@ -11,7 +11,7 @@ from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 def ingest_sources(config: IngestConfig) -> tuple[StagedArtifact, dict[str, Any]]:
     """Reads, filters and de-duplicates every source; what is dropped is counted."""
     from mm1_pipeline.corpus.ingest import ingest
-    from mm1_pipeline.evaluation.scorers import load_scorer
+    from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 
     staged = stage("records")
     report = ingest(

@@ -14,7 +14,7 @@ def synthesize_captions(
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Writes a source of captions from alt text and visual concepts, or none if none is asked."""
     from mm1_pipeline.corpus.synthesis.synthesize import synthesize
-    from mm1_pipeline.evaluation.caption_writer import make_concept_sources, make_writer
+    from mm1_pipeline.evaluation.captioning.caption_writer import make_concept_sources, make_writer
 
     staged = stage("synthetic_records")
     concepts = make_concept_sources(config)

@@ -40,6 +40,6 @@ def evaluate_vision(
     config: EvaluateConfig, pretraining: VisionPretrainConfig, encoder: Artifact, shards: Artifact
 ) -> dict[str, Any]:
     """Measures a trained encoder at its own task, on what its training never saw."""
-    from mm1_pipeline.evaluation.vision import held_out_vision
+    from mm1_pipeline.evaluation.held_out.vision import held_out_vision
 
     return held_out_vision(config, pretraining, encoder.path, shards.path)

@@ -80,12 +80,12 @@ def _size_tiles(model: ModelSummary) -> list[Tile]:
     tiles = [Tile("Parameters", compact(model.total_parameters), parts)]
     vision, connector = model.config.get("vision", {}), model.config.get("connector", {})
     if vision and connector:
-        kind = connector["kind"]
+        kind = _CONNECTORS.get(connector["kind"], connector["kind"].replace("_", " "))
         tiles.append(
             Tile(
                 "Image",
                 f"{vision['image_size']} px",
-                f"{connector['num_tokens']} tokens, {_CONNECTORS.get(kind, kind)}",
+                f"{connector['num_tokens']} tokens, {kind}",
             )
         )
     return tiles

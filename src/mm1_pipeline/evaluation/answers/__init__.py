@@ -1,0 +1,1 @@
+"""What an answer names: from raw output to what is scored."""

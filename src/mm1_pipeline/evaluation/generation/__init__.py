@@ -1,0 +1,1 @@
+"""Answers and likelihoods out of a model."""

@@ -1,0 +1,1 @@
+"""Losses and retrieval on data that training left out."""

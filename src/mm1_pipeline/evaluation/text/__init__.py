@@ -1,0 +1,1 @@
+"""Tasks without images."""
