@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,6 @@ from mm1_pipeline.corpus.engine import Engine
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
-from mm1_pipeline.corpus.progress import PartitionProgress
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Passed, Reason, Tally
 from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
 from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
@@ -52,6 +52,7 @@ from mm1_pipeline.corpus.steps import (
     write_partition,
 )
 from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_json
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.staleness.inputs import path_state
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -174,9 +175,17 @@ def _ingest_source(
         if len(waiting) < len(tasks):
             done = len(tasks) - len(waiting)
             logger.info("%s, %s: %d of %d partitions are finished", name, step, done, len(tasks))
-        progress = PartitionProgress(f"{name}, {step}", [weights[t.number] for t in waiting])
-        for task, num_records in engine.run(function, waiting):
-            progress.advance(weights[task.number], num_records)
+        results = engine.run(function, waiting)
+        if len(waiting) < 2:  # which `track_source` tells of
+            deque(results, maxlen=0)
+            return
+        total = sum(weights[task.number] for task in waiting)
+        with Progress(
+            f"{name}, {step}", unit="records", total=total, log_seconds=0, has_bar=False
+        ) as progress:
+            for number, (task, num_records) in enumerate(results, start=1):
+                note = f"partition {number} of {len(waiting)}"
+                progress.advance(weights[task.number], count=num_records, note=note)
 
     if tasks[0].prepared is not None:
         run("index", index_partition)

@@ -29,7 +29,6 @@ from mm1_pipeline.evaluation.images import ImageFeatures
 from mm1_pipeline.evaluation.judge import Judge
 from mm1_pipeline.evaluation.mathvista import RULES
 from mm1_pipeline.evaluation.postprocess import POSTPROCESS
-from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts import Prompt, build_prompts, check_lengths, prompts_sha256
 from mm1_pipeline.evaluation.resolution import ImageSquares, check_budget, high_resolution
 from mm1_pipeline.evaluation.scoring import TaskScores, score_outputs
@@ -38,6 +37,7 @@ from mm1_pipeline.evaluation.stanford_tokens import tokenizer_name
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.evaluation.text_run import TextRunner
 from mm1_pipeline.evaluation.text_tasks import TextTask, load_text_task
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
@@ -160,7 +160,7 @@ def evaluate(
         2 * suite.num_positions(name) + text_runners[name].num_positions
         for name, _, suite in suites
     )
-    with EvaluationProgress(num_positions) as progress:
+    with Progress("evaluate", unit="items", total=num_positions) as progress:
         for name, directory, harness in suites:
             model = load_model(directory, device).eval()
             held_out[name] = held_out_losses(
@@ -322,7 +322,7 @@ class _Run:
     """What answering needs besides a model."""
 
     harness: Harness
-    progress: EvaluationProgress
+    progress: Progress
     logs: _Logs
     judge: Judge | None
 

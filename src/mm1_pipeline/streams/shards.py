@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import RECORDS, read_records
-from mm1_pipeline.corpus.work_progress import WorkProgress
 from mm1_pipeline.ground.files import write_text
 from mm1_pipeline.ground.processes import WorkerPool
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.streams.mds import index_text
 from mm1_pipeline.streams.partition_writer import (
@@ -238,7 +238,7 @@ def _identity(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: 
 def _plan(config: ShardConfig, jobs: list[PartitionJob], run: Run) -> ShardPlan:
     plans: dict[int, PartitionPlan] = {}
     cost = sum(job.partition.cost for job in jobs) / 1e6
-    with WorkProgress("plan shards", cost, "MB") as progress:
+    with Progress("plan shards", unit="MB", total=cost) as progress:
         for number, plan in run(plan_partition, jobs):
             plans[number] = plan
             progress.advance(jobs[number].partition.cost / 1e6)
@@ -267,7 +267,7 @@ def _write(jobs: list[PartitionJob], plan: ShardPlan, run: Run) -> dict[int, Wri
     done = sum(job.partition.cost for job in jobs if read_completed(job) is not None) / 1e6
     if done:
         logger.info("Goes on where an earlier run stopped: %.0f of %.0f MB are done.", done, cost)
-    with WorkProgress("write shards", cost, "MB") as progress:
+    with Progress("write shards", unit="MB", total=cost) as progress:
         for number, partition in run(write_partition, jobs):
             written[number] = partition
             progress.advance(jobs[number].partition.cost / 1e6)

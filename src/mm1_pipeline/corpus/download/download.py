@@ -26,7 +26,7 @@ from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
 from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
-from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ async def _download_all(
     resolver: AbstractResolver | None,
 ) -> list[dict[str, Any]]:
     statistics: list[dict[str, Any]] = []
-    with WorkProgress("download", total, lists.unit) as progress:
+    with Progress("download", unit=lists.unit, total=total) as progress:
         async with Fetcher(config, resolver) as fetcher:
             for number, rows in enumerate(lists.read(config.max_images)):
                 mine = f"{identity}-{number}-{len(rows)}"
@@ -126,7 +126,7 @@ async def _download_shard(
     rows: list[Row],
     shard: Shard[Row, Found],
     limit: int,
-    progress: WorkProgress,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Fetches the images of a shard's rows, many rows at once, and writes them in their order."""
     waiting: deque[tuple[Row, asyncio.Task[Found]]] = deque()
@@ -139,7 +139,7 @@ async def _download_shard(
         shard.add(row, await task)
         waiting.popleft()
         num_waiting -= lists.num_images(row)
-        progress.advance(1, f"({shard.num_kept:,} images kept in this shard)")
+        progress.advance(1, note=f"({shard.num_kept:,} images kept in this shard)")
 
     try:
         for row in rows:
