@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import RECORDS, read_records
 from mm1_pipeline.ground.files import write_text
+from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.processes import WorkerPool
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.streams.leftovers import TemporaryFolder
@@ -193,7 +193,7 @@ def _jobs(
     for source, kind in sources.items():
         records = _records_of(source, records_dir)
         costs = source_costs(records, source, config, lambda f, items: _in_order(run, f, items))
-        identity = _identity(config, tokenizer, records, source)
+        made_from = _identity_of(config, tokenizer, records, source)
         jobs += [
             PartitionJob(
                 config,
@@ -203,7 +203,7 @@ def _jobs(
                 partition,
                 folder / source / f"{partition.number:05d}",
                 store,
-                identity,
+                made_from,
             )
             for partition in cut_partitions(source, costs, config.partition_bytes)
         ]
@@ -223,16 +223,12 @@ def _records_of(source: str, records_dir: Path | Sequence[Path]) -> Path:
     raise AssertionError("read_records names the sources that there are")
 
 
-def _identity(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
+def _identity_of(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
     """What the files of a source's partitions depend on."""
     files = [(file.name, file.stat().st_size) for file in record_files(records, source)]
-    content = {
-        "layout": _LAYOUT,
-        "config": {**dataclasses.asdict(config), "num_workers": None},
-        "tokenizer": tokenizer.sha256,
-        "records": [str(records), files],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return identity(
+        layout=_LAYOUT, config=config, tokenizer=tokenizer.sha256, records=[records, files]
+    )
 
 
 def _plan(config: ShardConfig, jobs: list[PartitionJob], run: Run) -> ShardPlan:
