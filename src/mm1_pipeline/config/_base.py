@@ -10,6 +10,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
+from mm1_pipeline.ground.identity import EXTENT, INPUT_PATH, OPERATIONAL
+
 T = TypeVar("T")
 
 
@@ -39,12 +41,6 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 """Key of a mapping whose entries files and folders are called by: none leads elsewhere."""
 
-OPERATIONAL = "operational"
-"""Metadata key of a field that cannot change results, so it does not count for staleness."""
-
-INPUT_PATH = "input_path"
-"""Metadata key of a field that names a file or folder whose content counts for staleness."""
-
 
 _NO_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog)(\.(txt|md|rst|html?|pdf|cff|bib))?"
@@ -60,6 +56,15 @@ def operational(*, default: Any) -> Any:
     Staleness ignores such fields: a new number of workers reruns nothing.
     """
     return dataclasses.field(default=default, metadata={OPERATIONAL: True})
+
+
+def extent(*, default: Any = dataclasses.MISSING) -> Any:
+    """Declares a field that says how much is made, or where, but not what a part of it holds.
+
+    A stage that was interrupted goes on with another; one that is finished is run again, for it
+    would make more or less.
+    """
+    return dataclasses.field(default=default, metadata={EXTENT: True})
 
 
 class Selection(NamedTuple):
@@ -105,7 +110,7 @@ def input_path(
 @dataclass_transform(
     frozen_default=True,
     kw_only_default=True,
-    field_specifiers=(dataclasses.field, operational, input_path),
+    field_specifiers=(dataclasses.field, operational, input_path, extent),
 )
 def parameters(cls: type[T]) -> type[T]:
     """Turns a class into a frozen parameter group that refuses unknown fields.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config._base import extent, input_path, operational, parameters
 from mm1_pipeline.config.ingest import ImageRules
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
@@ -24,7 +24,7 @@ class FetchLimits:
     max_redirects: int = 5
     num_retries: int = 1
     """Further tries after a time-out, a broken connection or an answer of 429 or 5xx."""
-    host_failures: int = 4
+    host_failures: int = extent(default=4)
     """Times in a row that a host may be unknown, unreachable or silent until it is retired: its
     other addresses fail without being asked."""
     connections_per_host: int = 2
@@ -56,7 +56,7 @@ class DownloadConfig:
     """`caption`: a row is an image and its caption. `interleaved`: a row is a document that names
     its images, laid out as OBELICS and OmniCorpus do (`texts` and `images`) or as MMC4 does
     (`text_list` and `image_info`)."""
-    output: str
+    output: str = extent()
     """Folder that gets the shards; read it with a source of format `img2dataset`, or
     `interleaved_parquet`."""
     url_column: str = "url"
@@ -66,7 +66,7 @@ class DownloadConfig:
     max_images_per_document: int = 100
     """Images of a document that are fetched; those after them are counted as refused. MM1 drops
     documents with more than 30, but counts only what its other rules leave. Our choice."""
-    max_images: int | None = None
+    max_images: int | None = extent(default=None)
     """Takes at most this many rows; None takes all."""
     images: ImageRules = ImageRules(max_pixels=50_000_000)
     """Which images are kept; they are stored as they came."""

@@ -9,11 +9,10 @@ Everything that is finished stays: a run that was killed goes on with the partit
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from mm1_pipeline.corpus.engine import Engine
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
-from mm1_pipeline.corpus.progress import PartitionProgress
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Passed, Reason, Tally
 from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
 from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
@@ -52,6 +50,8 @@ from mm1_pipeline.corpus.steps import (
     write_partition,
 )
 from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_json
+from mm1_pipeline.ground.identity import identity
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.staleness.inputs import path_state
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -144,9 +144,8 @@ def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
     """Makes the index of all evaluation records, unless an earlier run made the same."""
     names = [n for n, s in config.sources.items() if s.split == SourceSplit.EVALUATION]
     rules = config.decontamination
-    content = [asdict(rules), [_fingerprint(name, config) for name in names]]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    folder = work_dir / _INDEX / digest
+    made_from = identity(rules=rules, sources=[_fingerprint(name, config) for name in names])
+    folder = work_dir / _INDEX / made_from[:16]
     if not (folder / SUMMARY).exists():
         shutil.rmtree(folder.parent, ignore_errors=True)
         records = (record for name in names for record in read_parts(work_dir / name / RECORDS))
@@ -174,9 +173,17 @@ def _ingest_source(
         if len(waiting) < len(tasks):
             done = len(tasks) - len(waiting)
             logger.info("%s, %s: %d of %d partitions are finished", name, step, done, len(tasks))
-        progress = PartitionProgress(f"{name}, {step}", [weights[t.number] for t in waiting])
-        for task, num_records in engine.run(function, waiting):
-            progress.advance(weights[task.number], num_records)
+        results = engine.run(function, waiting)
+        if len(waiting) < 2:  # which `track_source` tells of
+            deque(results, maxlen=0)
+            return
+        total = sum(weights[task.number] for task in waiting)
+        with Progress(
+            f"{name}, {step}", unit="records", total=total, log_seconds=0, has_bar=False
+        ) as progress:
+            for number, (task, num_records) in enumerate(results, start=1):
+                note = f"partition {number} of {len(waiting)}"
+                progress.advance(weights[task.number], count=num_records, note=note)
 
     if tasks[0].prepared is not None:
         run("index", index_partition)
@@ -370,25 +377,24 @@ def _fingerprint(
     """
     source = config.sources[name]
     read = flatten_parameters(source, "").inputs()
-    content = {
-        "layout": _LAYOUT,
-        "name": name,
-        "source": asdict(source),
-        "deduplication": asdict(config.deduplication_of(source)),
-        "limits": asdict(config.limits),
-        "partition_bytes": config.partition_bytes,
-        "records_per_file": config.records_per_file,
-        "files": input_listing(source),
+    return identity(
+        layout=_LAYOUT,
+        name=name,
+        source=source,
+        deduplication=config.deduplication_of(source),
+        limits=config.limits,
+        partition_bytes=config.partition_bytes,
+        records_per_file=config.records_per_file,
+        files=input_listing(source),
         # So that work on what lay there for a while is not taken for work on what lies there now.
-        "states": {path: path_state(found) for path, found in read.items()},
-        "evaluation": None if index is None else read_summary(index)["digest"],
-        "decontamination": None if index is None else asdict(config.decontamination),
-        "scores": None if scorer is None else [SCORES_VERSION, scorer.identity],
-        "earlier": list(earlier),
-        "keys": is_wanted_later(name, config),
-        "profanity_list": _content_hash(source.text_rules.profanity_list),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        states={path: path_state(found) for path, found in read.items()},
+        evaluation=None if index is None else read_summary(index)["digest"],
+        decontamination=None if index is None else config.decontamination,
+        scores=None if scorer is None else [SCORES_VERSION, scorer.identity],
+        earlier=earlier,
+        keys=is_wanted_later(name, config),
+        profanity_list=_content_hash(source.text_rules.profanity_list),
+    )
 
 
 def _content_hash(path: str | None) -> str | None:

@@ -24,7 +24,6 @@ from mm1_pipeline.evaluation.generation.answer_log import Answer, AnswerLog
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.held_out.held_out import held_out_losses
-from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.prompts.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.prompts.prompts import (
     Prompt,
@@ -42,6 +41,7 @@ from mm1_pipeline.evaluation.small_images import write_small_images
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.evaluation.text.text_run import TextRunner
 from mm1_pipeline.evaluation.text.text_tasks import TextTask, load_text_task
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
@@ -164,7 +164,7 @@ def evaluate(
         2 * suite.num_positions(name) + text_runners[name].num_positions
         for name, _, suite in suites
     )
-    with EvaluationProgress(num_positions) as progress:
+    with Progress("evaluate", unit="items", total=num_positions) as progress:
         for name, directory, harness in suites:
             model = load_model(directory, device).eval()
             held_out[name] = held_out_losses(
@@ -326,7 +326,7 @@ class _Run:
     """What answering needs besides a model."""
 
     harness: Harness
-    progress: EvaluationProgress
+    progress: Progress
     logs: _Logs
     judge: Judge | None
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from mm1_pipeline.config.lab import ExecutionConfig
 from mm1_pipeline.ground.files import whole_folder
+from mm1_pipeline.ground.formatting import duration
 from mm1_pipeline.lab.grid import ENVIRONMENT, ArmRun, write_conf
 from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import collect_results, read_json
@@ -228,12 +229,12 @@ def _run_all(
                     store.put(run.name, run.results(place))
                 per_run = (time.monotonic() - begun) / num_done
                 logger.info(
-                    "%s: run %d of %d done, about %.0f s a run, ETA %.0f min",
+                    "%s: run %d of %d done, about %s a run, ETA %s",
                     run.name,
                     num_done,
                     len(todo),
-                    per_run,
-                    (len(todo) - num_done) * per_run / 60,
+                    duration(per_run),
+                    duration((len(todo) - num_done) * per_run),
                 )
     if failed:
         raise RunFailedError(

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mm1_pipeline.config.model import Activation, DecoderConfig, MM1Config, VisionConfig
-from mm1_pipeline.config.plan import ClusterConfig, Device
+from mm1_pipeline.config.plan import ClusterConfig
 from mm1_pipeline.config.shard import PackingConfig, ShardConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.config.validation import build_parameters
+from mm1_pipeline.ground.devices import DeviceLimits, device_limits
 from mm1_pipeline.models.connectors import connector_flops
 from mm1_pipeline.models.flops import (
     TRAINED,
@@ -34,23 +35,6 @@ _FLOAT32 = 4
 _ADAM_STATES = 2
 _KEPT_LOGITS_BYTES = 256 << 20
 """See `models.losses`: more are computed again."""
-
-
-class _Limits(NamedTuple):
-    memory_gib: float
-    peak_bfloat16: float
-    """Operations a second, dense."""
-    peak_float32: float
-    """Without tensor cores."""
-
-
-DEVICES = {
-    Device.H100: _Limits(80, 989e12, 67e12),
-    Device.H200: _Limits(141, 989e12, 67e12),
-    Device.A100: _Limits(80, 312e12, 19.5e12),
-    Device.L40S: _Limits(48, 362e12, 91.6e12),
-}
-"""The makers' data sheets."""
 
 
 class Activations(NamedTuple):
@@ -104,9 +88,8 @@ def plan_pretraining(
     step = _step_sizes(packing, training, cluster)
     num_images = round(images * training.global_batch_size)
     flops = training_flops(model, step, num_images)
-    limits = DEVICES[cluster.device]
-    in_bfloat16 = training.precision == "bfloat16"
-    peak = limits.peak_bfloat16 if in_bfloat16 else limits.peak_float32
+    peak = _limits(cluster).peak(training.precision)
+    assert peak is not None, cluster.device
     speed = cluster.model_flops_utilisation * peak * cluster.num_devices
     seconds = flops / speed
     steps = training.schedule.num_steps
@@ -280,6 +263,8 @@ def _memory(
     per_device = max(1, training.global_batch_size // cluster.num_devices)
     microbatch = min(training.microbatch_size or per_device, per_device)
     positions = microbatch * packing.sequence_length
+    memory = _limits(cluster).memory_gib
+    assert memory is not None, cluster.device
     rows = []
     for sharded in (False, True) if cluster.num_devices > 1 else (False,):
         shards = cluster.num_devices if sharded else 1
@@ -304,10 +289,16 @@ def _memory(
                     "optimizer_gib": _ADAM_STATES * weights / GIB,
                     "activations_gib": activations / GIB,
                     "total_gib": total / GIB,
-                    "fits": total < 0.9 * DEVICES[cluster.device].memory_gib * GIB,
+                    "fits": total < 0.9 * memory * GIB,
                 }
             )
     return rows
+
+
+def _limits(cluster: ClusterConfig) -> DeviceLimits:
+    limits = device_limits(cluster.device.value.upper())
+    assert limits is not None, cluster.device
+    return limits
 
 
 def _images_per_sequence(packing: PackingConfig, cluster: ClusterConfig) -> float:

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mm1_pipeline.reporting.formatting import compact, scientific, visible
+from mm1_pipeline.ground.formatting import compact, scientific, visible
 
 P = ParamSpec("P")
 

@@ -11,8 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mm1_pipeline.evaluation.comparison import Flip, TaskComparison
+from mm1_pipeline.ground.formatting import count, decimal, interval, shorten, signed, visible
 from mm1_pipeline.reporting.differences import Difference
-from mm1_pipeline.reporting.formatting import count, decimal, interval, shorten, signed, visible
 from mm1_pipeline.reporting.html import render_page
 from mm1_pipeline.reporting.page import (
     Answer,

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mm1_pipeline.config.report import ReportConfig
-from mm1_pipeline.reporting.formatting import visible
+from mm1_pipeline.ground.formatting import visible
 from mm1_pipeline.reporting.inputs import ReportInputs, Rows
 from mm1_pipeline.reporting.page import Block, Chart, Section
 from mm1_pipeline.reporting.sections.data import data_section

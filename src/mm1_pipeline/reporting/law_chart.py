@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from mm1_pipeline.ground.formatting import compact, scientific
 from mm1_pipeline.reporting.charts import MUTED, SERIES, WIDE, canvas, styled, to_svg
-from mm1_pipeline.reporting.formatting import compact, scientific
 
 _OURS, _PAPER = SERIES[0], SERIES[1]
 _BEYOND = 1.6

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mm1_pipeline.ground.formatting import MISSING, compact, decimal, duration, signed
 from mm1_pipeline.reporting.charts import NUM_SERIES, WIDE, Dot, dot_chart
-from mm1_pipeline.reporting.formatting import MISSING, compact, decimal, duration, signed
 from mm1_pipeline.reporting.html import render_page
 from mm1_pipeline.reporting.law_chart import law_chart, rate_chart
 from mm1_pipeline.reporting.page import (

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,9 +26,10 @@ from typing import Any, TypeVar
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import RECORDS, read_records
-from mm1_pipeline.corpus.work_progress import WorkProgress
 from mm1_pipeline.ground.files import write_text
+from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.processes import WorkerPool
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.streams.leftovers import TemporaryFolder
 from mm1_pipeline.streams.mds import index_text
 from mm1_pipeline.streams.partition_writer import (
@@ -193,7 +193,7 @@ def _jobs(
     for source, kind in sources.items():
         records = _records_of(source, records_dir)
         costs = source_costs(records, source, config, lambda f, items: _in_order(run, f, items))
-        identity = _identity(config, tokenizer, records, source)
+        made_from = _identity_of(config, tokenizer, records, source)
         jobs += [
             PartitionJob(
                 config,
@@ -203,7 +203,7 @@ def _jobs(
                 partition,
                 folder / source / f"{partition.number:05d}",
                 store,
-                identity,
+                made_from,
             )
             for partition in cut_partitions(source, costs, config.partition_bytes)
         ]
@@ -223,22 +223,18 @@ def _records_of(source: str, records_dir: Path | Sequence[Path]) -> Path:
     raise AssertionError("read_records names the sources that there are")
 
 
-def _identity(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
+def _identity_of(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
     """What the files of a source's partitions depend on."""
     files = [(file.name, file.stat().st_size) for file in record_files(records, source)]
-    content = {
-        "layout": _LAYOUT,
-        "config": {**dataclasses.asdict(config), "num_workers": None},
-        "tokenizer": tokenizer.sha256,
-        "records": [str(records), files],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return identity(
+        layout=_LAYOUT, config=config, tokenizer=tokenizer.sha256, records=[records, files]
+    )
 
 
 def _plan(config: ShardConfig, jobs: list[PartitionJob], run: Run) -> ShardPlan:
     plans: dict[int, PartitionPlan] = {}
     cost = sum(job.partition.cost for job in jobs) / 1e6
-    with WorkProgress("plan shards", cost, "MB") as progress:
+    with Progress("plan shards", unit="MB", total=cost) as progress:
         for number, plan in run(plan_partition, jobs):
             plans[number] = plan
             progress.advance(jobs[number].partition.cost / 1e6)
@@ -267,7 +263,7 @@ def _write(jobs: list[PartitionJob], plan: ShardPlan, run: Run) -> dict[int, Wri
     done = sum(job.partition.cost for job in jobs if read_completed(job) is not None) / 1e6
     if done:
         logger.info("Goes on where an earlier run stopped: %.0f of %.0f MB are done.", done, cost)
-    with WorkProgress("write shards", cost, "MB") as progress:
+    with Progress("write shards", unit="MB", total=cost) as progress:
         for number, partition in run(write_partition, jobs):
             written[number] = partition
             progress.advance(jobs[number].partition.cost / 1e6)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import ObjectiveOutput
 from mm1_pipeline.training.adapter import NUM_TARGETS, STEP
 from mm1_pipeline.training.checkpoints import CheckpointStore
@@ -28,7 +29,6 @@ from mm1_pipeline.training.metrics import (
     count_positions,
     stream_shares,
 )
-from mm1_pipeline.training.progress import TrainingDisplay
 from mm1_pipeline.training.spikes import SpikeDetector
 
 _SHOWN_KEYS = 8
@@ -231,7 +231,7 @@ class MetricsRecorder(Callback):
     def __init__(
         self,
         log: MetricsLog | None,
-        display: TrainingDisplay | None,
+        display: Progress | None,
         *,
         meter: LossMeter,
         guard: GradientGuard,
@@ -285,7 +285,9 @@ class MetricsRecorder(Callback):
         step = state.timestamp.batch.value
         row = self._row(step)
         if self._display is not None:
-            self._display.update(row)
+            self._display.update(
+                row["step"], note=f"loss {row['loss']:.3f}", seconds=row[TIMING]["seconds"]
+            )
         if self._log is not None and (step % self._interval_steps == 0 or step == self._num_steps):
             self._log.append(row)
 

@@ -8,30 +8,10 @@ from typing import Literal
 import torch
 
 from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.ground.devices import device_limits
 from mm1_pipeline.training.nodes import num_nodes
 
 logger = logging.getLogger(__name__)
-
-_PEAK_FLOPS = (
-    ("GB200", 2.5e15),
-    ("B200", 2.25e15),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H200 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("H800", 989e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("L40S", 362e12),
-    ("L40", 181e12),
-    ("L4", 121e12),
-    ("A10G", 70e12),
-    ("A10", 125e12),
-    ("RTX 4090", 165.2e12),
-)
-"""Dense bfloat16 products a second. Source: NVIDIA's data sheets, halved where they give the
-figure with sparsity. The first name that is part of the device's is taken."""
 
 
 def choose_device(config: TrainingConfig) -> Literal["cpu", "cuda"]:
@@ -114,5 +94,5 @@ def peak_flops(device: str, precision: str) -> float | None:
     """
     if device != "cuda" or precision != "bfloat16":
         return None
-    name = torch.cuda.get_device_name()
-    return next((flops for part, flops in _PEAK_FLOPS if part in name), None)
+    limits = device_limits(torch.cuda.get_device_name())
+    return None if limits is None else limits.peak_bfloat16

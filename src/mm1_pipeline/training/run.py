@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.ground.formatting import compact
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import Objective
 from mm1_pipeline.streams.leftovers import TemporaryFolder, remove_leftovers
 from mm1_pipeline.streams.loader import build_loader
@@ -29,7 +31,6 @@ from mm1_pipeline.training.distributed import ALONE, World, gather, share
 from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
-from mm1_pipeline.training.progress import TrainingDisplay, compact
 from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler
 from mm1_pipeline.training.sharding import check_sharded, loss_factor, mark_units
@@ -80,10 +81,14 @@ class TrainingRun:
         self._first_step = share(self._checkpoint.state.step if self._checkpoint else 0)
         self._log = MetricsLog(metrics_file(work_dir, stage)) if world.leads else None
         self._rewind_log()
-        self._display = TrainingDisplay(
+        self._display = Progress(
             stage,
-            num_steps=self._num_steps,
-            first_step=self._first_step,
+            unit="steps",
+            total=self._num_steps,
+            done=self._first_step,
+            log_seconds=60.0,
+            log=None,
+            has_thread=False,  # data workers are forked
             console=None if world.leads else Console(quiet=True),
         )
         self._loader_guard = LoaderGuard(
@@ -107,12 +112,12 @@ class TrainingRun:
             leader = self._world.rank - self._world.local_rank
             self._fit(Path(paths[leader] or ""))
         except TrainingTerminatedError as end:
-            self._display.finish(str(end))
+            self._display.stop()
+            self._display.say(str(end))
             raise
         except KeyboardInterrupt:
-            self._display.finish(
-                f"interrupted after {self._display.elapsed}; {self._how_to_resume()}"
-            )
+            self._display.stop()
+            self._display.say(f"interrupted after {self._display.elapsed}; {self._how_to_resume()}")
             raise
         finally:
             self._display.stop()
@@ -123,7 +128,7 @@ class TrainingRun:
         rows = self._log.rows() if self._log is not None else []
         loss = f", loss {rows[-1]['loss']:.3f}" if rows else ""
         steps = self._num_steps - self._first_step
-        self._display.finish(f"finished {steps} steps in {self._display.elapsed}{loss}")
+        self._display.say(f"finished {steps} steps in {self._display.elapsed}{loss}")
 
     def _fit(self, cache_dir: Path) -> None:
         trainer = self._trainer(cache_dir)

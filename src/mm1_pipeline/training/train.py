@@ -8,6 +8,8 @@ from typing import Any
 
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.ground.files import read_json, write_json
+from mm1_pipeline.ground.identity import differences, result_values
 from mm1_pipeline.models import initialization
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.models.objective import Objective, ShardNeeds
@@ -16,7 +18,6 @@ from mm1_pipeline.streams.shard_index import ShardIndex, verify_shards
 from mm1_pipeline.training.authenticated import read_secret
 from mm1_pipeline.training.device import choose_device, choose_num_processes
 from mm1_pipeline.training.distributed import check_single_process
-from mm1_pipeline.training.identity import check_identity, result_parameters
 from mm1_pipeline.training.launch import launch
 from mm1_pipeline.training.metrics import MetricsLog, Row
 from mm1_pipeline.training.nodes import Node, num_nodes
@@ -128,12 +129,12 @@ def train(
     _check_mixture(mixture, expected_mixture)
     work_dir.mkdir(parents=True, exist_ok=True)
     parameters = {
-        "training": result_parameters(config),
+        "training": result_values(config),
         "objective": type(objective).__name__,
-        "model": result_parameters(objective.config),
+        "model": result_values(objective.config),
         "mixture": mixture["sha256"],
     }
-    check_identity(work_dir, parameters)
+    _check_identity(work_dir, parameters)
     where = {"stage": stage, "work_dir": work_dir, "device": device}
     if num_processes * num_nodes() == 1:
         TrainingRun(config, objective, shards_dir, **where).to_the_end()
@@ -141,6 +142,23 @@ def train(
         launch(config, objective, shards_dir, num_processes=num_processes, **where)
     objective.save(output_dir)
     return MetricsLog(metrics_file(work_dir, stage)).rows()
+
+
+def _check_identity(work_dir: Path, wanted: dict[str, Any]) -> None:
+    """Refuses to resume a training with parameters other than those it was begun with.
+
+    The first call writes them beside the checkpoints; later ones compare.
+    """
+    file = work_dir / "identity.json"
+    if not file.exists():
+        write_json(file, wanted)
+        return
+    if found := list(differences(read_json(file), wanted)):
+        raise ValueError(
+            f"{work_dir}: found a training that was begun with other parameters "
+            f"({'; '.join(found[:3])}), expected the same ones: resuming would mix two "
+            "trainings. Give another work_dir, or delete this one to start anew."
+        )
 
 
 def _check_objective(config: TrainingConfig, objective: Objective) -> None:

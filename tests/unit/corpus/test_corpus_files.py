@@ -86,24 +86,24 @@ def test_progress_follows_the_bytes_the_records_or_the_limit(tmp_path):
         with files.open(file) as stream:
             for _ in range(2):
                 stream.read(50)
-                shares.append(progress._share_done(1, files, None))
+                shares.append(progress.share_done(1, files, None))
     assert shares == [0.25, 0.5, 0.75, 1.0]
     files.expected_records = 8
-    assert progress._share_done(2, files, None) == 0.25
-    assert progress._share_done(2, files, 4) == 0.5
+    assert progress.share_done(2, files, None) == 0.25
+    assert progress.share_done(2, files, 4) == 0.5
 
 
 def test_without_a_terminal_progress_goes_to_the_log(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr("mm1_pipeline.ground.progress._LOG_SECONDS", 0.0)
     files = SourceFiles(str(tmp_path))
     files.expected_records = 4
     with caplog.at_level(logging.INFO):
         items = list(progress.track_source([1, 2], "pictures", files, None))
     assert items == [1, 2]
-    assert "pictures: 2 records read, " in caplog.text
-    assert "s left" in caplog.text
-    assert "pictures: 2 records read in " in caplog.text
+    assert "pictures: 25 %, 1 records, " in caplog.text
+    assert "pictures: 50 %, 2 records, " in caplog.text
+    assert "records/s, ETA " in caplog.text
+    assert "pictures: 2 records in " in caplog.text
 
 
 @pytest.mark.parametrize(

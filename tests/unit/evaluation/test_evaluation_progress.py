@@ -1,62 +1,30 @@
-"""The bar counts positions, names what is running, and stays silent without a terminal."""
+"""What an evaluation announces to its bar is what it then does."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 
 import pytest
-from rich.console import Console
 
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.evaluation.evaluate import evaluate
-from mm1_pipeline.evaluation.progress import EvaluationProgress
-
-
-def show(terminal: bool) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    with EvaluationProgress(400, console) as progress:
-        part = progress.part("pretrain vqa 4-shot", 20, 10.0)
-        part.advance(15)
-        progress._bar.refresh()
-        part.advance(5)
-        part.finish("vqa_accuracy 31.4")
-    return console.file.getvalue()
-
-
-def test_a_terminal_shows_part_share_and_rate(caplog):
-    with caplog.at_level(logging.INFO):
-        text = show(terminal=True)
-    assert "pretrain vqa 4-shot" in text
-    assert "38 %" in text  # 15 items of 10 positions, of 400
-    assert "15/20 items" in text
-    assert "/s" in text
-    assert "ETA" in text
-    assert "pretrain vqa 4-shot: vqa_accuracy 31.4; 20 items in" in caplog.text
-
-
-def test_without_a_terminal_only_the_log_speaks(caplog):
-    with caplog.at_level(logging.INFO):
-        assert show(terminal=False) == ""
-    assert "20 items in" in caplog.text
+from mm1_pipeline.ground.progress import Progress
 
 
 def test_an_evaluation_moves_the_bar_from_start_to_end(world, tmp_path, monkeypatch, caplog):
     """What images and text tasks announce is what they then do."""
     totals, moved, parts = [], [], []
-    begin, part = EvaluationProgress.__init__, EvaluationProgress.part
+    begin, part = Progress.__init__, Progress.part
     monkeypatch.setattr(
-        EvaluationProgress,
+        Progress,
         "__init__",
-        lambda self, total: totals.append(total) or begin(self, total),
+        lambda self, name, **given: totals.append(given["total"]) or begin(self, name, **given),
     )
+    monkeypatch.setattr(Progress, "advance", lambda self, positions, **_: moved.append(positions))
     monkeypatch.setattr(
-        EvaluationProgress, "advance", lambda self, positions, rate: moved.append(positions)
-    )
-    monkeypatch.setattr(
-        EvaluationProgress, "part", lambda self, *args: parts.append(args) or part(self, *args)
+        Progress, "part", lambda self, *args: parts.append(args) or part(self, *args)
     )
     rows = [
         {"qID": str(n), "sentence": f"The red shape {n} is _ here.", "option1": "red"}

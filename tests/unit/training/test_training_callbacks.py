@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from mm1_pipeline.config.training import LossSpikeConfig, OptimizerConfig, ScheduleConfig
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import ObjectiveOutput, Term
 from mm1_pipeline.training.callbacks import (
     GradientGuard,
@@ -35,7 +36,6 @@ from mm1_pipeline.training.composer_api import (
 )
 from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
-from mm1_pipeline.training.progress import TrainingDisplay
 from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler, multiplier
 from mm1_pipeline.training.spikes import SpikeDetector
@@ -172,7 +172,7 @@ class Toy:
             ),
             MetricsRecorder(
                 self.log,
-                TrainingDisplay("toy", num_steps=STEPS, console=Console(file=io.StringIO())),
+                Progress("toy", unit="steps", total=STEPS, console=Console(file=io.StringIO())),
                 meter=meter,
                 guard=guard,
                 streams=STREAMS,

@@ -8,11 +8,8 @@ finished shard is kept; a run that was killed makes its open shard again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections import Counter, deque
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,8 @@ from mm1_pipeline.corpus.download.lists import Fetch, Found, Lists, Row, Shard
 from mm1_pipeline.corpus.download.shards import ImageLists, finished_statistics, remove_shard
 from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
-from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.ground.identity import identity
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -62,8 +60,8 @@ def download(config: DownloadConfig, *, resolver: AbstractResolver | None = None
     total = _check_lists(config, lists, files)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = _identity(config, files)
-    statistics = asyncio.run(_download_all(config, lists, identity, total, folder, resolver))
+    made_from = _identity_of(config, files)
+    statistics = asyncio.run(_download_all(config, lists, made_from, total, folder, resolver))
     number, shown = len(statistics), without_secrets(str(folder))
     while finished := list(folder.glob(f"{number:05d}*")):  # of an earlier, longer list
         logger.warning("%s: removes shard %05d, which the lists no longer fill.", shown, number)
@@ -83,16 +81,16 @@ def _open_lists(config: DownloadConfig, files: SourceFiles) -> Lists[Any, Any]:
 async def _download_all(
     config: DownloadConfig,
     lists: Lists[Row, Found],
-    identity: str,
+    made_from: str,
     total: int,
     folder: Path,
     resolver: AbstractResolver | None,
 ) -> list[dict[str, Any]]:
     statistics: list[dict[str, Any]] = []
-    with WorkProgress("download", total, lists.unit) as progress:
+    with Progress("download", unit=lists.unit, total=total) as progress:
         async with Fetcher(config, resolver) as fetcher:
             for number, rows in enumerate(lists.read(config.max_images)):
-                mine = f"{identity}-{number}-{len(rows)}"
+                mine = f"{made_from}-{number}-{len(rows)}"
                 found = finished_statistics(folder, number, mine, lists.suffixes)
                 if found is None:
                     remove_shard(folder, number)
@@ -126,7 +124,7 @@ async def _download_shard(
     rows: list[Row],
     shard: Shard[Row, Found],
     limit: int,
-    progress: WorkProgress,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Fetches the images of a shard's rows, many rows at once, and writes them in their order."""
     waiting: deque[tuple[Row, asyncio.Task[Found]]] = deque()
@@ -139,7 +137,7 @@ async def _download_shard(
         shard.add(row, await task)
         waiting.popleft()
         num_waiting -= lists.num_images(row)
-        progress.advance(1, f"({shard.num_kept:,} images kept in this shard)")
+        progress.advance(1, note=f"({shard.num_kept:,} images kept in this shard)")
 
     try:
         for row in rows:
@@ -180,13 +178,9 @@ def _check_lists(config: DownloadConfig, lists: Lists[Any, Any], files: SourceFi
     return total if config.max_images is None else min(total, config.max_images)
 
 
-def _identity(config: DownloadConfig, files: SourceFiles) -> str:
+def _identity_of(config: DownloadConfig, files: SourceFiles) -> str:
     """What the outcome depends on, as far as it is known without asking servers."""
-    ignored = {"output": None, "lists": None, "concurrency": None, "max_images": None}
-    settings = {**asdict(config), **ignored}
-    del settings["limits"]["host_failures"]
-    content = [settings, files.listing()]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return identity(config=config, lists=files.listing())[:16]
 
 
 def _report(statistics: list[dict[str, Any]]) -> dict[str, Any]:

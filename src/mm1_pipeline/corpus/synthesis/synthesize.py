@@ -31,7 +31,7 @@ from mm1_pipeline.corpus.synthesis.cache import (
 )
 from mm1_pipeline.corpus.synthesis.concepts import ConceptSource, MeasuredConcepts
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
-from mm1_pipeline.corpus.work_progress import WorkProgress
+from mm1_pipeline.ground.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _write(
         AnswerStore(cache) as store,
         RecordWriter(output_dir / RECORDS / config.name, _RECORDS_PER_FILE) as output,
         Quarantine(quarantine_file, config.name) as quarantine,
-        WorkProgress("synthesize captions", total, "captions") as progress,
+        Progress("synthesize captions", unit="captions", total=total) as progress,
     ):
         cached = CachedWriter(writer, store)
         known = [CachedConcepts(source, store) for source in concepts]

@@ -11,7 +11,6 @@ from mm1_pipeline.evaluation.generation.answer_log import AnswerLog
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.generation.likelihood import log_likelihoods
-from mm1_pipeline.evaluation.progress import EvaluationProgress
 from mm1_pipeline.evaluation.scoring.scoring import TaskScores
 from mm1_pipeline.evaluation.text.text_tasks import (
     TextTask,
@@ -20,6 +19,7 @@ from mm1_pipeline.evaluation.text.text_tasks import (
     text_pairs,
     written_prompts,
 )
+from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ class TextRunner:
         }
 
     def run(
-        self, name: str, model: MM1, progress: EvaluationProgress, log_of: LogOf
+        self, name: str, model: MM1, progress: Progress, log_of: LogOf
     ) -> Mapping[tuple[str, int], TaskScores]:
         """Scores by task and number of shots.
 

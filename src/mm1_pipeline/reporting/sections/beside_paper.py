@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mm1_pipeline.ground.formatting import MISSING, decimal
 from mm1_pipeline.reporting import paper
-from mm1_pipeline.reporting.formatting import MISSING, decimal
 from mm1_pipeline.reporting.inputs import ReportInputs, is_trained
 from mm1_pipeline.reporting.page import Cell, Column, Table
 

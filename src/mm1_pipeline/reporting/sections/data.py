@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm1_pipeline.ground.formatting import count, percent
 from mm1_pipeline.reporting.charts import stacked_bars
-from mm1_pipeline.reporting.formatting import count, percent
 from mm1_pipeline.reporting.inputs import ReportInputs
 from mm1_pipeline.reporting.page import Cell, Chart, Column, Section, Table, without_repeats
 

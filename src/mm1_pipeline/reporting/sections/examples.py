@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.corpus.records import Record, SegmentType
-from mm1_pipeline.reporting.formatting import MISSING, count, decimal, shorten
+from mm1_pipeline.ground.formatting import MISSING, count, decimal, shorten
 from mm1_pipeline.reporting.inputs import BLIND_SUFFIX, ReportInputs, metric_name
 from mm1_pipeline.reporting.page import Answer, Example, Examples, Section, Verdict
 from mm1_pipeline.reporting.predictions import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mm1_pipeline.ground.formatting import compact, count, decimal, signed
 from mm1_pipeline.reporting.charts import THIRD, Line, line_chart, stacked_bars
 from mm1_pipeline.reporting.checkpoint import ModelSummary, summarize_model
-from mm1_pipeline.reporting.formatting import compact, count, decimal, signed
 from mm1_pipeline.reporting.inputs import ReportInputs, Rows
 from mm1_pipeline.reporting.page import Block, Cell, Chart, Column, Section, Table
 from mm1_pipeline.reporting.series import MAX_POINTS, thin, whole_training

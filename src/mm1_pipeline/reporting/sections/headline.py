@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm1_pipeline.reporting.charts import Dot, dot_chart
-from mm1_pipeline.reporting.checkpoint import ModelSummary, summarize_model
-from mm1_pipeline.reporting.differences import Difference
-from mm1_pipeline.reporting.formatting import (
+from mm1_pipeline.ground.formatting import (
     MISSING,
     compact,
     count,
@@ -16,6 +13,9 @@ from mm1_pipeline.reporting.formatting import (
     interval,
     signed,
 )
+from mm1_pipeline.reporting.charts import Dot, dot_chart
+from mm1_pipeline.reporting.checkpoint import ModelSummary, summarize_model
+from mm1_pipeline.reporting.differences import Difference
 from mm1_pipeline.reporting.inputs import (
     BLIND_SUFFIX,
     FREQUENT,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm1_pipeline.ground.formatting import count, decimal, interval, signed
 from mm1_pipeline.reporting.charts import WIDE, Dot, dot_chart
 from mm1_pipeline.reporting.differences import Difference
-from mm1_pipeline.reporting.formatting import count, decimal, interval, signed
 from mm1_pipeline.reporting.inputs import ReportInputs
 from mm1_pipeline.reporting.page import (
     Block,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mm1_pipeline.reporting.formatting import MISSING, count, decimal
+from mm1_pipeline.ground.formatting import MISSING, count, decimal
 from mm1_pipeline.reporting.inputs import ReportInputs, is_trained, metric_name
 from mm1_pipeline.reporting.page import Cell, Column, Section, Table
 from mm1_pipeline.reporting.sections.beside_paper import paper_tables

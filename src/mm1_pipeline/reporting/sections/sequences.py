@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mm1_pipeline.ground.formatting import compact, count, decimal, percent
 from mm1_pipeline.reporting.charts import stacked_bars, target_bars
-from mm1_pipeline.reporting.formatting import compact, count, decimal, percent
 from mm1_pipeline.reporting.inputs import ReportInputs, Rows
 from mm1_pipeline.reporting.page import (
     Block,

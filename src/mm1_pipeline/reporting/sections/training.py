@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from mm1_pipeline.ground.formatting import compact, count, decimal, duration, scientific
 from mm1_pipeline.reporting.charts import THIRD, WIDE, Line, learning_rate_label, line_chart
-from mm1_pipeline.reporting.formatting import compact, count, decimal, duration, scientific
 from mm1_pipeline.reporting.inputs import ReportInputs, Rows
 from mm1_pipeline.reporting.page import Block, Chart, Heading, Section, Tile, Tiles
 from mm1_pipeline.reporting.series import (

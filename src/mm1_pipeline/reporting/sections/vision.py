@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm1_pipeline.reporting.formatting import count, decimal, percent
+from mm1_pipeline.ground.formatting import count, decimal, percent
 from mm1_pipeline.reporting.inputs import ReportInputs
 from mm1_pipeline.reporting.page import Cell, Column, Section, Table, without_repeats
 

@@ -76,6 +76,18 @@ def duration(seconds: float | None) -> str:
     return f"{count(hours)} h {minutes} min"
 
 
+def speed(per_second: float, unit: str) -> str:
+    """How fast things are counted: 1,234 records/s, 2.5 steps/s; below one, 3.1 s/step.
+
+    Args:
+        per_second: how many.
+        unit: what they are called, in the plural.
+    """
+    if 0 < per_second < 1:
+        return f"{1 / per_second:,.1f} s/{unit.removesuffix('s')}"
+    return f"{per_second:,.{0 if per_second >= 100 else 1}f} {unit}/s"
+
+
 def interval(low: float | None, high: float | None, digits: int = 1) -> str:
     """The ends of an interval."""
     if low is None or high is None:

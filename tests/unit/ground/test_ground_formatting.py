@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mm1_pipeline.reporting.formatting import (
+from mm1_pipeline.ground.formatting import (
     MISSING,
     compact,
     count,
@@ -15,6 +15,7 @@ from mm1_pipeline.reporting.formatting import (
     scientific,
     shorten,
     signed,
+    speed,
     visible,
 )
 
@@ -89,3 +90,17 @@ def test_ordinary_text_is_kept() -> None:
 def test_long_text_says_what_is_missing() -> None:
     assert shorten("x" * 280) == "x" * 280
     assert shorten("x" * 1_290, 10) == "x" * 10 + " … (1,280 more characters)"
+
+
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [
+        (0, "0.0 steps/s"),
+        (2, "2.0 steps/s"),
+        (99.94, "99.9 steps/s"),
+        (1234.5, "1,234 steps/s"),
+        (0.25, "4.0 s/step"),
+    ],
+)
+def test_speeds(per_second: float, text: str) -> None:
+    assert speed(per_second, "steps") == text
