@@ -19,12 +19,13 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 MODULES = {
-    "pickle", "_pickle", "cPickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve",
+    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve",
     "marshal", "jsonpickle", "dbm", "code", "runpy", "xmlrpc", "hickle",
     "multiprocessing.managers", "multiprocessing.reduction", "torch.distributed.checkpoint",
     "torch.distributed.rpc", "torch.package", "torch.hub", "logging.config",
 }  # fmt: skip
-"""Modules that unpickle, or run what they read."""
+"""Modules that unpickle, or run what they read. `pickletools` lists instructions and runs none: the
+converter of weights reads with it."""
 
 NAMES = {
     "eval", "exec", "compile", "__import__", "ForkingPickler", "Unpickler", "Pickler", "Listener",

@@ -574,7 +574,7 @@ def test_lines_of_text_end_where_json_lines_do(tmp_path):
         "",
         '{"text": "' + "x" * 100_000 + '"}',
         "[" * 100_000,
-        '{"text": "deep", "meta": ' + '{"a":' * 50 + "1" + "}" * 51,
+        '{"text": "deep", "meta": ' + '{"a":' * 500 + "1" + "}" * 501,
         '{"text": "last"}',
     ]
     data = "\n".join(lines).encode()
