@@ -23,6 +23,7 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from mm1_pipeline.ground.files import read_json
 from mm1_pipeline.streams.shard_index import HASHES, INDEX_FILE
 
 _MAX_SHARD_BYTES = 2**32
@@ -218,7 +219,7 @@ class ShardFile:
 
 def read_index(directory: Path) -> list[ShardFile]:
     """The files of a dataset, in the order of their samples."""
-    index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+    index = read_json(directory / INDEX_FILE)
     return [ShardFile(directory, entry) for entry in index["shards"]]
 
 

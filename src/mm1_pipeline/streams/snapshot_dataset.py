@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler
 
+from mm1_pipeline.ground.files import replacing
 from mm1_pipeline.streams.mds import ShardFile, read_index
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import Split, dataset_directory
@@ -169,7 +170,10 @@ class _CachedSource:
         file = self._cache / shard.name
         if not file.exists():
             self._unpack(shard, file)
-        return shard.read_sample(file, sample - int(self._ends[number]) + shard.num_samples)
+        try:
+            return shard.read_sample(file, sample - int(self._ends[number]) + shard.num_samples)
+        except ValueError as error:
+            raise ValueError(f"{file} (unpacked from {shard.stored}): {error}") from error
 
     @staticmethod
     def _unpack(shard: ShardFile, file: Path) -> None:
@@ -177,6 +181,5 @@ class _CachedSource:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if file.exists():  # another process was first
                 return
-            temporary = file.with_suffix(".part")
-            temporary.write_bytes(shard.unpack())
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                temporary.write_bytes(shard.unpack())

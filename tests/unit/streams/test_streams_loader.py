@@ -156,7 +156,7 @@ def test_ranks_read_together_what_one_reads(
         process.join(timeout=60)
     parts = zip(*(by_rank[rank] for rank in range(size)), strict=True)
     assert [list(itertools.chain(*of_batch)) for of_batch in parts] == expected[step:]
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_state_that_streaming_wrote_is_resumed_from(
@@ -279,6 +279,18 @@ def test_a_cache_that_is_found_is_not_trusted(shards_dir: Path, tmp_path: Path) 
     rows_of(loader_of(shards_dir, cache_dir=tmp_path))
     with pytest.raises(ValueError, match=r"cache_dir: found shards in .*, expected an empty"):
         loader_of(shards_dir, cache_dir=tmp_path)
+
+
+def test_an_unpacked_file_that_is_cut_is_named(shards_dir: Path, tmp_path: Path) -> None:
+    loader = loader_of(shards_dir, cache_dir=tmp_path)
+    batches = iter(loader)
+    next(batches)
+    for file in tmp_path.rglob("*.mds"):
+        os.truncate(file, 1_000)
+    with pytest.raises(
+        RuntimeError, match=r"could not be read: .*\.mds \(unpacked from .*\.zstd\)"
+    ):
+        list(batches)
 
 
 def test_a_cache_that_is_gone_is_not_made_again(shards_dir: Path, tmp_path: Path) -> None:
