@@ -133,7 +133,7 @@ FORMATS = [
     item.value
     for item in SourceFormat
     if item.layout.images == ImagePlace.BESIDE
-    and any(".json" in pattern for pattern in item.layout.files)
+    and any(pattern.endswith(".json") for pattern in item.layout.files)
 ]
 
 

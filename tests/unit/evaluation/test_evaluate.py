@@ -20,8 +20,8 @@ from evaluation_samples import (
 from mm1_pipeline.config.evaluation import Precision, ShotDraw
 from mm1_pipeline.config.shard import TokenizerConfig
 from mm1_pipeline.evaluation.evaluate import evaluate
+from mm1_pipeline.evaluation.generation import generation
 from mm1_pipeline.evaluation.generation.answer_log import AnswerLog
-from mm1_pipeline.evaluation.generation.generation import generation
 from mm1_pipeline.evaluation.scoring.caption_words import CAPTION_TOKENIZER
 from mm1_pipeline.evaluation.scoring.metrics import cider_scores, vqa_accuracy
 from mm1_pipeline.models.checkpoint import save_model

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import benchmark_files
 import pytest
 import yaml
-from benchmark_files import WRITERS
 
 from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, TaskConfig
 from mm1_pipeline.config.task_files import FOLDER, TEXT_FOLDER, task_names
 from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.config.validation import ParameterError, check_parameters
-from mm1_pipeline.evaluation.formats.dispatch import reader_of
+from mm1_pipeline.evaluation.formats.base import FormatFiles
+from mm1_pipeline.evaluation.formats.dispatch import read_items, reader_of
 from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
 from mm1_pipeline.staleness.parameters import flatten_parameters
 
@@ -34,12 +35,17 @@ def test_a_task_file_is_a_task_that_lacks_only_its_paths(name):
 
 
 @pytest.mark.parametrize("task_format", TaskFormat)
-def test_every_task_format_is_whole(task_format):
+def test_every_task_format_is_whole(task_format, tmp_path):
     """What a new format needs beside its member, which the enumeration itself asks for."""
     assert callable(reader_of(task_format)), "its reader's module names it in READERS"
     assert task_format.layout.answers < task_format.layout.files
-    tried = {yaml.safe_load((FOLDER / f"{name}.yml").read_text())["format"] for name in WRITERS}
-    assert task_format in tried, "a task asks it, of which benchmark_files.py writes a sample"
+    write = getattr(benchmark_files, task_format.value, None)
+    assert write is not None, "benchmark_files.py has a function of its name that writes a sample"
+    paths = {role: Path(path) for role, path in write(tmp_path).items()}
+    assert paths.keys() == task_format.layout.files
+    items = list(read_items(task_format, FormatFiles(paths)))
+    assert len(items) >= benchmark_files.COUNT
+    assert [item.failure for item in items if item.failure] == []
 
 
 def test_every_column_of_the_papers_tables_has_a_task_file():

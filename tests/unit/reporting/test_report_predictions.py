@@ -6,7 +6,7 @@ from typing import Any
 
 from report_samples import encoded_image, prediction, write_records
 
-from mm1_pipeline.evaluation.scoring.scoring import baselines
+from mm1_pipeline.evaluation.scoring import baselines
 from mm1_pipeline.reporting import inputs
 from mm1_pipeline.reporting.predictions import choose_examples, find_records, read_predictions
 from mm1_pipeline.reporting.thumbnails import thumbnail_uri

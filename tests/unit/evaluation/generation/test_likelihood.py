@@ -10,8 +10,8 @@ import torch
 
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.evaluation.evaluate import evaluate
+from mm1_pipeline.evaluation.generation import likelihood
 from mm1_pipeline.evaluation.generation.answer_log import AnswerLog
-from mm1_pipeline.evaluation.generation.generation import likelihood
 from mm1_pipeline.evaluation.generation.likelihood import encode_pair, log_likelihoods
 
 PAIRS = [
