@@ -70,7 +70,7 @@ if __name__ == "__main__":
     assert within_a_minute(lambda: not any(is_alive(pid) for pid in pids))
 
 
-def test_a_pool_that_is_left_by_an_error_drops_what_waits(tmp_path):
+def test_a_pool_that_is_left_by_an_error_takes_no_further_items(tmp_path):
     def leave_after_the_first() -> None:
         with WorkerPool(1, doing="noted", advice="") as pool:
             for _ in pool.run(note, (f"{tmp_path}/{number}" for number in range(100))):
