@@ -51,7 +51,8 @@ from mm1_pipeline.config.model import (
 from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
 from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.records import Segment
-from mm1_pipeline.evaluation.generation.generation import Generator, generation
+from mm1_pipeline.evaluation.generation import generation
+from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.generation.prefixes import SharedPrefixes
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
@@ -333,7 +334,7 @@ def operations(model: nn.Module) -> int:
 
 def main() -> int:
     """Times every setting; tells if they do not answer alike."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()

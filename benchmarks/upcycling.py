@@ -142,7 +142,7 @@ def run(objective: NextToken, config: TrainingConfig, shards: Path, folder: Path
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dense-steps", type=int, default=200)
     parser.add_argument("--steps", type=int, default=150)

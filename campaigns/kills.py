@@ -473,7 +473,7 @@ def _finished(options: Any) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Runs a campaign; 1 if a chain did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=1_000)
     parser.add_argument("--per-chain", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)

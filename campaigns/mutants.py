@@ -39,7 +39,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests/unit" / name) for name in ("corpus", "evaluation", "models")]
+sys.path[:0] = [
+    str(ROOT / "tests" / name) for name in (".", "unit/corpus", "unit/evaluation", "unit/models")
+]
 
 SECONDS_A_MUTANT = 10
 BYTES_A_MUTANT = 2_000_000_000
@@ -333,9 +335,9 @@ def _ingest(source_format: str, neighbour: bool, folder: Path, file: Path) -> No
     """Ingests the folder: every unit is counted, and the whole file beside it is kept."""
     from corpus_builders import NAME, run
 
-    from mm1_pipeline.config.ingest import FORMAT_KINDS, SourceFormat
+    from mm1_pipeline.config.source_formats import SourceFormat
 
-    kind = FORMAT_KINDS[SourceFormat(source_format)].value
+    kind = SourceFormat(source_format).layout.kind.value
     output = folder.with_name("out")
     shutil.rmtree(output, ignore_errors=True)
     top = {"limits": {"max_line_bytes": 100_000}}
@@ -635,6 +637,7 @@ def _main_file(kind: Kind, good: Path, work: Path) -> Path:
     """The file of a copied folder that is damaged."""
     if good not in _MAIN_FILES:
         again = good.with_name("again")
+        shutil.rmtree(again, ignore_errors=True)  # of a mutant whose making failed
         again.mkdir()
         _MAIN_FILES[good] = kind.make(again).relative_to(again)
         shutil.rmtree(again)
@@ -708,7 +711,7 @@ def campaign(names: list[str], count: int, workers: int) -> Iterator[tuple[str, 
 
 def main() -> int:
     """Runs a campaign; 1 if a mutant did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000, help="mutants over all kinds")
     parser.add_argument("--kinds", nargs="*", default=None, help="some kinds only")
     parser.add_argument("--workers", type=int, default=2)

@@ -234,7 +234,7 @@ def chain(
 
 def main() -> int:
     """Runs a campaign; 1 if a chain did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chains", type=int, default=40)
     parser.add_argument("--place", type=Path, default=None, help="for trainings (a new folder)")
     parser.add_argument("--results", type=Path, default=None, help="finished chains; goes on there")

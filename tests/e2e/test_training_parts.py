@@ -336,7 +336,25 @@ def test_a_decoders_file_is_checked_before_a_run(tmp_path):
         "tie_word_embeddings": True,
     }
     (tmp_path / "config.json").write_text(json.dumps(llama))
-    save_file({"model.norm.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    layer = {
+        "input_layernorm": (32,),
+        "post_attention_layernorm": (32,),
+        "self_attn.q_proj": (32, 32),
+        "self_attn.k_proj": (16, 32),
+        "self_attn.v_proj": (16, 32),
+        "self_attn.o_proj": (32, 32),
+        "mlp.gate_proj": (96, 32),
+        "mlp.up_proj": (96, 32),
+        "mlp.down_proj": (32, 96),
+    }
+    shapes = {f"layers.{number}.{name}": layer[name] for number in range(2) for name in layer}
+    shapes |= {"embed_tokens": (300, 32), "norm": (32,)}
+    tensors = {f"model.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.decoder\.d_ff: 64 -> 96"):
         check_decoder_file(tmp_path, MODEL.decoder)
     check_decoder_file(tmp_path, dataclasses.replace(MODEL.decoder, d_ff=96))
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"found no tensor 'model\.norm\.weight'"):
+        check_decoder_file(tmp_path, dataclasses.replace(MODEL.decoder, d_ff=96))
