@@ -156,8 +156,9 @@ def run(arguments: argparse.Namespace, seed: int, shards: Path, folder: Path) ->
     else:
         objective = continue_from(arguments.model, shards)
     place = folder / f"{shards.name}_{seed}"
-    where = {"work_dir": place / "work", "output_dir": place / "model"}
-    train(training(arguments, seed), objective, shards, stage=place.name, **where)
+    work, model = place / "work", place / "model"
+    config = training(arguments, seed)
+    train(config, objective, shards, stage=place.name, work_dir=work, output_dir=model)
     return exact_answers(place / "model", shards, folder / "records", tokenizer)
 
 

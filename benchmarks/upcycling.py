@@ -135,8 +135,8 @@ def held_out_loss(model_dir: Path, shards_dir: Path) -> float:
 
 def run(objective: NextToken, config: TrainingConfig, shards: Path, folder: Path) -> float:
     """Trains and gives the held-out loss."""
-    where = {"work_dir": folder / "work", "output_dir": folder / "model"}
-    train(config, objective, shards, stage=folder.name, **where)
+    work, model = folder / "work", folder / "model"
+    train(config, objective, shards, stage=folder.name, work_dir=work, output_dir=model)
     return held_out_loss(folder / "model", shards)
 
 

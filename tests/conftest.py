@@ -27,6 +27,7 @@ COSTLY_MODULES = ("e2e/", "test_corpus_sample", "unit/export/test_export.py", "t
 them once. Others are dealt test by test."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist puts the group into the name of a test in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(module in item.path.as_posix() for module in COSTLY_MODULES):

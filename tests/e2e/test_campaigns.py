@@ -38,13 +38,13 @@ def test_500_mutants_of_every_kind_of_file_cost_themselves_alone():
 
 @needs_compiler
 @pytest.mark.timeout(900)
-def test_after_40_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
-    options = ("--faults=40", "--per-chain=40", "--workers=1", f"--place={tmp_path}")
+def test_after_16_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
+    options = ("--faults=16", "--per-chain=16", "--workers=1", f"--place={tmp_path}")
     found = run_campaign("kills", *options, seconds=880)
-    assert found["tried"] == found["held"] == 40
+    assert found["tried"] == found["held"] == 16
     kinds = ("open", "write", "rename", "remove", "folder", "sync")
     assert all(found["changes_a_run"][kind] > 20 for kind in kinds), "calls are seen"
-    assert len(found["by_node"]) > 3
+    assert len(found["by_node"]) > 2
     assert {"kill", "full"} <= found["by_fault"].keys()
 
 

@@ -59,7 +59,7 @@ def record(number: int, image: bytes, text: str) -> Record:
 
 @lru_cache(1)
 def decontaminator() -> Decontaminator:
-    folder = Path(tempfile.mkdtemp()) / "index"
+    folder = Path(tempfile.mkdtemp())
     records = [
         record(n, encode(scene(n, (320, 240) if n % 2 else (200, 260))), sentence(n, 8 + n))
         for n in range(12)
