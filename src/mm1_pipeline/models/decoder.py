@@ -270,9 +270,8 @@ def rotary_angles(
     Dimension i < R/2 is paired with i + E/2 and turned by position * theta^(-2i/R); of R < E
     the others are not turned.
 
-    An angle is position * (1 / theta^(2i/R)), rounded to float32 as in transformers: the decoders
-    that are imported were trained so. Divided instead, it is as near to the exact angle, but up
-    to 2.4e-4 away from theirs at 4,000 positions.
+    An angle is position / theta^(2i/R) in float32. transformers multiplies by 1 / theta^(2i/R):
+    both are up to 3e-4 from the exact angle at 4,000 positions, and up to 2.4e-4 apart.
 
     Args:
         position_ids: int64[P].
@@ -289,7 +288,7 @@ def rotary_angles(
         longest = position_ids.max() + 1 if scaling.kind is RopeScalingKind.DYNAMIC else None
         periods = stretched(periods, scaling, theta=theta, num_positions=longest)
         factor = scaling.attention_factor
-    angles = position_ids.float().unsqueeze(-1) * (1.0 / periods)
+    angles = position_ids.float().unsqueeze(-1) / periods
     cosine, sine = angles.cos(), angles.sin()
     if factor != 1.0:
         cosine, sine = cosine * factor, sine * factor
