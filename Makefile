@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 # Few enough steps for ten minutes on two cores; the arms of the record take twice as many.
 SMALLEST_GRID := ablate.grid.only=mix captions_only,ablate.grid.max_seeds=1,ablate.grid.num_workers=2,pretrain.schedule.num_steps=300
 
-.PHONY: help setup demo lab test fast lint format viz release clean
+.PHONY: help setup demo lab test fast audit lint format viz release clean
 
 help:  ## Shows this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,11 @@ format: setup  ## Formats the code and mends what the linter can.
 
 viz: setup  ## Builds the pipeline's picture as a static site in build/.
 	$(BIN)/kedro viz build --include-previews
+
+audit: setup  ## Compares both locks with public advisories; needs the network.
+	for lock in requirements.txt requirements-transformers5.txt; do \
+		$(BIN)/uv tool run --quiet pip-audit --strict --no-deps --disable-pip --requirement $$lock || exit 1; \
+	done
 
 release: setup  ## Builds source archive and wheel in dist/ and publishes nothing; TAG=v1.2.3 checks the version.
 	test -z "$(TAG)" || test "$(TAG)" = "v$$($(BIN)/python -c 'import mm1_pipeline; print(mm1_pipeline.__version__)')"
