@@ -143,9 +143,9 @@ def test_copies_of_every_image_of_the_sample_are_found(tmp_path):
     build_index(
         [record(n, file.read_bytes(), "") for n, file in enumerate(chosen)],
         DecontaminationConfig(),
-        tmp_path / "index",
+        tmp_path,
     )
-    index = Decontaminator(tmp_path / "index", DecontaminationConfig())
+    index = Decontaminator(tmp_path, DecontaminationConfig())
     missed = []
     for file in chosen:
         image = Image.open(file).convert("RGB")

@@ -190,8 +190,8 @@ def test_the_cache_never_gives_the_hash_of_other_content(tmp_path_factory, edits
 def test_an_edit_within_one_tick_of_a_coarse_clock_is_seen(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("one")
-    signature = hash_cache._signature(path)
-    monkeypatch.setattr(hash_cache, "_signature", lambda _: signature)
+    found = hash_cache.signature(path)
+    monkeypatch.setattr(hash_cache, "signature", lambda _: found)
     cache = HashCache()
     first = cache.hash(path)
     path.write_text("two")
