@@ -40,10 +40,10 @@ lab: setup  ## Reruns one of MM1's ablations on a drawn world: captions alone be
 	$(BIN)/kedro run --env=lab --pipeline=ablate --params="$(SMALLEST_GRID)"
 
 test: setup lint $(VENV)/.installed-transformers5  ## Lints, checks types and layers, runs every test.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 fast: setup  ## The tests that take no ten seconds, for between two edits.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,17 +22,6 @@ ROOT = Path(__file__).parents[1]
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
-COSTLY_MODULES = ("e2e/", "test_corpus_sample", "unit/export/test_export.py", "test_export_llava")
-"""Modules whose fixtures take longer than all their tests: each is one worker's, so that it builds
-them once. Others are dealt test by test."""
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist puts the group into the name of a test in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(module in item.path.as_posix() for module in COSTLY_MODULES):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:

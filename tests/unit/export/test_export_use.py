@@ -217,7 +217,7 @@ class Use:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(key, marks=pytest.mark.xdist_group(f"use_{key}")) for key in VERSIONS],
+    params=list(VERSIONS),
 )
 def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Use:
     beside = [Path(sys.prefix) / folder for folder in VERSIONS[request.param]]

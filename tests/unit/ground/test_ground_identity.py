@@ -45,7 +45,7 @@ def parameter_groups() -> dict[str, object]:
             if is_ours and isinstance(value, type) and dataclasses.is_dataclass(value):
                 try:
                     found.setdefault(name, value())
-                except ValueError:  # Not without what has no default.
+                except (TypeError, ValueError):  # Not without what has no default.
                     continue
     return found
 
