@@ -38,10 +38,10 @@ def test_500_mutants_of_every_kind_of_file_cost_themselves_alone():
 
 @needs_compiler
 @pytest.mark.timeout(900)
-def test_after_6_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
-    options = ("--faults=6", "--per-chain=6", "--workers=1", f"--place={tmp_path}")
+def test_after_16_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
+    options = ("--faults=16", "--per-chain=16", "--workers=1", f"--place={tmp_path}")
     found = run_campaign("kills", *options, seconds=880)
-    assert found["tried"] == found["held"] == 6
+    assert found["tried"] == found["held"] == 16
     kinds = ("open", "write", "rename", "remove", "folder", "sync")
     assert all(found["changes_a_run"][kind] > 20 for kind in kinds), "calls are seen"
     assert found["by_node"]
