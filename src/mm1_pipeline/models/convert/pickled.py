@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mm1_pipeline.ground.files import replacing
 from mm1_pipeline.models.safetensors_files import TensorSlot, write_safetensors
 
 _STORAGES = {
@@ -105,9 +106,8 @@ def convert_pickled(source: Path, target: Path, *, key: str | None = None) -> di
             slots[name] = file.slot(name, value)
     if not slots:
         raise ValueError(f"{source}: found no floating-point tensors.")
-    partial = target.with_suffix(".partial")
-    write_safetensors(partial, list(slots.values()))
-    partial.replace(target)
+    with replacing(target) as temporary:
+        write_safetensors(temporary, list(slots.values()))
     return {"tensors": len(slots), "bytes": target.stat().st_size, "left_out": left_out}
 
 
