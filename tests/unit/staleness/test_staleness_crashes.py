@@ -19,6 +19,8 @@ from mm1_pipeline.staleness import artifacts
 from mm1_pipeline.staleness.artifacts import current, sweep, verify
 from mm1_pipeline.staleness.run_lock import WhenBusy, hold_run_lock
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir", "open")
 COMPLETED = 0
 

@@ -119,6 +119,7 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+@pytest.mark.slow
 def test_kedro_run_skips_and_named_runners_do_not(project):
     assert sorted(run(project)[0]) == sorted(ALL)
     before = processor_seconds()
