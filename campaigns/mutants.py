@@ -440,7 +440,7 @@ def _make_image(kind: str, folder: Path) -> Path:
 def _check_image(_folder: Path, file: Path) -> None:
     """What is checked cheaply and what is decoded agree on size."""
     from mm1_pipeline.corpus.images import check_image, open_image
-    from mm1_pipeline.corpus.quarantine import Rejected
+    from mm1_pipeline.ground.rejects import Rejected
 
     data = file.read_bytes()
     with contextlib.suppress(Rejected):

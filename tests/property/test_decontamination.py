@@ -22,8 +22,8 @@ from mm1_pipeline.config.ingest import IngestConfig, RecordKind
 from mm1_pipeline.corpus.decontamination import Decontaminator, build_index
 from mm1_pipeline.corpus.images import look_at_image
 from mm1_pipeline.corpus.ingest import ingest
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
+from mm1_pipeline.ground.rejects import Rejected
 
 WORDS = (
     *("stone", "river", "lamp", "green", "walks", "seven", "under"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm1_pipeline.corpus.json_streams import iterate_array, iterate_lines, parse
-from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.ground.rejects import Rejected
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

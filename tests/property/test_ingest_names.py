@@ -17,11 +17,11 @@ from mm1_pipeline.config.ingest import IngestConfig, SourceFormat
 from mm1_pipeline.corpus.columns import to_table
 from mm1_pipeline.corpus.filters import ImageChecker, check_record
 from mm1_pipeline.corpus.ingest import ingest
-from mm1_pipeline.corpus.quarantine import Passed, storable
 from mm1_pipeline.corpus.readers.base import RejectedRecord, Source
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source, unread_files
 from mm1_pipeline.corpus.records import RECORD_SCHEMA, read_records
 from mm1_pipeline.corpus.steps import count_passed_over
+from mm1_pipeline.ground.rejects import Passed, storable
 from source_samples import FORMATS, Writer
 
 examples = settings(max_examples=15, deadline=None)

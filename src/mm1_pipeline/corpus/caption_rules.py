@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from mm1_pipeline.config.corpus_rules import CaptionRules
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _MIN_WORDS_TO_REPEAT = 6
 _LETTERS = re.compile(r"[^\W\d_]+")

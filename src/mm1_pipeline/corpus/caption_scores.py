@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 
 from mm1_pipeline.config.corpus_rules import ClipScoreConfig
 from mm1_pipeline.corpus.filters import Verdict
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawRecord, RejectedRecord
 from mm1_pipeline.corpus.records import Record
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 SCORES_VERSION = 1
 """Raise it when the same model gives other scores. Staleness does not follow the scorer's code

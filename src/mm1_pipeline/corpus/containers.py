@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mm1_pipeline.corpus.pixels import exif_orientation
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _MAX_PARTS = 100_000
 """Segments, chunks or blocks of one file. A PNG of 50 MB in pieces of 8 kB has 6,000."""

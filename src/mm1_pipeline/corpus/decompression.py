@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import brotli
 import zstandard
 
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _CHUNK = 1 << 20
 _READ = 1 << 14

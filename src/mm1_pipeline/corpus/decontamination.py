@@ -30,8 +30,8 @@ from mm1_pipeline.corpus.fingerprints import (
     largest_error,
 )
 from mm1_pipeline.corpus.images import RejectedImage, open_image
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import Record
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 SUMMARY = "decontamination.json"
 

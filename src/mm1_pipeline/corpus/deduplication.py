@@ -23,7 +23,7 @@ from mm1_pipeline.config.corpus_rules import DeduplicationConfig, MinHashConfig
 from mm1_pipeline.corpus import fingerprints
 from mm1_pipeline.corpus.columns import to_array, to_numbers
 from mm1_pipeline.corpus.engine import import_daft
-from mm1_pipeline.corpus.quarantine import Reason
+from mm1_pipeline.ground.rejects import Reason
 
 PARTITION_STRIDE = 1 << 40
 """Records that a partition can number: the order of a record in its source is the number of its

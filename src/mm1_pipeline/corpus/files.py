@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mm1_pipeline.config._base import is_data
 from mm1_pipeline.config.source_files import matches
 from mm1_pipeline.corpus.images import RejectedImage
-from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
+from mm1_pipeline.ground.rejects import Reason, Rejected, storable
 
 _SUFFIX = re.compile(
     r"(?<=[^/])\.(tar|parquet|jsonl?|tsv|csv|warc)(\.(gz|zst))?$", re.IGNORECASE | re.ASCII

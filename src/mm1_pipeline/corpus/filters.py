@@ -17,10 +17,10 @@ from mm1_pipeline.config.ingest import ImageRules, RecordKind, SourceConfig, Sou
 from mm1_pipeline.corpus.caption_rules import check_caption
 from mm1_pipeline.corpus.decontamination import Decontaminator
 from mm1_pipeline.corpus.images import check_image, check_url, look_at_image
-from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
 from mm1_pipeline.corpus.readers.base import RawRecord, record_fault
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, plain_metadata
 from mm1_pipeline.corpus.text_rules import check_text
+from mm1_pipeline.ground.rejects import Reason, Rejected, storable
 
 _REMEMBERED_IMAGES = 4_096
 _CONTAMINATED = frozenset({Reason.CONTAMINATED_IMAGE})

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from mm1_pipeline.corpus import decompression
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.warc import Headers, WarcRecord, read_headers
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 """Media types of pages."""

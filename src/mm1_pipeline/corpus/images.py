@@ -20,7 +20,7 @@ from mm1_pipeline.corpus.pixels import (
     to_rgb,
     turn_upright,
 )
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 FORMAT_SUFFIXES = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "jif", "mpo"),

@@ -33,7 +33,7 @@ from mm1_pipeline.corpus.engine import Engine
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
-from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Passed, Reason, Tally
+from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Tally
 from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
 from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
 from mm1_pipeline.corpus.steps import QUARANTINE as PARTITION_QUARANTINE
@@ -52,6 +52,7 @@ from mm1_pipeline.corpus.steps import (
 from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_json
 from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.progress import Progress
+from mm1_pipeline.ground.rejects import Passed, Reason
 from mm1_pipeline.staleness.inputs import path_state
 from mm1_pipeline.staleness.parameters import flatten_parameters
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _BLANKS = " \t\r\n"
 _LONGEST_SCALAR = 64

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.columns import to_table
-from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
+from mm1_pipeline.ground.rejects import Reason, Rejected, storable
 
 RECORD_SCHEMA = pa.schema(
     [

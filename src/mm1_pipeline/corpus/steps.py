@@ -53,7 +53,7 @@ from mm1_pipeline.corpus.filters import (
 )
 from mm1_pipeline.corpus.fingerprints import lookup_keys
 from mm1_pipeline.corpus.progress import track_source
-from mm1_pipeline.corpus.quarantine import Passed, Quarantine, Reason, Rejected, Tally
+from mm1_pipeline.corpus.quarantine import Quarantine, Tally
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
@@ -65,6 +65,7 @@ from mm1_pipeline.corpus.readers.base import (
 from mm1_pipeline.corpus.readers.dispatch import open_files, read_source
 from mm1_pipeline.corpus.records import RECORDS, Record, RecordWriter, read_parts
 from mm1_pipeline.ground.files import whole_folder
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
 
 QUARANTINE = "quarantine.parquet"
 TALLY = "tally.json"

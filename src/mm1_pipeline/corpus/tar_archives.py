@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import BinaryIO
 
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _BLOCK = 512
 _END_MARK = 2 * _BLOCK

@@ -16,7 +16,7 @@ import numpy as np
 
 from mm1_pipeline.config.corpus_rules import TextRules
 from mm1_pipeline.corpus.language import identify_language
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 """Gopher's; a text that has none of them is a list or no English."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mm1_pipeline.corpus.decompression import BrokenFrame, PackedFile, Unpacker
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _MAX_HEADER_BYTES = 1_000_000
 _MAX_DAMAGES = 10_000

@@ -18,7 +18,6 @@ PACKAGE = "mm1_pipeline"
 _HUGGINGFACE = f"{PACKAGE}.export.huggingface"
 _REPLACED = {
     f"{PACKAGE}.config._base": f"{_HUGGINGFACE}.parameters",
-    f"{PACKAGE}.corpus.quarantine": f"{_HUGGINGFACE}.refusals",
 }
 _IMPORT = re.compile(rf"^(\s*)from ({PACKAGE}(?:\.\w+)+) import ", re.MULTILINE)
 _HEADER = (

@@ -18,9 +18,9 @@ from mm1_pipeline.corpus import caption_scores
 from mm1_pipeline.corpus.caption_scores import Checked, reject_low_scores
 from mm1_pipeline.corpus.filters import Verdict
 from mm1_pipeline.corpus.ingest import ingest
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RejectedRecord
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
+from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.pipelines.ingest.nodes import ingest_sources
 from mm1_pipeline.settings import SESSION_CLASS
 from mm1_pipeline.staleness.code import CodeIndex

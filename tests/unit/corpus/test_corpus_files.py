@@ -10,7 +10,7 @@ from mm1_pipeline.config.source_files import is_read
 from mm1_pipeline.corpus import progress
 from mm1_pipeline.corpus.files import ImageFolder, SourceFiles, _file_keys, safe_name
 from mm1_pipeline.corpus.images import RejectedImage
-from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.ground.rejects import Rejected
 from mm1_pipeline.streams.partition_writer import split_of
 from mm1_pipeline.streams.shard_index import Split
 

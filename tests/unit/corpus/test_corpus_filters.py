@@ -36,7 +36,7 @@ from mm1_pipeline.corpus.deduplication import (
     read_frequent,
     read_repeats,
 )
-from mm1_pipeline.corpus.quarantine import Reason
+from mm1_pipeline.ground.rejects import Reason
 
 DOCUMENTS = pa.schema([("texts", pa.list_(pa.string())), ("images", pa.list_(pa.binary()))])
 

@@ -10,7 +10,7 @@ import pytest
 
 from mm1_pipeline.corpus.boilerplate import is_boilerplate_line
 from mm1_pipeline.corpus.html import Image, absolute_url, extract_document
-from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.ground.rejects import Rejected
 
 URL = "http://site.example/articles/2024/page.html"
 

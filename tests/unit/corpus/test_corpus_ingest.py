@@ -26,7 +26,7 @@ from mm1_pipeline.corpus import ingest as ingest_module
 from mm1_pipeline.corpus import steps
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.preflight import check_sources
-from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, printable
+from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA
 from mm1_pipeline.corpus.records import (
     RECORD_SCHEMA,
     Record,
@@ -37,6 +37,7 @@ from mm1_pipeline.corpus.records import (
     read_parts,
     read_records,
 )
+from mm1_pipeline.ground.rejects import printable
 
 
 def make_sources(folder):

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_builders import picture, run, write_bytes
 
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.readers import parquet, parquet_footer
+from mm1_pipeline.ground.rejects import Rejected
 
 NUM_ROWS = 6
 CAPTIONS = [f"a picture, number {number}" for number in range(NUM_ROWS)]

@@ -15,8 +15,8 @@ from mm1_pipeline.config.corpus_rules import (
 )
 from mm1_pipeline.config.ingest import SourceConfig
 from mm1_pipeline.corpus.caption_rules import check_caption
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.text_rules import check_text, identify_language
+from mm1_pipeline.ground.rejects import Rejected
 
 PROSE = (
     "The river that runs past the old mill has risen with the rain of the last days. People from "

@@ -15,10 +15,10 @@ import pytest
 from mm1_pipeline.config.evaluation import JudgeConfig
 from mm1_pipeline.config.synthesis import EndpointConfig
 from mm1_pipeline.corpus.api_keys import ApiKey
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.synthesis.endpoint import EndpointWriter
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
 from mm1_pipeline.evaluation.scoring.judge import Judge
+from mm1_pipeline.ground.rejects import Rejected
 
 KEY = "sk-4f9a-not-a-real-key-77c1"
 HOW = (

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceFormat
 from mm1_pipeline.config.synthesis import SynthesisConfig, TextReaderConfig
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import (
     Record,
     RecordImage,
@@ -30,6 +29,7 @@ from mm1_pipeline.corpus.synthesis.synthesize import synthesize
 from mm1_pipeline.corpus.synthesis.text_reader import TextReader
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, TemplateWriter
 from mm1_pipeline.evaluation.captioning.caption_writer import make_concept_sources
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 SOURCE = SourceConfig(kind=RecordKind.CAPTION, format=SourceFormat.IMAGE_PARQUET, path="-")
 

@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceFormat
 from mm1_pipeline.config.shard import ImageTransform, PackingConfig, ShardConfig
 from mm1_pipeline.config.synthesis import EndpointConfig, SynthesisConfig
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import (
     Record,
     RecordImage,
@@ -34,6 +33,7 @@ from mm1_pipeline.corpus.synthesis.concepts import detect_concepts
 from mm1_pipeline.corpus.synthesis.endpoint import EndpointWriter
 from mm1_pipeline.corpus.synthesis.synthesize import synthesize
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, TemplateWriter
+from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.streams.partition_writer import split_of, split_of_record
 
 CONCEPTS = ("colours", "shape", "regions")

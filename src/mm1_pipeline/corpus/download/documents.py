@@ -39,9 +39,9 @@ from mm1_pipeline.corpus.download.shards import (
 )
 from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
-from mm1_pipeline.corpus.quarantine import Reason
 from mm1_pipeline.corpus.readers import interleaved_parquet as layouts
 from mm1_pipeline.corpus.readers.parquet import is_image_type
+from mm1_pipeline.ground.rejects import Reason
 
 _ROWS_AT_ONCE = 64
 _ROWS_PER_GROUP = 256

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Failure(StrEnum):
-    """Reasons beside those of images (`corpus.quarantine.Reason`)."""
+    """Reasons beside those of images (`ground.rejects.Reason`)."""
 
     URL_MISSING = "url_missing"
     URL_INVALID = "url_invalid"

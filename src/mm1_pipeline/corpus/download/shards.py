@@ -28,8 +28,8 @@ from mm1_pipeline.corpus.download.fetch import FetchedImage
 from mm1_pipeline.corpus.download.lists import Fetch, Outcome, texts
 from mm1_pipeline.corpus.download.tables import read_batches
 from mm1_pipeline.corpus.files import SourceFiles
-from mm1_pipeline.corpus.quarantine import printable
 from mm1_pipeline.ground.files import hash_file, read_sealed, seal
+from mm1_pipeline.ground.rejects import printable
 
 logger = logging.getLogger(__name__)
 

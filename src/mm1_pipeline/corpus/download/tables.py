@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from mm1_pipeline.config.download import DownloadConfig
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
-from mm1_pipeline.corpus.quarantine import storable
 from mm1_pipeline.corpus.readers.base import is_files_fault
 from mm1_pipeline.corpus.readers.interleaved_parquet import IMAGE_INFO, PLACE, SENTENCES, URL
 from mm1_pipeline.corpus.records import dump_metadata
+from mm1_pipeline.ground.rejects import storable
 
 logger = logging.getLogger(__name__)
 

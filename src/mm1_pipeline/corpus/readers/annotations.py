@@ -11,8 +11,8 @@ from typing import Any
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
-from mm1_pipeline.corpus.quarantine import Reason, Rejected, storable
 from mm1_pipeline.corpus.readers.base import RawImage, Source
+from mm1_pipeline.ground.rejects import Reason, Rejected, storable
 
 _MAX_DIGITS = 100
 _MAX_NAME = 1_000

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from mm1_pipeline.config.ingest import ReaderLimits, RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
-from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     as_name,
     entries,
@@ -35,6 +34,7 @@ from mm1_pipeline.corpus.readers.base import (
     record_fault,
 )
 from mm1_pipeline.corpus.records import Segment
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 
 def read(source: Source) -> Iterator[Found]:

@@ -24,7 +24,6 @@ from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile, safe_name
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
-from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected, storable
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
@@ -41,6 +40,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_one,
 )
 from mm1_pipeline.corpus.tar_archives import Damage, Member, MemberType, list_members
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected, storable
 
 _IMAGE, _TEXT, _METADATA = "image", "text", "metadata"
 _KINDS = {

@@ -23,7 +23,6 @@ import pyarrow as pa
 
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
     Found,
@@ -38,6 +37,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_one,
 )
 from mm1_pipeline.corpus.records import Segment
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 IMAGES, TEXTS, METADATA, URLS = "images", "texts", "metadata", "image_urls"
 SENTENCES, IMAGE_INFO = "text_list", "image_info"

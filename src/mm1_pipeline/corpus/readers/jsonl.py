@@ -12,7 +12,6 @@ from typing import Any
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
@@ -24,6 +23,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_each_file,
 )
 from mm1_pipeline.corpus.records import Segment
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _LINES_LOOKED_AT = 10
 

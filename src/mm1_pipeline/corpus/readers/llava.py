@@ -20,7 +20,6 @@ from typing import Any
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import decompression, json_streams
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile, whole_suffix
-from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     as_name,
     image_by_name,
@@ -38,6 +37,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_one,
 )
 from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
 
 _TAG = "<image>"
 _ROLES = {

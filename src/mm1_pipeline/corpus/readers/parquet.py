@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm1_pipeline.corpus.files import SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawImage, RejectedRecord, Source, is_files_fault
 from mm1_pipeline.corpus.readers.parquet_footer import RowGroup, read_row_groups
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 logger = logging.getLogger(__name__)
 

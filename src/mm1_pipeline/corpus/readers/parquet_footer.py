@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _MAGIC = b"PAR1"
 _MAX_DEPTH = 32

@@ -34,7 +34,6 @@ from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import ImageFolder, SourceFile
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.json_streams import all_pairs
-from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     NumberedImages,
     as_name,
@@ -59,6 +58,7 @@ from mm1_pipeline.corpus.readers.base import (
     without_doubles,
 )
 from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
 
 Entry = dict[str, Any]
 

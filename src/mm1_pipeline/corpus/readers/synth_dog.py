@@ -14,7 +14,6 @@ import pyarrow as pa
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
     Found,
@@ -27,6 +26,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_each_file,
     read_one,
 )
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _TEXT_COLUMN = "ground_truth"
 

@@ -15,7 +15,6 @@ from typing import Any
 from mm1_pipeline.config.conversation_prompts import fill
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFile
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.annotations import (
     NumberedImages,
     entries,
@@ -35,6 +34,7 @@ from mm1_pipeline.corpus.readers.base import (
     read_one,
 )
 from mm1_pipeline.corpus.records import Role, Segment
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _COPIED = ("question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer")
 

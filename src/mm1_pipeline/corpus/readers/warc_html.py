@@ -17,7 +17,6 @@ from mm1_pipeline.corpus import http
 from mm1_pipeline.corpus.charsets import REPLACEMENT, decode_page
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.html import Image, extract_document
-from mm1_pipeline.corpus.quarantine import Passed, Reason, Rejected
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
@@ -33,6 +32,7 @@ from mm1_pipeline.corpus.readers.base import (
 from mm1_pipeline.corpus.readers.warc_index import RESPONSES, REVISIT, ArchivedImages
 from mm1_pipeline.corpus.records import Segment
 from mm1_pipeline.corpus.warc import Archive, WarcRecord
+from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
 
 
 def read(source: Source) -> Iterator[Found]:

@@ -19,9 +19,9 @@ from mm1_pipeline.corpus import http
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.html import absolute_url
 from mm1_pipeline.corpus.images import check_url
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.readers.base import RawImage, Source, is_files_fault
 from mm1_pipeline.corpus.warc import Archive, WarcRecord
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 RESPONSES = ("response", "resource")
 """Types of records that hold files."""

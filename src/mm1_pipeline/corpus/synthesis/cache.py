@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import RecordImage
 from mm1_pipeline.corpus.synthesis.concepts import ConceptSource
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
+from mm1_pipeline.ground.rejects import Rejected
 
 Asked = TypeVar("Asked")
 

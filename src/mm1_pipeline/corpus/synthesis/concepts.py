@@ -16,8 +16,8 @@ from PIL import Image
 from scipy import ndimage
 
 from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.corpus.quarantine import Rejected, printable
 from mm1_pipeline.corpus.records import RecordImage
+from mm1_pipeline.ground.rejects import Rejected, printable
 
 _SIDE = 64
 """Images are reduced to this before they are measured."""

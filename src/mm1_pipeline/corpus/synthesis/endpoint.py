@@ -11,8 +11,8 @@ import aiohttp
 
 from mm1_pipeline.config.synthesis import EndpointConfig
 from mm1_pipeline.corpus.api_keys import ApiKey
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _OK, _BAD_REQUEST, _TOO_MANY_REQUESTS, _SERVER_ERROR = 200, 400, 429, 500
 _MAX_ANSWER_BYTES = 1_000_000

@@ -11,7 +11,7 @@ from typing import Any
 
 from mm1_pipeline.config.ingest import RecordKind, SourceSplit
 from mm1_pipeline.config.synthesis import SynthesisConfig
-from mm1_pipeline.corpus.quarantine import Quarantine, Reason, Rejected
+from mm1_pipeline.corpus.quarantine import Quarantine
 from mm1_pipeline.corpus.records import (
     RECORDS,
     SOURCES,
@@ -32,6 +32,7 @@ from mm1_pipeline.corpus.synthesis.cache import (
 from mm1_pipeline.corpus.synthesis.concepts import ConceptSource, MeasuredConcepts
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, CaptionWriter
 from mm1_pipeline.ground.progress import Progress
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mm1_pipeline.config.synthesis import TextReaderConfig
 from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import RecordImage
 from mm1_pipeline.corpus.synthesis.concepts import one_line
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 Lines = Sequence[tuple[str, float]]
 """Texts in reading order, each with how sure the reader is of it, 0 to 1."""

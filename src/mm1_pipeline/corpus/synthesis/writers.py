@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mm1_pipeline.corpus.quarantine import Rejected
+from mm1_pipeline.ground.rejects import Rejected
 
 
 @dataclass(frozen=True, slots=True)

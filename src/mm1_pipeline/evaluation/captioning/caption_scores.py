@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mm1_pipeline.config.corpus_rules import ClipScoreConfig
 from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import Record
 from mm1_pipeline.ground.files import hash_file
+from mm1_pipeline.ground.rejects import Rejected
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
 from mm1_pipeline.models.clip import HEADS, load_contrastive
 from mm1_pipeline.models.pairs import ImageTexts

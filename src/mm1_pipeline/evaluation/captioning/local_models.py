@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from mm1_pipeline.config.conversation_prompts import ONE_SENTENCE
 from mm1_pipeline.config.synthesis import CaptionerConfig, LocalModelConfig
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import RecordImage, Role, Segment
 from mm1_pipeline.corpus.synthesis.concepts import one_line
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
@@ -24,6 +23,7 @@ from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
 from mm1_pipeline.evaluation.prompts.resolution import square_keys
 from mm1_pipeline.ground.files import hash_file
+from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.serialization import serialize

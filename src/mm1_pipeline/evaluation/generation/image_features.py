@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import open_image
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.images import to_pixel_values
 from mm1_pipeline.streams.sub_images import decompose

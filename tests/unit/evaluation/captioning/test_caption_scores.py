@@ -27,10 +27,10 @@ from mm1_pipeline.config.shard import ImageTransform, PackingConfig, TokenizerCo
 from mm1_pipeline.config.validation import ParameterError
 from mm1_pipeline.corpus.caption_scores import SCORES_VERSION
 from mm1_pipeline.corpus.ingest import ingest
-from mm1_pipeline.corpus.quarantine import Rejected
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
 from mm1_pipeline.evaluation.captioning.caption_scores import ContrastiveScorer
 from mm1_pipeline.evaluation.captioning.scorers import load_scorer
+from mm1_pipeline.ground.rejects import Rejected
 from mm1_pipeline.hooks import PreflightHooks
 from mm1_pipeline.models.checkpoint import save_vision_encoder
 from mm1_pipeline.models.clip import Contrastive, PairInputs

@@ -22,7 +22,6 @@ from mm1_pipeline.config.model import (
 )
 from mm1_pipeline.config.shard import ImageTransform, TokenizerConfig
 from mm1_pipeline.config.synthesis import CaptionerConfig, LocalModelConfig, SynthesisConfig
-from mm1_pipeline.corpus.quarantine import Reason, Rejected
 from mm1_pipeline.corpus.records import RecordImage
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest
 from mm1_pipeline.evaluation.captioning.caption_writer import (
@@ -31,6 +30,7 @@ from mm1_pipeline.evaluation.captioning.caption_writer import (
     make_writer,
 )
 from mm1_pipeline.evaluation.captioning.local_models import LocalWriter, ModelCaptioner
+from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.models.checkpoint import WEIGHTS, save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.mm1 import MM1
