@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm1_pipeline.corpus.json_streams import iterate_array, iterate_lines, parse
+from mm1_pipeline.annotations.json_files import parse
+from mm1_pipeline.corpus.json_streams import iterate_array, iterate_lines
 from mm1_pipeline.ground.rejects import Rejected
 
 values = st.recursive(

@@ -139,7 +139,7 @@ class SourceFormat(StrEnum):
     COCO_CAPTIONS = (
         "coco_captions",
         SourceLayout(
-            reader="coco_captions",
+            reader="caption_sets",
             kind=RecordKind.CAPTION,
             files=_json("*captions*"),
             images=ImagePlace.BESIDE,
@@ -148,7 +148,7 @@ class SourceFormat(StrEnum):
         ),
     )
     """COCO caption annotations (JSON) beside a folder of images."""
-    VQA_V2 = "vqa_v2", _question_set("*questions*", "*annotations*", reader="vqa_v2")
+    VQA_V2 = "vqa_v2", _question_set("*questions*", "*annotations*")
     """VQAv2 questions and annotations (two JSON files) beside a folder of images."""
     LLAVA = (
         "llava",
@@ -169,7 +169,10 @@ class SourceFormat(StrEnum):
     """A-OKVQA questions with options (JSON) beside COCO's images."""
     OCR_VQA = "ocr_vqa", _question_set("dataset*")
     """OCR-VQA: dataset.json beside a folder of book covers."""
-    TEXT_CAPS = "text_caps", _question_set("*textcaps*", prompt=prompts.ONE_SENTENCE)
+    TEXT_CAPS = (
+        "text_caps",
+        _question_set("*textcaps*", prompt=prompts.ONE_SENTENCE, reader="caption_sets"),
+    )
     """TextCaps captions (JSON) beside a folder of images."""
     DVQA = "dvqa", _question_set("*qa*")
     """DVQA questions on bar charts (JSON) beside a folder of images."""

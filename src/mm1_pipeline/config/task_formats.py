@@ -38,23 +38,23 @@ class TaskFormat(StrEnum):
         member.layout = layout
         return member
 
-    KARPATHY = "karpathy", _layout("captions", "annotations", "images")
+    KARPATHY = "karpathy", _layout("annotated", "annotations", "images")
     """Captions of COCO in Karpathy's splits: dataset_coco.json. Subsets: its splits."""
-    COCO_CAPTIONS = "coco_captions", _layout("captions", "annotations", "images")
+    COCO_CAPTIONS = "coco_captions", _layout("annotated", "annotations", "images")
     """`images` and `annotations` of captions, as COCO and NoCaps have."""
-    TEXTCAPS = "textcaps", _layout("captions", "annotations", "images")
+    TEXTCAPS = "textcaps", _layout("annotated", "annotations", "images")
     """TextCaps_0.1_<split>.json."""
-    VQA = "vqa", _layout("questions", "questions", "images", answers=("annotations",))
+    VQA = "vqa", _layout("annotated", "questions", "images", answers=("annotations",))
     """Questions and annotations in two files: VQAv2, OK-VQA."""
-    TEXTVQA = "textvqa", _layout("questions", "annotations", "images")
+    TEXTVQA = "textvqa", _layout("annotated", "annotations", "images")
     """TextVQA_0.5.1_<split>.json."""
-    VIZWIZ = "vizwiz", _layout("questions", "annotations", "images")
+    VIZWIZ = "vizwiz", _layout("annotated", "annotations", "images")
     """<split>.json of VizWiz-VQA."""
-    GQA = "gqa", _layout("questions", "questions", "images")
+    GQA = "gqa", _layout("annotated", "questions", "images")
     """<split>_balanced_questions.json."""
-    DOCVQA = "docvqa", _layout("questions", "annotations", "images")
+    DOCVQA = "docvqa", _layout("annotated", "annotations", "images")
     """<split>_v1.0.json of DocVQA, infographicsVQA_<split>_v1.0_withQT.json."""
-    CHARTQA = "chartqa", _layout("questions", "annotations", "images")
+    CHARTQA = "chartqa", _layout("annotated", "annotations", "images")
     """<split>_human.json or <split>_augmented.json."""
     SCIENCEQA = "scienceqa", _layout("choices", "problems", "splits", "images")
     """problems.json and pid_splits.json; questions without an image are left out."""

@@ -190,7 +190,9 @@ class ImageFolder:
         """
         safe = safe_name(name)
         if safe is None:
-            raise RejectedImage(Reason.UNSAFE_PATH, f"found the file name {name!r}")
+            raise RejectedImage(
+                Reason.UNSAFE_PATH, f"found the file name {name!r}, which leads out of its folder"
+            )
         candidates = (safe, f"images/{safe}")
         found = next(([place] for place in candidates if place in self._files), [])
         if not found:
@@ -210,7 +212,7 @@ class ImageFolder:
             ):
                 if folder in self._files and (why := self._files[folder].leads_out):
                     raise RejectedImage(Reason.UNSAFE_PATH, f"{safe!r}: {why}")
-            raise RejectedImage(Reason.IMAGE_MISSING, f"found no file {safe!r} in the image folder")
+            raise RejectedImage(Reason.IMAGE_MISSING, f"found no file {safe} in the image folder")
         if why := self._files[found[0]].unusable:
             leads_out = why == self._files[found[0]].leads_out
             reason = Reason.UNSAFE_PATH if leads_out else Reason.IMAGE_MISSING

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mm1_pipeline.annotations.json_files import parse
 from mm1_pipeline.ground.rejects import Reason, Rejected
 
 _BLANKS = " \t\r\n"
@@ -29,40 +30,6 @@ def iterate_lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[tuple[int
             yield number, Rejected(Reason.LINE_TOO_LONG, f"found more than {max_bytes} bytes")
         elif line.strip():
             yield number, parse(line)
-
-
-class RepeatingObject(dict[str, Any]):
-    """A JSON object in which names occur twice; as a dict it has the last value of each."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.pairs = pairs
-
-
-def all_pairs(value: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Names and values of an object, with those that occur twice."""
-    return value.pairs if isinstance(value, RepeatingObject) else value.items()
-
-
-def parse(line: bytes, *, keep_repeated: bool = False) -> Any | Rejected:
-    """The value of one JSON text, or why it has none.
-
-    Args:
-        line: the text.
-        keep_repeated: whether objects in which names occur twice become RepeatingObjects.
-    """
-    hook = _to_object if keep_repeated else None
-    try:
-        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=hook)
-    except UnicodeDecodeError as error:
-        return Rejected(Reason.INVALID_UTF8, str(error))
-    except (ValueError, RecursionError) as error:
-        return Rejected(Reason.INVALID_JSON, f"{type(error).__name__}: {error}")
-
-
-def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    plain = dict(pairs)
-    return plain if len(plain) == len(pairs) else RepeatingObject(pairs)
 
 
 def iterate_array(chunks: Iterable[bytes], max_bytes: int) -> Iterator[tuple[int, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,9 @@ from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+_LISTED = 100
+"""Entries that are no item, named in evaluation.json; all are counted."""
 
 Scores = dict[tuple[str, int], TaskScores | AveragedScores]
 """Scores of one model, by task and number of shots."""
@@ -473,6 +477,13 @@ def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     """Metric and, of official benchmarks, what the number may be compared with."""
     config = task.config
     entry: dict[str, Any] = {"metric": config.metric.value, "shots": {}}
+    if task.rejects:
+        reasons = Counter(why.partition(":")[0] for why in task.rejects.values())
+        keys = sorted(task.rejects)[:_LISTED]
+        entry["rejects"] = {
+            "count": dict(sorted(reasons.items())),
+            "listed": {key: task.rejects[key] for key in keys},
+        }
     if config.title:
         entry["title"] = config.title
     if config.metric == Metric.CIDER and config.caption_words != CaptionWords.REGEX:

@@ -107,6 +107,8 @@ class Task:
         pool: Items that may be shown as shots, by key. Out of a source, every sound item of it;
             out of files, those of the training split where given, whose images are yet unread.
         images: Encoded images of items and pool, by SHA-256.
+        rejects: Why entries beside the items are none, by key, such as answers to no question: they
+            are listed, and no score counts them.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Task:
     items: tuple[TaskItem, ...]
     pool: Mapping[str, TaskItem]
     images: Mapping[str, bytes]
+    rejects: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -158,6 +161,16 @@ def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Ta
         )
     for key, reason in task.failures.items():
         logger.warning("%s: item %s counts as wrong: %s", name, key, reason)
+    if task.rejects:
+        key, reason = next(iter(task.rejects.items()))
+        logger.warning(
+            "%s: entries in its files that belong to no item: %d, as %s: %s. evaluation.json "
+            "counts them by reason.",
+            name,
+            len(task.rejects),
+            key,
+            reason,
+        )
     return task
 
 
@@ -184,7 +197,8 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     assert config.format is not None
     assert config.files is not None
     asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
-    raw = _unique(name, read_items(config.format, asked))
+    found = list(read_items(config.format, asked))
+    raw = _unique(name, (item for item in found if item.is_asked))
     _check_count(name, config, len(raw))
     images = ImageStore()
     chosen = _choose_items(name, raw, config.max_items, seed)
@@ -196,6 +210,7 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
         ),
         pool=FilePool(_shot_items(name, config, raw), config.metric, images),
         images=images,
+        rejects={item.key: item.failure or "" for item in found if not item.is_asked},
     )
 
 
@@ -209,7 +224,8 @@ def _shot_items(name: str, config: TaskConfig, asked: list[RawItem]) -> list[Raw
     subset = config.shot_subset if config.shot_subset is not None else config.subset
     image_name = config.image_name if own_files else config.shot_image_name or config.image_name
     paths = config.files if config.shot_files is None else config.shot_files
-    return _unique(f"{name}, shots", read_items(config.format, _files(paths, subset, image_name)))
+    found = read_items(config.format, _files(paths, subset, image_name))
+    return _unique(f"{name}, shots", (item for item in found if item.is_asked))
 
 
 def _files(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mm1_pipeline.annotations.records import PassedOver
 from mm1_pipeline.config.ingest import ReaderLimits, RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.files import SourceFile, SourceFiles
 from mm1_pipeline.corpus.records import Role, Segment
-from mm1_pipeline.ground.rejects import Passed, Reason, Rejected
+from mm1_pipeline.ground.rejects import Reason, Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,6 @@ class RejectedRecord:
 
     key: str
     why: Rejected
-
-
-@dataclass(frozen=True, slots=True)
-class PassedOver:
-    """Something in a file that its format calls no record: not read, but counted."""
-
-    why: Passed
-    count: int = 1
 
 
 Item = RawRecord | RejectedRecord
@@ -172,25 +165,6 @@ def read_one(key: str, read_record: Callable[[], T]) -> T | RejectedRecord:
         return read_record()
     except Exception as error:
         return RejectedRecord(key, record_fault(error))
-
-
-def without_doubles(items: Iterable[Found]) -> Iterator[Found]:
-    """Rejects records whose key an earlier one of the same file has: they would share a score.
-
-    Args:
-        items: of one file, whose keys come from what stands in it.
-    """
-    seen: set[str] = set()
-    for item in items:
-        if isinstance(item, PassedOver):
-            yield item
-        elif isinstance(item, RawRecord) and item.key in seen:
-            why = Rejected(Reason.DUPLICATE_KEY, "found a second entry of this name")
-            yield RejectedRecord(item.key, why)
-        else:
-            if isinstance(item, RawRecord):
-                seen.add(item.key)
-            yield item
 
 
 def record_fault(error: Exception) -> Rejected:

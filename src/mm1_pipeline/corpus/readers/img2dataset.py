@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from mm1_pipeline.annotations import json_files
 from mm1_pipeline.config.source_formats import SourceFormat
-from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile, safe_name
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
 from mm1_pipeline.corpus.readers.base import (
@@ -246,7 +246,7 @@ def _read_member(stream: BinaryIO, member: Member) -> bytes:
 def _read_metadata(sample: _Sample, stream: BinaryIO) -> dict[str, Any]:
     if _METADATA not in sample.members:
         return {}
-    metadata = json_streams.parse(_read_member(stream, sample.members[_METADATA]))
+    metadata = json_files.parse(_read_member(stream, sample.members[_METADATA]))
     if isinstance(metadata, Rejected):
         raise metadata
     if not isinstance(metadata, dict):

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from mm1_pipeline.annotations.records import ImageName, as_name
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus import decompression, json_streams
-from mm1_pipeline.corpus.files import ImageFolder, SourceFile, whole_suffix
+from mm1_pipeline.corpus.annotated_images import AnnotatedImages
+from mm1_pipeline.corpus.files import SourceFile, whole_suffix
 from mm1_pipeline.corpus.readers.annotations import (
-    as_name,
-    image_by_name,
+    annotated_image,
     image_folder_problems,
     open_image_folder,
 )
@@ -56,10 +57,14 @@ Turn = tuple[Role, str]
 
 def read(source: Source) -> Iterator[Found]:
     """Reads all conversation files."""
-    return read_each_file(source, partial(_read_conversations, open_image_folder(source)))
+    return read_each_file(
+        source, partial(_read_conversations, AnnotatedImages(open_image_folder(source)))
+    )
 
 
-def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -> Iterator[Found]:
+def _read_conversations(
+    images: AnnotatedImages, source: Source, file: SourceFile
+) -> Iterator[Found]:
     with source.files.open(file) as stream:
         chunks = decompression.read_chunks(stream, file.name.lower())
         is_array = ".jsonl" not in whole_suffix(file.name)
@@ -69,7 +74,7 @@ def _read_conversations(folder: ImageFolder, source: Source, file: SourceFile) -
                 yield PassedOver(Passed.OTHER_ENTRY)
                 continue
             key = f"{file.key}/{number:08d}"
-            record = read_one(key, partial(_to_record, folder, key, entry))
+            record = read_one(key, partial(_to_record, images, key, entry))
             if isinstance(record, RejectedRecord):
                 yield record
             elif source.is_evaluation:
@@ -87,7 +92,7 @@ def _is_wanted(entry: Any, ids: str) -> bool:
     return fnmatch.fnmatchcase(as_name(entry.get("id")) or "", ids)
 
 
-def _to_record(folder: ImageFolder, key: str, entry: Any) -> RawRecord:
+def _to_record(images: AnnotatedImages, key: str, entry: Any) -> RawRecord:
     if isinstance(entry, Rejected):
         raise entry
     turns = [_read_turn(turn) for turn in _find_turns(entry)]
@@ -99,9 +104,9 @@ def _to_record(folder: ImageFolder, key: str, entry: Any) -> RawRecord:
         raise Rejected(
             Reason.IMAGE_TAG_MISMATCH, f"found {num_tags} {_TAG} tags for {len(names)} images"
         )
-    images = tuple(image_by_name(folder, name) for name in names)
+    shown = tuple(annotated_image(images, ImageName(name)) for name in names)
     metadata = {name: entry[name] for name in entry if name not in ("conversations", "messages")}
-    return RawRecord(key, tuple(segments), images, metadata=metadata)
+    return RawRecord(key, tuple(segments), shown, metadata=metadata)
 
 
 def _to_question(record: RawRecord) -> RawRecord:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from mm1_pipeline.annotations import json_files
 from mm1_pipeline.config.source_formats import SourceFormat
-from mm1_pipeline.corpus import json_streams
 from mm1_pipeline.corpus.files import SourceFile
 from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
@@ -71,7 +71,7 @@ def problems(source: Source, file: SourceFile, schema: pa.Schema) -> list[str]:
 def _written_text(value: Any) -> str:
     if not isinstance(value, str):
         raise Rejected(Reason.TEXT_MISSING, f"found no text in the column {_TEXT_COLUMN!r}")
-    content = json_streams.parse(value.encode("utf-8", "replace"))
+    content = json_files.parse(value.encode("utf-8", "replace"))
     if isinstance(content, Rejected):
         raise content
     parsed = content.get("gt_parse") if isinstance(content, dict) else None

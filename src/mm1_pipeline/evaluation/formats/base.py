@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import json
 import posixpath
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.annotations.json_files import as_utf8, parse_file, parse_list
 from mm1_pipeline.config._base import is_data
+from mm1_pipeline.corpus import decompression
+from mm1_pipeline.ground.rejects import Rejected
 
 ImageSource = Path | bytes
 """A file, or an encoded image."""
 
 _ID_FIELDS = ("question_id", "questionId", "id", "image_id", "index", "qid")
-_GZIP = b"\x1f\x8b"
-_SPACE = b" \t\r\n"
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -37,6 +34,8 @@ class RawItem:
         category: Split, kind or capability that scores are also given by.
         facts: What else the metric needs, such as the precision of a number.
         failure: Why it cannot be asked.
+        is_asked: Whether it is an item of the benchmark; else an entry beside its items, such as an
+            answer to no question, which is listed and not scored.
     """
 
     key: str
@@ -48,6 +47,7 @@ class RawItem:
     category: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     failure: str | None = None
+    is_asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,6 @@ class FormatFiles:
     image_name: str = ""
     hides_answers: bool = False
 
-    def answers(self, row: Mapping[str, Any], name: str) -> Any:
-        """What a row has under the name of its answers; nothing where they are hidden.
-
-        Raises:
-            KeyError: The row should have answers and has none.
-        """
-        return row.get(name, ()) if self.hides_answers else row[name]
-
     def image(self, name: str) -> Path:
         """Path of an image inside the folder `images`.
 
@@ -81,11 +73,6 @@ class FormatFiles:
             ValueError: The name leads out of the folder.
         """
         return inside(self.paths["images"], name)
-
-    def numbered_image(self, number: int) -> Path:
-        """Path of the image with this number."""
-        template = self.image_name or "{id}.jpg"
-        return self.image(template.format(id=int(number)))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -139,41 +126,29 @@ def parse_keyed(
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; of JSON lines, the list of their rows.
-
-    Read as `read_json_lines` reads.
+    """Content of a JSON file; of JSON lines, the list of their rows. See `annotations.json_files`.
 
     Raises:
         ValueError: The file is missing or no JSON.
     """
-    content = _content(path, "JSON")
     try:
-        return json.loads(content)
-    except ValueError as error:
-        rows = _lines(content)
-        # A file of lines has several, and the first of them is a value by itself.
-        if len(rows) > 1 and not isinstance(rows[0], str):
-            return rows
+        return parse_file(read_content(path))
+    except Rejected as error:
         raise ValueError(f"Found no readable JSON at {path}: {error}.") from error
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """Rows of a file of JSON lines, or of one JSON list; benchmarks are published as either.
 
-    A line that is no JSON stays as text and fails as an item. Files may be compressed by gzip,
-    begin with a byte order mark and end lines as Windows does. A line ends at a line feed alone:
-    texts inside JSON hold other signs that count as line ends elsewhere.
+    A line that is no JSON stays as text and fails as an item.
 
     Raises:
         ValueError: The file is missing.
     """
-    content = _content(path, "JSON lines")
-    if content.lstrip(_SPACE)[:1] == b"[":
-        try:
-            return list(json.loads(content))
-        except ValueError:
-            pass  # Lines that are lists each.
-    return _lines(content)
+    try:
+        return parse_list(read_content(path))
+    except Rejected as error:
+        raise ValueError(f"Found no readable JSON lines at {path}: {error}.") from error
 
 
 def read_text(path: Path) -> str:
@@ -183,8 +158,8 @@ def read_text(path: Path) -> str:
         ValueError: The file is missing or not in UTF-8.
     """
     try:
-        return _content(path, "text").decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
+        return as_utf8(read_content(path, "text")).decode("utf-8").replace("\r\n", "\n")
+    except (Rejected, UnicodeDecodeError) as error:
         raise ValueError(f"Found no readable text at {path}: {error}.") from error
 
 
@@ -210,23 +185,18 @@ def listed(content: Any, name: str, path: Path) -> list[Any]:
     return found
 
 
-def _content(path: Path, kind: str) -> bytes:
-    """Bytes of a file in UTF-8 without byte order mark, out of gzip if it is compressed."""
+def read_content(path: Path, kind: str = "JSON") -> bytes:
+    """Bytes of a file, unpacked where it is packed by gzip or zstd, whatever its name says.
+
+    Raises:
+        ValueError: It is missing, damaged, or swells too much.
+    """
     refuse_no_file(path)
     try:
-        content = path.read_bytes()
-        if content.startswith(_GZIP):
-            content = gzip.decompress(content)
-        encoding = json.detect_encoding(content)
-        if encoding not in ("utf-8", "utf-8-sig"):
-            content = content.decode(encoding).encode("utf-8")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        with path.open("rb") as stream:
+            return b"".join(decompression.read_chunks(stream, path.name.lower()))
+    except (OSError, Rejected) as error:
         raise ValueError(f"Found no readable {kind} at {path}: {error}.") from error
-    return content.removeprefix(codecs.BOM_UTF8)
-
-
-def _lines(content: bytes) -> list[Any]:
-    return [_parsed(line) for line in content.split(b"\n") if line.strip()]
 
 
 def text_of(value: Any) -> str:
@@ -245,19 +215,12 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line.decode("utf-8", errors="replace").strip()
-
-
 def _key_of(row: Any, number: int) -> str:
     if isinstance(row, Mapping):
         for name in _ID_FIELDS:
             if isinstance(row.get(name), str | int):
                 return str(row[name])
-    return f"row {number}"
+    return f"entry_{number}"
 
 
 def _describe(error: Exception) -> str:

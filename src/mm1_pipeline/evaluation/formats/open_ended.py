@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mm1_pipeline.annotations.json_files import all_pairs
 from mm1_pipeline.config.task_formats import TaskFormat
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
@@ -43,7 +44,7 @@ def read_mathvista(files: FormatFiles) -> Iterator[RawItem]:
             },
         )
 
-    return parse_keyed(content.items(), parse)
+    return parse_keyed(all_pairs(content), parse)
 
 
 def read_llava_w(files: FormatFiles) -> Iterator[RawItem]:
@@ -98,7 +99,7 @@ def read_mm_vet(files: FormatFiles) -> Iterator[RawItem]:
             category="+".join(sorted(map(str, row.get("capability", [])))),
         )
 
-    return parse_keyed(content.items(), parse)
+    return parse_keyed(all_pairs(content), parse)
 
 
 READERS = {

@@ -1,0 +1,1 @@
+"""Official annotation files of data sets: each layout read once, for corpus and evaluation."""
