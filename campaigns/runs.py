@@ -240,9 +240,12 @@ def import_everything() -> None:
     import mm1_pipeline
 
     for module in pkgutil.walk_packages(mm1_pipeline.__path__, "mm1_pipeline."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "composer_engine")):
             importlib.import_module(module.name)
-    for name in ("composer", "matplotlib.pyplot", "transformers", "py3langid", "pyarrow.parquet"):
+    from mm1_pipeline.training.engine import choose_engine
+
+    choose_engine("auto")  # imports Composer where it is taken
+    for name in ("matplotlib.pyplot", "transformers", "py3langid", "pyarrow.parquet"):
         importlib.import_module(name)
 
 

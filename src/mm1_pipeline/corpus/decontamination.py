@@ -268,7 +268,7 @@ def word_hashes(text: str) -> np.ndarray:
     """A hash for each word, without regard to case and punctuation: uint64[num_words]."""
     words = _WORD.findall(text.lower())
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(word) for word in words), np.uint64, len(words))
+    return np.fromiter((digest(word.encode()) for word in words), np.uint64, len(words))
 
 
 def ngram_hashes(words: np.ndarray, size: int) -> np.ndarray:

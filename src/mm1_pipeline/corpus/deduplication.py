@@ -131,7 +131,7 @@ class TableWriter:
 
 def text_key(text: str) -> int:
     """A key that texts share when only case, blanks and punctuation tell them apart."""
-    return xxhash.xxh3_64_intdigest(_BLANKS.sub(" ", text.lower()).strip()) >> 1
+    return xxhash.xxh3_64_intdigest(_BLANKS.sub(" ", text.lower()).strip().encode()) >> 1
 
 
 def min_hash_keys(texts: Sequence[str], config: MinHashConfig) -> np.ndarray:

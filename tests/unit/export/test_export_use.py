@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -70,7 +71,11 @@ STOCK = replace(
 SCRIPT = Path(__file__).with_name("use_exported.py")
 CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), re.MULTILINE)
 
-VERSIONS = {"4.57": ("accelerate",), "5": ("transformers5",)}
+_INSTALLED = importlib.metadata.version("transformers")
+VERSIONS = {
+    version: ("accelerate",) if _INSTALLED.startswith(f"{version}.") else ("other-transformers",)
+    for version in ("4.57", "5")
+}
 """Folders of the environment that go before it, by the transformers that is then found."""
 
 CHATS: list[tuple[list[dict[str, Any]], list[Segment]]] = []
