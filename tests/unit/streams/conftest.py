@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ def picture(rng: random.Random) -> RecordImage:
     Image.fromarray(pixels.reshape(height, width, 3)).save(buffer, "PNG")
     data = buffer.getvalue()
     return RecordImage(data, None, hashlib.sha256(data).hexdigest(), width, height)
+
+
+@pytest.fixture(scope="session")
+def make_picture() -> Callable[[random.Random], RecordImage]:
+    return picture
 
 
 def make_record(source: str, number: int, rng: random.Random) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mm1_pipeline.config.ingest import RecordKind, SourceConfig, SourceFormat
 from mm1_pipeline.config.shard import PackingConfig, ShardConfig, SubImageConfig
 from mm1_pipeline.corpus.records import (
     Record,
+    RecordImage,
     RecordWriter,
     Role,
     Segment,
@@ -148,14 +150,14 @@ def test_the_exported_template_is_the_same_rule(
 
 
 @pytest.fixture(scope="module")
-def conversations_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import picture  # pyright: ignore[reportAttributeAccessIssue]
-
+def conversations_dir(
+    tmp_path_factory: pytest.TempPathFactory, make_picture: Callable[[random.Random], RecordImage]
+) -> Path:
     directory = tmp_path_factory.mktemp("conversations")
     rng = random.Random(3)
     with RecordWriter(directory / "records" / "chats", records_per_file=50) as writer:
         for number in range(60):
-            images = tuple(picture(rng) for _ in range(number % 3))
+            images = tuple(make_picture(rng) for _ in range(number % 3))
             turns = [exchange(f"is {n} red?", "no cat", n) for n in range(len(images))]
             turns += [exchange("why?", "the dog sleeps") for _ in range(rng.randint(1, 6))]
             segments = tuple(joined(turns))
