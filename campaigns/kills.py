@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from faults import CLASSES, load_before_the_c_library
+from faults import CLASSES, end_with_parent, load_before_the_c_library
 from runs import FORKED, FRESH, NOTED, Fault, Outcome, Part, Project, import_everything
 
 AT_THE_START = 0.15
@@ -284,6 +284,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             try:
+                end_with_parent()
                 own = project if worker == 0 else Project(options.place / f"worker{worker}")
                 _work(own, todo[worker :: options.workers], whole, options)
             except BaseException:
