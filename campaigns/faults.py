@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,3 +61,9 @@ def load_before_the_c_library() -> None:
     }
     os.environ.update(environment)
     os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def end_with_parent() -> None:
+    """Has this process killed when the one that forked it ends."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

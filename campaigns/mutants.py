@@ -657,12 +657,21 @@ def _main_file(kind: Kind, good: Path, work: Path) -> Path:
     return work / _MAIN_FILES[good]
 
 
+def _next(jobs: Any) -> tuple[str, int] | None:
+    """The next mutant; None at the end, or when the campaign was killed."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        with contextlib.suppress(queue.Empty):
+            return jobs.get(timeout=5)
+    return None
+
+
 def _work(seed: int, jobs: Any, results: Any) -> None:
     """A worker: one mutant after the other, each announced before it is tried."""
     logging.disable(logging.CRITICAL)
     known = kinds()
     with tempfile.TemporaryDirectory() as folder:
-        for name, number in iter(jobs.get, None):
+        for name, number in iter(partial(_next, jobs), None):
             results.put((name, number, "started"))
             try:
                 # What readers print and warn is theirs; nothing of it is wanted here.

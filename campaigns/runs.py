@@ -137,7 +137,8 @@ class Project:
         _change_yaml(smoke / "parameters.yml", PARAMETERS)
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
-        if os.fork() == 0:
+        self.server = os.fork()
+        if self.server == 0:
             os.close(self._requests)
             os.close(self._answers)
             _serve(folder, requests, answers)

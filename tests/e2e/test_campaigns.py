@@ -34,24 +34,26 @@ def run_campaign(name: str, *arguments: str, seconds: int) -> dict[str, Any]:
 
 
 def test_500_mutants_of_every_kind_of_file_cost_themselves_alone():
-    found = run_campaign("mutants", "--count=500", "--workers=1", seconds=290)
+    found = run_campaign("mutants", "--count=500", "--seed=1", "--workers=1", seconds=290)
     assert found["tried"] == found["held"] == 500
 
 
 @needs_compiler
 @pytest.mark.timeout(900)
-def test_after_16_kills_and_full_disks_a_run_gives_the_same_artifacts(tmp_path):
-    options = ("--faults=16", "--per-chain=16", "--workers=1", f"--place={tmp_path}")
+def test_after_34_kills_and_full_disks_in_all_stages_a_run_gives_the_same_artifacts(tmp_path):
+    options = ("--faults=34", "--per-chain=2", "--seed=1", "--workers=1", f"--place={tmp_path}")
     found = run_campaign("kills", *options, seconds=880)
-    assert found["tried"] == found["held"] == 16
+    assert found["tried"] == found["held"] == 34
     kinds = ("open", "write", "rename", "remove", "folder", "sync")
     assert all(found["changes_a_run"][kind] > 20 for kind in kinds), "calls are seen"
-    assert found["by_node"]
-    assert found["by_fault"].keys() & {"kill", "torn", "process"}
+    assert found["by_fault"].keys() == {"kill", "torn", "process", "full"}
+    assert len(found["by_node"]) > 12, "of 17, and what comes before them"
+    assert found["by_process"]["a process of its own"] == [1, 1]
 
 
 @needs_compiler
 @pytest.mark.timeout(300)
 def test_a_training_that_is_killed_on_1_2_3_and_1_ranks_gives_the_same_losses(tmp_path):
-    found = run_campaign("rank_kills", "--chains=1", f"--place={tmp_path}", seconds=290)
+    options = ("--chains=1", "--seed=1", f"--place={tmp_path}")
+    found = run_campaign("rank_kills", *options, seconds=290)
     assert found["tried"] == found["held"] == 6
