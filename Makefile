@@ -43,11 +43,12 @@ $(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# Beside the environment, not in it: exported models are tested on both generations of transformers.
+# Beside the environment, not in it: exported models are tested on both generations of transformers. The
+# list is its own constraint, as uv takes what lifts a limit in pyproject.toml for all that is wanted.
 $(VENV)/.installed-beside: requirements-$(STACK)-beside.txt $(VENV)/.installed-$(STACK)
 	rm -rf $(VENV)/accelerate $(VENV)/other-transformers
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/accelerate --constraint $< accelerate
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/other-transformers -r $<
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/other-transformers --constraint $< -r $<
 	touch $@
 
 demo: setup  ## Runs the whole pipeline on the embedded sample; ends with a report.

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import RejectedImage, check_image
 from mm1_pipeline.corpus.records import Role, Segment
@@ -17,6 +15,7 @@ from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
 from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
 from mm1_pipeline.models.checkpoint import load_model
+from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.shard_index import ShardIndex
@@ -72,7 +71,7 @@ class ChatModel:
         Raises:
             ValueError: The three do not belong together.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable_device("auto")
         model, tokenizer = load_model(model_dir, device).eval(), Tokenizer.load(tokenizer_dir)
         transform, sub_images = ImageTransform(size=model.config.vision.image_size), None
         max_positions = DEFAULT_POSITIONS

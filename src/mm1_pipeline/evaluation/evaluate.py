@@ -48,6 +48,7 @@ from mm1_pipeline.evaluation.text.text_run import TextRunner
 from mm1_pipeline.evaluation.text.text_tasks import TextTask, load_text_task
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
+from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shard_index import SHARDS_FILE, ShardIndex
 from mm1_pipeline.streams.tokenizer import Tokenizer
@@ -157,7 +158,7 @@ def evaluate(
     _check_tasks(config, [*models, *(chat.models if chat is not None else ())])
     documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
     judge = _connect_judge(config, work_dir)
-    device = _device(config.device)
+    device = torch.device(usable_device(config.device))
     suites = [(name, directory, documents) for name, directory in models.items()]
     of_chat = None
     if chat is not None:
@@ -525,9 +526,3 @@ def _judge_facts(config: EvaluateConfig) -> dict[str, Any]:
 def _write_scores(directory: Path, scores: Scores) -> None:
     for (task, num_shots), scored in scores.items():
         scored.write(directory / f"{task}_{num_shots}shot.jsonl")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

@@ -9,6 +9,7 @@ import torch
 
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.ground.devices import device_limits
+from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.training.nodes import num_nodes
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,9 @@ def choose_device(config: TrainingConfig) -> Literal["cpu", "cuda"]:
         `cpu` or `cuda`.
 
     Raises:
-        ValueError: no GPU where one is asked for.
+        ValueError: no GPU where one is asked for, or one without kernels in this PyTorch.
     """
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ValueError("device: found cuda, but PyTorch sees no GPU; use cpu or auto.")
-    device = "cuda" if has_gpu and config.device != "cpu" else "cpu"
+    device = usable_device(config.device)
     if config.precision == "bfloat16" and device == "cpu" and not _cpu_has_bfloat16():
         logger.warning(
             "precision: found bfloat16 on a CPU that has no instructions for it; float32 would be "

@@ -19,6 +19,7 @@ from mm1_pipeline.config.pretraining import VisionObjective, VisionPretrainConfi
 from mm1_pipeline.evaluation.held_out.caption_losses import DIGITS
 from mm1_pipeline.models.aim import PatchPrediction, load_patch_prediction
 from mm1_pipeline.models.clip import Contrastive, load_contrastive
+from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.models.pairs import text_keys
 from mm1_pipeline.streams.loader import build_validation_loader
 
@@ -75,8 +76,7 @@ def held_out_vision(
     """
     if pretraining.source is not WeightSource.TRAIN:
         return {}
-    name = config.device
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device(usable_device(config.device))
     streams = pretraining.training.mixture.streams.values()
     batches = {
         source: _held_out_batches(shards_dir, source, device)
