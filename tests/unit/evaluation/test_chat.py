@@ -1,4 +1,4 @@
-"""Chat and chat prompts: the same tokens as training, squares and all, turn after turn."""
+"""Chat and chat prompts: the same tokens as training, sub-images and all, turn after turn."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def chat(tokenizer: Tokenizer) -> ChatModel:
 @torch.no_grad()
 def greedy(chat: ChatModel, segments: list[Segment], images: list[bytes]) -> str:
     """The answer by whole forward passes over what training would have packed."""
-    squares = [
+    sub_images = [
         square
         for data in images
         for square in decompose(Image.open(io.BytesIO(data)).convert("RGB"), TRANSFORM, GRID)
@@ -75,7 +75,7 @@ def greedy(chat: ChatModel, segments: list[Segment], images: list[bytes]) -> str
     ids = serialize_conversation(
         segments, chat.tokenizer, 4, num_sub_images=num_sub_images
     ).input_ids.tolist()
-    pixels, answer = to_pixel_values(squares, TRANSFORM), []
+    pixels, answer = to_pixel_values(sub_images, TRANSFORM), []
     never = [chat.tokenizer.pad_id, chat.tokenizer.bos_id, chat.tokenizer.image_id]
     for _ in range(chat.max_new_tokens):
         length = len(ids) + len(answer)
@@ -95,7 +95,7 @@ def greedy(chat: ChatModel, segments: list[Segment], images: list[bytes]) -> str
 
 
 def test_answers_are_those_of_the_trained_sequence(chat: ChatModel) -> None:
-    """Two turns, an image of five squares and one of one: the cache and the plain pass agree."""
+    """Two turns, an image of five sub-images and one of one: the cache and the plain pass agree."""
     conversation = Conversation(chat)
     large, small = picture(40, 30), picture(10, 12, seed=1)
     first = conversation.ask("what is it?", [large])
@@ -118,10 +118,10 @@ def test_crops_change_what_the_model_sees(chat: ChatModel) -> None:
     features = ImageFeatures(chat.model, {"x": data}, TRANSFORM, sub_images=GRID)
     with torch.no_grad():
         found = features(sub_image_keys("x", 5))
-        squares = decompose(Image.open(io.BytesIO(data)), TRANSFORM, GRID)
-        pixels = to_pixel_values(squares, TRANSFORM)
+        sub_images = decompose(Image.open(io.BytesIO(data)), TRANSFORM, GRID)
+        pixels = to_pixel_values(sub_images, TRANSFORM)
         expected = chat.model.connector(chat.model.vision(pixels))
-    # Worst seen: 2e-7; squares are encoded one by one here, together there.
+    # Worst seen: 2e-7; sub-images are encoded one by one here, together there.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert not torch.allclose(found[1], found[2])
 

@@ -189,7 +189,7 @@ def snippets() -> list[str]:
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
-def squares_of(data: bytes) -> torch.Tensor:
+def sub_images_of(data: bytes) -> torch.Tensor:
     return to_pixel_values(decompose(open_image(data), TRANSFORM, SUB_IMAGES), TRANSFORM)
 
 
@@ -244,7 +244,7 @@ def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     for name, data in make_images().items():
         (root / "images" / name).write_bytes(data)
         try:
-            expected[name] = squares_of(data)
+            expected[name] = sub_images_of(data)
         except RejectedImage as error:
             refused[name] = error.detail
     assert [*refused] == ["refused_negative.tif", "refused_float.tif"]

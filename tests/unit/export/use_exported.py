@@ -477,8 +477,8 @@ def every_auto_class_loads_it():
         "input_ids",
         "attention_mask",
     }
-    squares = transformers.AutoImageProcessor.from_pretrained(OWN, **TRUSTED)(picture(1))
-    assert torch.equal(squares["pixel_values"], shown(picture(1)))
+    sub_images = transformers.AutoImageProcessor.from_pretrained(OWN, **TRUSTED)(picture(1))
+    assert torch.equal(sub_images["pixel_values"], shown(picture(1)))
 
 
 @check

@@ -101,11 +101,11 @@ def test_the_last_exchanges_are_left_out(tokenizer: Tokenizer, limit: str) -> No
         for n in range(4)
     ]
     for kept in range(4):
-        squares = sum(num_sub_images[:kept])
+        sub_images = sum(num_sub_images[:kept])
         packing = (
             PackingConfig(sequence_length=max(1, lengths[kept] + 3), image_tokens=4)
             if limit == "positions"
-            else PackingConfig(sequence_length=500, max_images=max(squares, 1), image_tokens=4)
+            else PackingConfig(sequence_length=500, max_images=max(sub_images, 1), image_tokens=4)
         )
         found = fit_conversation(whole, tokenizer, packing, num_sub_images)
         kept = max(kept, 1) if limit == "images" else kept
@@ -226,7 +226,7 @@ def test_the_number_of_sub_images_follows_from_the_recorded_size(conversations_d
     seen = set()
     for record in read_records(conversations_dir, "chats"):
         for found in record.images:
-            squares = decompose(open_image(found.bytes), transform, grid)
-            assert count_sub_images(found.width, found.height, transform, grid) == len(squares)
-            seen.add(len(squares))
+            sub_images = decompose(open_image(found.bytes), transform, grid)
+            assert count_sub_images(found.width, found.height, transform, grid) == len(sub_images)
+            seen.add(len(sub_images))
     assert seen == {1, 5}

@@ -132,7 +132,7 @@ def test_records_get_their_squares_in_order() -> None:
         numbered(*size).save(buffer, "PNG")
         encoded.append(buffer.getvalue())
     num_sub_images = encode_sub_images(encoded, TRANSFORM, GRID)
-    assert [len(squares) for squares in num_sub_images] == [5, 1]
+    assert [len(sub_images) for sub_images in num_sub_images] == [5, 1]
     last = Image.open(io.BytesIO(num_sub_images[0][4]))
     assert last.getpixel((0, 0)) == (8, 8, 7)
 
@@ -145,7 +145,7 @@ def test_a_grid_that_no_sequence_holds_is_refused() -> None:
     fits = config(sequence_length=22, max_images=5, image_tokens=4)
     assert fits.packing == PackingConfig(sequence_length=22, max_images=5, image_tokens=4)
     for packing in ({"sequence_length": 21, "max_images": 5}, {"max_images": 4}):
-        with pytest.raises(ValidationError, match="one image is 5 squares and takes 22"):
+        with pytest.raises(ValidationError, match="one image is 5 sub-images and takes 22"):
             config(image_tokens=4, **packing)
     with pytest.raises(ValidationError, match=r"grid: found 0"):
         SubImageConfig(grid=0)

@@ -76,7 +76,7 @@ def batch(records: list[Record], tokenizer: Tokenizer, image_tokens: int = 2) ->
     for document in documents:
         targets = np.where(document.loss_mask, document.input_ids, IGNORED)
         labels += [*targets[1:].tolist(), IGNORED]
-    squares = [
+    sub_images = [
         resize_image(Image.open(io.BytesIO(r.images[0].bytes)).convert("RGB"), TRANSFORM)
         for r in records
     ]
@@ -85,7 +85,7 @@ def batch(records: list[Record], tokenizer: Tokenizer, image_tokens: int = 2) ->
         "input_ids": torch.tensor(np.concatenate([d.input_ids for d in documents]))[None].long(),
         "labels": torch.tensor(labels)[None],
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
-        "pixel_values": to_pixel_values(squares, TRANSFORM),
+        "pixel_values": to_pixel_values(sub_images, TRANSFORM),
     }
 
 

@@ -25,8 +25,8 @@ MAX_NEW_TOKENS = 8
 @torch.no_grad()
 def tokens_alone(model, tokenizer, prompt, images, *, blind=False) -> list[int]:
     """The plain way: no batch, no cache, no stored image tokens, no shared code."""
-    squares = [resize_image(open_image(images[key]), TRANSFORM) for key in prompt.images]
-    pixel_values = to_pixel_values(squares, TRANSFORM) * (0 if blind else 1)
+    sub_images = [resize_image(open_image(images[key]), TRANSFORM) for key in prompt.images]
+    pixel_values = to_pixel_values(sub_images, TRANSFORM) * (0 if blind else 1)
     never = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.image_id]
     allowed = [token for token in range(tokenizer.vocab_size) if token not in never]
     ids, answer = prompt.input_ids.tolist(), []

@@ -48,9 +48,9 @@ def held_out_records(world, source):
 def losses_from_logits(model, tokenizer, index, record, pixel_values=None) -> list[float]:
     """The loss of every text token and EOS of one record, by hand."""
     tokens = serialize(record.segments, tokenizer, index.packing.image_tokens)
-    squares = [resize_image(open_image(image.bytes), index.image) for image in record.images]
+    sub_images = [resize_image(open_image(image.bytes), index.image) for image in record.images]
     if pixel_values is None:
-        pixel_values = to_pixel_values(squares, index.image)
+        pixel_values = to_pixel_values(sub_images, index.image)
     ids = torch.from_numpy(tokens.input_ids).long().unsqueeze(0)
     borders = torch.tensor([0, ids.shape[1]], dtype=torch.int32)
     hidden = model(ids, torch.arange(ids.shape[1]).unsqueeze(0), borders, pixel_values).hidden

@@ -102,7 +102,7 @@ def test_last_shots_and_query_stay_high():
 
 @pytest.fixture
 def index(world) -> ShardIndex:
-    """Of a training in which an image above 16 pixels is five squares."""
+    """Of a training in which an image above 16 pixels is five sub-images."""
     return dataclasses.replace(ShardIndex.read(world.shards), sub_images=GRID)
 
 
@@ -114,8 +114,8 @@ def test_prompts_have_the_positions_of_each_image(make_task, tokenizer, index, i
         tokens = index.packing.image_tokens
         if is_chat:
             return ChatPrompts(task, tokenizer, index).build_all(3, 0)
-        squares = SubImageCounter(task.images, index.image, sub_images or index.sub_images)
-        return build_prompts(task, 3, 0, tokenizer, tokens, squares)
+        counter = SubImageCounter(task.images, index.image, sub_images or index.sub_images)
+        return build_prompts(task, 3, 0, tokenizer, tokens, counter)
 
     trained = prompts_of(None, 1)
     assert [p.content for p in prompts_of(GRID, 1)] == [p.content for p in trained]
