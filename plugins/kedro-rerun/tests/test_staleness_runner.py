@@ -234,11 +234,13 @@ def test_a_dataset_may_give_its_digest(built):
     assert built.run() == ["double"]
 
 
-def test_a_node_without_outputs_always_runs(built):
+def test_a_node_without_outputs_runs_for_what_it_reads(built):
     settings_for_tests(built)
     built.parameters_plain = {"number": 3}
     built.extra_nodes = [node(print, "params:number", None, name="show")]
     assert built.run() == ["show"]
+    assert built.run() == []
+    built.parameters_plain = {"number": 4}
     assert built.run() == ["show"]
 
 
@@ -348,7 +350,9 @@ def test_artifacts_outside_of_the_data_root_are_refused(project, tmp_path):
 def test_a_function_from_nowhere_known_is_refused(built):
     built.parameters_plain = {"number": 3}
     built.extra_nodes = [node(double, "params:number", "evaluation2", name="double")]
-    with pytest.raises(ValueError, match="neither a first-party package nor a declared library"):
+    with pytest.raises(
+        ValueError, match="neither a first-party package nor a library with a version"
+    ):
         built.run()
 
 

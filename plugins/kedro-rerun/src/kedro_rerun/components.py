@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedro_rerun.code import Closure, CodeIndex
-from kedro_rerun.environment import library_versions
+from kedro_rerun.environment import ABSENT, library_versions, version_of
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.fingerprint import Cause
 from kedro_rerun.functions import FunctionView, describe_function
@@ -104,6 +104,7 @@ class ComponentReader:
         view = self._view(node)
         closure = self._closure(node)
         versions = library_versions(self._settings.libraries, closure.libraries)
+        versions |= {module: version_of(module) for module in self._own_libraries(node)}
         components = {
             **_prefixed(Cause.CODE, closure.parts),
             **_prefixed(Cause.CODE, view.source),
@@ -162,18 +163,24 @@ class ComponentReader:
         followed = [entry for entry in entries if index.is_first_party(entry[0])]
         closure = index.closure(followed)
         others = {module.partition(".")[0] for module, _ in entries} - set(self._settings.packages)
-        self._refuse_untracked(node, {module for module, _ in self._view(node).entries} & others)
         return Closure(closure.parts, closure.libraries | others)
 
-    def _refuse_untracked(self, node: StaleNode, modules: Iterable[str]) -> None:
-        for module in modules:
-            known = module in self._settings.libraries or module in sys.stdlib_module_names
-            if not known:
+    def _own_libraries(self, node: StaleNode) -> set[str]:
+        """Undeclared libraries that a node's very function comes from, such as `pandas.concat`.
+
+        Raises:
+            StalenessError: for one that is no installed distribution.
+        """
+        found = {module.partition(".")[0] for module, _ in self._view(node).entries}
+        found -= {*self._settings.packages, *self._settings.libraries, *sys.stdlib_module_names}
+        for module in found:
+            if version_of(module) == ABSENT:
                 raise StalenessError(
                     f"{node.name}: its function comes from {module!r}, which is neither a "
-                    "first-party package nor a declared library, so its changes would go "
+                    "first-party package nor a library with a version, so its changes would go "
                     "unnoticed. Add it to `packages` or `libraries` of the staleness settings."
                 )
+        return found
 
     # Parameters and inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Collection, Mapping
@@ -28,6 +29,20 @@ def library_versions(declared: Mapping[str, str], imported: Collection[str]) -> 
         for name, distribution in sorted(declared.items())
         if name in imported or name == PYTHON
     }
+
+
+@functools.cache
+def version_of(module: str) -> str:
+    """Version of the distribution that a top-level module comes from; `absent` if none does.
+
+    Args:
+        module: its import name, which most distributions are called by.
+    """
+    version = _version(module, module)
+    if version == ABSENT:  # Takes a second where much is installed.
+        for distribution in importlib.metadata.packages_distributions().get(module, ()):
+            return _version(module, distribution)
+    return version
 
 
 def _version(name: str, distribution: str) -> str:

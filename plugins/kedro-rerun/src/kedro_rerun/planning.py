@@ -33,9 +33,14 @@ class Planner:
         graph: the pipeline.
         data_root: the environment's folder.
         settings: what the project declares.
+        returns: whether somebody takes what the run returns: results in memory that no node
+            reads. From the command line nobody does.
     """
 
-    def __init__(self, graph: Graph, data_root: Path, settings: Settings) -> None:
+    def __init__(
+        self, graph: Graph, data_root: Path, settings: Settings, *, returns: bool = False
+    ) -> None:
+        self._returns = returns
         self.graph = graph
         self.data_root = data_root
         self.settings = settings
@@ -95,7 +100,7 @@ class Planner:
         fingerprint = Fingerprint(self.reader.components(node, known))
         outputs = self.datasets(node.outputs)
         verdict = judge(node.name, fingerprint, self.lock(node.name), outputs, self.outputs)
-        always = _reasons_to_run_always(node, known)
+        always = _reasons_to_run_always(known)
         if not always or verdict.action is Action.RUN:
             return verdict
         return replace(verdict, state=State.STALE, action=Action.RUN, reasons=always)
@@ -142,22 +147,19 @@ class Planner:
                     reader.name for reader in self.graph.consumers.get(bare(output.name), [])
                 ]
                 running = [name for name in readers if verdicts[name].action is Action.RUN]
-                if running or not readers:
+                if running or (self._returns and not readers):
                     asker = f"needed by {running[0]}" if running else "returned by the run"
                     reason = Reason(Cause.MEMORY, output.name, f"kept in memory only, {asker}")
                     verdicts[node.name] = replace(verdict, action=Action.RUN, reasons=(reason,))
         return verdicts
 
 
-def _reasons_to_run_always(node: StaleNode, inputs: Mapping[str, str]) -> tuple[Reason, ...]:
-    reasons = [
+def _reasons_to_run_always(inputs: Mapping[str, str]) -> tuple[Reason, ...]:
+    return tuple(
         Reason(Cause.INPUT, _dataset(name), "gives no digest (add a method content_digest)")
         for name, digest in inputs.items()
         if digest == UNKNOWN
-    ]
-    if not node.outputs:
-        reasons.append(Reason(Cause.OUTPUT, "", "a node without outputs always runs"))
-    return tuple(reasons)
+    )
 
 
 def _dataset(component: str) -> str:

@@ -51,6 +51,8 @@ class RunOptions:
     settings: Settings
     force: bool = False
     """Runs every node, fresh or not."""
+    returns: bool = True
+    """Whether somebody takes what the run returns; see `Planner`."""
     provenance: Mapping[str, Any] | None = None
     """Goes into manifests and records: environment, commit."""
 
@@ -122,7 +124,7 @@ class _Run:
         self._log = runner._logger
         self._done: set[str] = set()
         graph = build_graph(pipeline, catalog)
-        self.planner = Planner(graph, options.data_root, options.settings)
+        self.planner = Planner(graph, options.data_root, options.settings, returns=options.returns)
         self._loads = Counter(name for node in pipeline.nodes for name in node.inputs)
 
     def execute(self) -> None:

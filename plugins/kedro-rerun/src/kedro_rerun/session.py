@@ -174,7 +174,11 @@ class StalenessSession(KedroSession):
         assert self._context is not None, "Kedro loads the context before it runs"
         provenance = {"environment": self._context.env, **self.store.get("git", {})}
         return RunOptions(
-            type(self).find_data_root(self._context), self._settings(), force, provenance
+            type(self).find_data_root(self._context),
+            self._settings(),
+            force,
+            returns=click.get_current_context(silent=True) is None,
+            provenance=provenance,
         )
 
     def _settings(self) -> Settings:
