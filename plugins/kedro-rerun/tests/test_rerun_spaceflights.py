@@ -59,6 +59,25 @@ def test_three_lines_are_all(tmp_path, kedro):
     assert project.run("--runner", "SequentialRunner")[0] == NODES
 
 
+def test_the_reason_names_the_function_and_who_calls_it(project):
+    """A helper of a helper: only nodes that come to it run, and each says how it does."""
+    project.edit("src/spaceflights/text.py", "[$,%]", "[$,% ]")
+    reasons = project.status()
+    for node, function in (
+        ("preprocess_companies_node", "preprocess_companies"),
+        ("preprocess_shuttles_node", "preprocess_shuttles"),
+    ):
+        (reason,) = reasons[node]
+        assert reason.startswith("code:spaceflights.text:strip_signs: changed (")
+        assert reason.endswith(f"), reached by nodes.{function} > text.as_number")
+    assert project.run()[0] == {"preprocess_companies_node", "preprocess_shuttles_node"}
+    project.edit("src/spaceflights/text.py", "regex=True)", "regex=True)  # Of amounts.")
+    project.edit(
+        "src/spaceflights/text.py", "def title", "def unused():\n    return 1\n\n\ndef title"
+    )
+    assert project.run()[0] == set()
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after", "expected", "reason"),
     [

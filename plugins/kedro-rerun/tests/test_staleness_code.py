@@ -396,3 +396,28 @@ def test_functions_are_taken_apart(function, entries, bound):
 def test_a_value_without_a_stable_text_is_refused():
     with pytest.raises(ValueError, match="found a value of the type object"):
         describe_function(functools.partial(outer, object()))
+
+
+def test_the_way_to_a_part_is_a_shortest_one(source):
+    source.write("far", "LIMIT = 1\ndef deep():\n    return LIMIT\n")
+    source.write(
+        "near",
+        "from PKG import far\ndef one():\n    return two()\ndef two():\n    return far.deep()\n",
+    )
+    source.write(
+        "page",
+        "from pathlib import Path\ndef render():\n"
+        "    return Path(__file__).with_name('page.html').read_text()\n",
+    )
+    (source.folder / "page.html").write_text("<p>")
+    source.write(
+        "entry",
+        "from PKG.near import one, two\nfrom PKG.page import render\n"
+        "def f():\n    return one(), two(), render()\n",
+    )
+    closure = source.closure("entry:f")
+    assert closure.way_to(f"{source.name}.entry:f") == []
+    assert closure.way_to(f"{source.name}.near:two") == ["entry.f"]
+    assert closure.way_to(f"{source.name}.far:LIMIT") == ["entry.f", "near.two", "far.deep"]
+    assert closure.way_to(f"{source.name}.page:page.html") == ["entry.f", "page.render"]
+    assert closure.way_to(f"{source.name}.far:nothing") == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +43,33 @@ class Closure:
     """Hash by `module:name`."""
     libraries: frozenset[str]
     """Top-level names of the modules from outside of the first-party packages."""
+    reached_from: Mapping[Target, Target | None] = field(default_factory=dict, repr=False)
+    """What names each part, on a shortest way from the functions; None for themselves."""
+
+    def way_to(self, part: str) -> list[str]:
+        """Names on the way from a function to a part, without the part: who calls whom.
+
+        Args:
+            part: as in `parts`.
+
+        Returns:
+            `module.name` of each, with the last part of the module's name; empty for the
+            functions themselves, and for what is not reached.
+        """
+        module, _, name = part.partition(":")
+        way = []
+        target = self.reached_from.get(Target(module, name))
+        while target is not None:
+            way.append(f"{target.module.rpartition('.')[2]}.{target.name}")
+            target = self.reached_from.get(target)
+        return way[::-1]
 
 
 @dataclass
 class _Found:
     parts: dict[str, str] = field(default_factory=dict)
     libraries: set[str] = field(default_factory=set)
+    reached_from: dict[Target, Target | None] = field(default_factory=dict)
 
 
 class CodeIndex:
@@ -95,17 +117,18 @@ class CodeIndex:
         Raises:
             StalenessError: for an entry whose module has no source file.
         """
-        todo = [self._enter(module, name) for module, name in entries]
-        seen = set(todo)
-        found = _Found()
-        while todo:
-            target = todo.pop()
+        todo = deque(self._enter(module, name) for module, name in entries)
+        found = _Found(reached_from=dict.fromkeys(todo))
+        while todo:  # First in, first out, so that the ways are shortest ones.
+            target = todo.popleft()
             self._record(target, found)
             for reached in self._follow(target):
-                if reached not in seen:
-                    seen.add(reached)
+                if reached not in found.reached_from:
+                    found.reached_from[reached] = target
                     todo.append(reached)
-        return Closure(dict(sorted(found.parts.items())), frozenset(found.libraries))
+        return Closure(
+            dict(sorted(found.parts.items())), frozenset(found.libraries), found.reached_from
+        )
 
     def save(self) -> None:
         """Keeps the summaries for the next process."""
@@ -282,7 +305,7 @@ class CodeIndex:
             return
         elif target.name == _WHOLE:
             if self.is_package(target.module):  # Named by text, perhaps for its templates.
-                self._record_data(target.module, _data_files(self._folder(target.module)), found)
+                self._record_data(target, _data_files(self._folder(target.module)), found)
         else:
             is_effect = target.name == _EFFECTS
             parts = summary.effects if is_effect else summary.definitions[target.name]
@@ -290,22 +313,24 @@ class CodeIndex:
                 key = f"{target.module}:{target.name}"
                 found.parts[key] = _combine([part.hash for part in parts])
             for part in parts:
-                self._record_files(target.module, part, found)
+                self._record_files(target, part, found)
 
-    def _record_files(self, module: str, part: Part, found: _Found) -> None:
+    def _record_files(self, target: Target, part: Part, found: _Found) -> None:
         """Adds templates and tables beside the module that a definition names."""
-        folder = self._folder(module)
+        folder = self._folder(target.module)
         named = [
             path for name in part.paths if ".." not in name for path in _data_files(folder / name)
         ]
         if part.locates and not named:
             named = list(_data_files(folder))
-        self._record_data(module, named, found)
+        self._record_data(target, named, found)
 
-    def _record_data(self, module: str, paths: Iterable[Path], found: _Found) -> None:
-        folder = self._folder(module)
+    def _record_data(self, target: Target, paths: Iterable[Path], found: _Found) -> None:
+        folder = self._folder(target.module)
         for path in paths:
-            found.parts[f"{module}:{path.relative_to(folder).as_posix()}"] = hash_file(path)
+            file = Target(target.module, path.relative_to(folder).as_posix())
+            found.parts[f"{file.module}:{file.name}"] = hash_file(path)
+            found.reached_from.setdefault(file, target)
 
     def _folder(self, module: str) -> Path:
         file = self._file(module)

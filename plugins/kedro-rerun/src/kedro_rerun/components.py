@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kedro_rerun.code import Closure, CodeIndex
@@ -124,6 +124,10 @@ class ComponentReader:
         """Whether the node's source files differ from when this process first read them."""
         return self._close(self._open_index(), node).parts != self._closure(node).parts
 
+    def way_to(self, node: StaleNode, part: str) -> list[str]:
+        """Who calls whom from the node's function to a part of its code; see `Closure.way_to`."""
+        return self._closure(node).way_to(part)
+
     def external_inputs_changed(self, node: StaleNode) -> bool:
         """Whether what no node makes was written to since this process first read it.
 
@@ -163,7 +167,7 @@ class ComponentReader:
         followed = [entry for entry in entries if index.is_first_party(entry[0])]
         closure = index.closure(followed)
         others = {module.partition(".")[0] for module, _ in entries} - set(self._settings.packages)
-        return Closure(closure.parts, closure.libraries | others)
+        return replace(closure, libraries=closure.libraries | others)
 
     def _own_libraries(self, node: StaleNode) -> set[str]:
         """Undeclared libraries that a node's very function comes from, such as `pandas.concat`.

@@ -24,6 +24,8 @@ from kedro_rerun.verdict import (
 )
 
 _CACHE = "cache"
+_NAMES_OF_A_WAY = 3
+"""Shown at either end of a way through code that is longer than two times as many."""
 
 
 class Planner:
@@ -64,7 +66,7 @@ class Planner:
         digests: dict[str, str | None] = {}
         verdicts: dict[str, Verdict] = {}
         for node in self.graph.nodes:
-            verdict = self._judge(node, digests)
+            verdict = self._tell_ways(node, self._judge(node, digests))
             if node.name in done:
                 verdict = replace(verdict, state=State.FRESH, action=Action.SKIP, reasons=())
             verdicts[node.name] = verdict
@@ -117,6 +119,17 @@ class Planner:
         reasons += [Reason(Cause.UPSTREAM, name, "runs first") for name in sorted(producers)]
         state = state_of(self.datasets(node.outputs), self.outputs)
         return Verdict(node.name, state, Action.RUN, tuple(reasons))
+
+    def _tell_ways(self, node: StaleNode, verdict: Verdict) -> Verdict:
+        """Adds to each reason that is code how the node comes to reach it."""
+        reasons = []
+        for reason in verdict.reasons:
+            way = self.reader.way_to(node, reason.name) if reason.cause is Cause.CODE else []
+            if len(way) > 2 * _NAMES_OF_A_WAY:
+                way = [*way[:_NAMES_OF_A_WAY], "...", *way[-_NAMES_OF_A_WAY:]]
+            told = f"{reason.detail}, reached by {' > '.join(way)}"
+            reasons.append(replace(reason, detail=told) if way else reason)
+        return replace(verdict, reasons=tuple(reasons))
 
     def _predict(self, node: StaleNode, output: str, verdict: Verdict) -> str | None:
         if verdict.fingerprint is None:
