@@ -33,14 +33,14 @@ help:  ## Shows this list.
 setup: $(VENV)/.installed-$(STACK)  ## Creates the environment in .venv (STACK=newest or pinned, TORCH_BACKEND=cpu).
 
 # Not resolved anew: the lock is whole, and holds what lifted limits allow (see pyproject.toml).
-$(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml
+$(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml plugins/kedro-rerun/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.installed*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	grep -vE '$(if $(filter cpu,$(TORCH_BACKEND)),^(nvidia-|cuda-|triton),^$$)' $< | \
 		$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python \
 		$(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) -
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable plugins/kedro-rerun --editable .
 	touch $@
 
 # Beside the environment, not in it: exported models are tested on both generations of transformers. The
@@ -85,12 +85,13 @@ audit: setup  ## Compares all locks with public advisories; needs the network.
 		$(BIN)/uv tool run --quiet pip-audit --strict --no-deps --disable-pip --requirement $$lock || exit 1; \
 	done
 
-release: setup  ## Builds source archive and wheel in dist/ and publishes nothing; TAG=v1.2.3 checks the version.
+release: setup  ## Builds source archives and wheels in dist/ and publishes nothing; TAG=v1.2.3 checks the version.
 	test -z "$(TAG)" || test "$(TAG)" = "v$$($(BIN)/python -c 'import mm1_pipeline; print(mm1_pipeline.__version__)')"
 	rm -rf dist
 	$(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/uv build --quiet --out-dir dist plugins/kedro-rerun
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target dist/tried dist/*.whl
-	cd dist && PYTHONPATH=tried ../$(BIN)/python -m mm1_pipeline --help > /dev/null
+	cd dist && PYTHONPATH=tried ../$(BIN)/python -m mm1_pipeline mm1 status --help > /dev/null
 	rm -rf dist/tried
 	ls -l dist
 

@@ -1,7 +1,7 @@
 """Skipping side by side with `dvc repro`: what a no-op costs, and what each tool reruns.
 
 The same chain of dummy stages is built twice in a temporary folder: as a minimal Kedro project
-that uses `mm1_pipeline.staleness`, run by `kedro run`; and as a dvc.yaml with a script a stage,
+that uses `kedro_rerun`, run by `kedro run`; and as a dvc.yaml with a script a stage,
 run by `dvc repro` from a virtual environment made here. Stages note in a journal that they ran,
 so neither tool's own messages are trusted.
 
@@ -105,8 +105,8 @@ KEDRO_FILES = {
         source_dir = "src"
     """,
     "src/chain/settings.py": """
-        from mm1_pipeline.staleness.components import Settings
-        from mm1_pipeline.staleness.session import session_class
+        from kedro_rerun.components import Settings
+        from kedro_rerun.session import session_class
 
         SESSION_CLASS = session_class(Settings(packages=("chain",)))
         CONFIG_LOADER_ARGS = {"base_env": "base", "default_run_env": "local"}
@@ -321,7 +321,7 @@ EDITS = (
 
 
 def build_kedro(folder: Path) -> Project:
-    """Builds the chain as a Kedro project that uses `mm1_pipeline.staleness`."""
+    """Builds the chain as a Kedro project that uses `kedro_rerun`."""
     command = [str(Path(sys.executable).with_name("kedro")), "run"]
     project = Project(folder, command, "conf/base/parameters.yml", {})
     nodes, datasets, previous = [], ["raw"], "raw"

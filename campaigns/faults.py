@@ -57,7 +57,13 @@ def load_before_the_c_library() -> None:
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
         "DO_NOT_TRACK": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [
+                str(ROOT / "src"),
+                str(ROOT / "plugins" / "kedro-rerun" / "src"),
+                os.environ.get("PYTHONPATH", ""),
+            ]
+        ),
     }
     os.environ.update(environment)
     os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -272,8 +272,7 @@ def _serve(folder: Path, requests: int, answers: int) -> None:
         sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True)
         os.chdir(ROOT)
         from kedro.framework.cli.cli import main
-
-        from mm1_pipeline.staleness.runner import StalenessRunner
+        from kedro_rerun.runner import StalenessRunner
 
         run = StalenessRunner._run
 
@@ -341,9 +340,9 @@ def _lead(folder: Path) -> None:
 
 def _follow_the_code(pipeline: Any, catalog: Any, options: Any) -> None:
     """Follows what nodes call, for all runs that are forked; nobody edits it meanwhile."""
-    from mm1_pipeline.staleness.components import ComponentReader
-    from mm1_pipeline.staleness.kedro_graph import build_graph
-    from mm1_pipeline.staleness.planning import Planner
+    from kedro_rerun.components import ComponentReader
+    from kedro_rerun.kedro_graph import build_graph
+    from kedro_rerun.planning import Planner
 
     graph = build_graph(pipeline, catalog)
     reader = Planner(graph, options.data_root, options.settings).reader
@@ -354,7 +353,7 @@ def _follow_the_code(pipeline: Any, catalog: Any, options: Any) -> None:
 
 def _note_each_node(folder: Path) -> None:
     """Has a run write down what each of its nodes does, beside its data root."""
-    from mm1_pipeline.staleness.runner import _Run
+    from kedro_rerun.runner import _Run
 
     run_node, parts = _Run._run_node, {}
 

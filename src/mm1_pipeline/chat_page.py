@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kedro_rerun.errors import StalenessError
+
 from mm1_pipeline.chat_terminal import read_image
-from mm1_pipeline.staleness.errors import StalenessError
 
 if TYPE_CHECKING:
     from mm1_pipeline.evaluation.chat import ChatModel, Conversation

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm1_pipeline.staleness.artifacts import check_content, current
-from mm1_pipeline.staleness.errors import StalenessError
+from kedro_rerun.artifacts import check_content, current
+from kedro_rerun.errors import StalenessError
 
 if TYPE_CHECKING:
     from mm1_pipeline.evaluation.chat import ChatModel

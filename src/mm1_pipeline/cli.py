@@ -12,11 +12,10 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import env_option, validate_conf_source
 from kedro.utils import load_obj
-
-from mm1_pipeline.staleness.errors import hide_secrets, without_secrets
+from kedro_rerun.errors import hide_secrets, without_secrets
 
 if TYPE_CHECKING:
-    from mm1_pipeline.staleness.session import StalenessSession
+    from kedro_rerun.session import StalenessSession
 
 
 class UserErrorCommand(click.Command):
@@ -44,12 +43,12 @@ class UserErrorCommand(click.Command):
 
 def _user_errors() -> tuple[type[Exception], ...]:
     from kedro.config import MissingConfigException
+    from kedro_rerun.errors import StalenessError
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     from mm1_pipeline.comparing import ComparisonError
     from mm1_pipeline.config.validation import ParameterError
-    from mm1_pipeline.staleness.errors import StalenessError
 
     of_project = ParameterError, StalenessError, ComparisonError
     return *of_project, MissingConfigException, OmegaConfBaseException, YAMLError
@@ -57,8 +56,8 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 def _run(**options: Any) -> dict[str, Any]:
     """Kedro's `run`, after a look at the runner: Kedro loads it before it opens the session."""
-    from mm1_pipeline.staleness.errors import StalenessError, unknown_name
-    from mm1_pipeline.staleness.selection import refuse_runner
+    from kedro_rerun.errors import StalenessError, unknown_name
+    from kedro_rerun.selection import refuse_runner
 
     try:
         refuse_runner(load_obj(options["runner"] or "SequentialRunner", "kedro.runner"))
@@ -145,7 +144,7 @@ def status(
     conf_source: str | None,
 ) -> None:
     """Shows a row a node: fresh, stale or missing, and why. Exit code 3 if any is not fresh."""
-    from mm1_pipeline.staleness import maintenance, render
+    from kedro_rerun import maintenance, render
 
     rows = maintenance.status(_open_session(env, conf_source, params).planner(pipeline))
     _show(rows, render.render_status, as_json)
@@ -168,7 +167,7 @@ def explain(
     conf_source: str | None,
 ) -> None:
     """Shows what decides a node's outputs, and how that differs from the last run."""
-    from mm1_pipeline.staleness import maintenance, render
+    from kedro_rerun import maintenance, render
 
     planner = _open_session(env, conf_source, params).planner(pipeline, node)
     _show(maintenance.explain(planner, node), render.render_explanation, as_json)
@@ -184,7 +183,7 @@ def accept(
     node: str, pipeline: str | None, params: dict[str, Any], env: str, conf_source: str | None
 ) -> None:
     """Declares a node's outputs fresh without running it: the change altered no result."""
-    from mm1_pipeline.staleness import maintenance, render
+    from kedro_rerun import maintenance, render
 
     planner = _open_session(env, conf_source, params).planner(pipeline, node)
     _show([maintenance.accept(planner, node)], render.render_status, as_json=False)
@@ -197,8 +196,9 @@ def accept(
 @conf_source_option
 def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
     """Removes versions and progress that no remembered run refers to, and what killed runs left."""
-    from mm1_pipeline.staleness import maintenance, render
-    from mm1_pipeline.staleness.artifacts import Removed
+    from kedro_rerun import maintenance, render
+    from kedro_rerun.artifacts import Removed
+
     from mm1_pipeline.streams.leftovers import remove_leftovers
 
     session = _open_session(env, conf_source)
@@ -219,7 +219,7 @@ def verify(
     ctx: click.Context, deep: bool, as_json: bool, env: str, conf_source: str | None
 ) -> None:
     """Compares every artifact with its manifest. Exit code 1 if any differs."""
-    from mm1_pipeline.staleness import maintenance, render
+    from kedro_rerun import maintenance, render
 
     problems = maintenance.verify(_open_session(env, conf_source).data_root(), deep)
     _show(problems, render.render_problems, as_json)
@@ -391,9 +391,8 @@ def _open_session(
 
 
 def _show(value: Any, render: Any, as_json: bool) -> None:
+    from kedro_rerun import maintenance
     from rich.console import Console
-
-    from mm1_pipeline.staleness import maintenance
 
     if as_json:
         click.echo(json.dumps(maintenance.as_json(value), indent=2))

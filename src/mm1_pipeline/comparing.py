@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm1_pipeline.staleness.artifacts import current, versions
+from kedro_rerun.artifacts import current, versions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,10 +6,11 @@ import logging
 import os
 from typing import Any
 
+from kedro_rerun.components import Settings
+from kedro_rerun.errors import hide_secrets, without_secrets
+from kedro_rerun.session import session_class
+
 from mm1_pipeline import hooks
-from mm1_pipeline.staleness.components import Settings
-from mm1_pipeline.staleness.errors import hide_secrets, without_secrets
-from mm1_pipeline.staleness.session import session_class
 
 # Threads that wait must sleep: on a small machine that does anything else besides, spinning
 # ones make a training step twenty times slower. Read once, when torch is loaded.
@@ -39,11 +40,11 @@ HOOKS = hooks.HOOKS
 SESSION_CLASS = session_class(
     Settings(
         packages=("mm1_pipeline",),
+        command="kedro mm1",
         # Scorer and captioner reach the models, whose edits would rerun `ingest` and `synthesize`
         # of everybody who has neither; corpus.caption_scores.SCORES_VERSION and
         # evaluation.captioning.caption_writer.LOCAL_VERSION stand for them.
         excluded=(
-            "mm1_pipeline.staleness",
             "mm1_pipeline.evaluation.captioning.caption_scores",
             "mm1_pipeline.evaluation.captioning.local_models",
         ),

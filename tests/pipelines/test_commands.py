@@ -17,6 +17,8 @@ from kedro.framework.startup import bootstrap_project
 from mm1_pipeline.cli import cli
 
 ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "plugins" / "kedro-rerun"
+SOURCES = os.pathsep.join([str(ROOT / "src"), str(PLUGIN / "src")])
 
 
 @pytest.fixture(autouse=True)
@@ -147,14 +149,17 @@ def test_a_session_of_kedro_itself_finds_paths_from_a_folder_below(smoke_project
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The package as a wheel installs it, in a folder of its own."""
-    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    sources, site = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("site")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src", source / "src", ignore=ignored)
+    for folder in (ROOT, PLUGIN):
+        source = sources / folder.name
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(folder / name, source)
+        shutil.copytree(folder / "src", source / "src", ignore=ignored)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
-    subprocess.run([*command, str(source)], check=True)
+    subprocess.run([*command, *map(str, sources.iterdir())], check=True)
     return site
 
 
@@ -191,7 +196,7 @@ def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_
     assert (user_folder / "data" / "smoke" / "03_primary" / "records" / "CURRENT").exists()
     assert list(below.iterdir()) == []
     # The same code and data, found through the sources and from above: nothing is stale.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "COLUMNS": "200"}
     status = ("mm1", "status", "--env=smoke", "--pipeline=ingest", few)
     seen = subprocess.run(
         [sys.executable, "-m", "mm1_pipeline", *status, "--json"],
@@ -281,7 +286,7 @@ def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
     ):
         told = subprocess.run(
             [sys.executable, "-m", "mm1_pipeline", *command],
-            env={**os.environ, **keys, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "400"},
+            env={**os.environ, **keys, "PYTHONPATH": SOURCES, "COLUMNS": "400"},
             cwd=ROOT,
             capture_output=True,
             text=True,

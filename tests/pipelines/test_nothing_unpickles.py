@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "src").rglob("*.py"))
+FOLDERS = (ROOT / "src", ROOT / "plugins" / "kedro-rerun" / "src")
+SOURCES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 
 MODULES = {
     "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve",
@@ -91,7 +92,7 @@ def findings(source: str) -> Iterator[tuple[int, str]]:
                     yield line, f"{name} that depends"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_reads_nothing_that_could_run(path: Path):
     assert list(findings(path.read_text(encoding="utf-8"))) == []
 

@@ -10,7 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/sample/*.md")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("data/sample/*.md"),
+        *ROOT.glob("plugins/*/*.md"),
+    ]
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -6,6 +6,7 @@ import dataclasses
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
+from kedro_rerun.errors import without_secrets
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
@@ -14,7 +15,6 @@ from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import SubmissionFormat, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
-from mm1_pipeline.staleness.errors import without_secrets
 
 
 class Metric(StrEnum):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from kedro_rerun.errors import without_secrets
+
 from mm1_pipeline.config._base import input_path, operational, parameters
-from mm1_pipeline.staleness.errors import without_secrets
 
 DEFAULT_INSTRUCTION = (
     "Rewrite the alt text of an image as one fluent, factual sentence that uses what was seen in "

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from kedro_rerun.inputs import path_state
+from kedro_rerun.parameters import flatten_parameters
 
 from mm1_pipeline.config.ingest import (
     IngestConfig,
@@ -53,8 +55,6 @@ from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_jso
 from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.ground.rejects import Passed, Reason
-from mm1_pipeline.staleness.inputs import path_state
-from mm1_pipeline.staleness.parameters import flatten_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from kedro_rerun.errors import without_secrets
 
 from mm1_pipeline.corpus.columns import to_table
 from mm1_pipeline.ground.rejects import Reason, Rejected, printable, storable
-from mm1_pipeline.staleness.errors import without_secrets
 
 QUARANTINE_SCHEMA = pa.schema(
     [

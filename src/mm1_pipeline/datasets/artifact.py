@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
-
-from mm1_pipeline.staleness.artifacts import Artifact, Workspace, check_content, current, publish
-from mm1_pipeline.staleness.context import current_context, workspace_for
-from mm1_pipeline.staleness.errors import StalenessError
+from kedro_rerun.artifacts import Artifact, Workspace, check_content, current, publish
+from kedro_rerun.context import current_context, workspace_for
+from kedro_rerun.errors import StalenessError
 
 
 @dataclass(frozen=True)

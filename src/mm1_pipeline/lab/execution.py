@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kedro_rerun.cloning import clone_data_root
+
 from mm1_pipeline.config.lab import ExecutionConfig
 from mm1_pipeline.ground.files import whole_folder
 from mm1_pipeline.ground.formatting import duration
@@ -39,7 +41,6 @@ from mm1_pipeline.lab.workers import (
     num_cores,
     visible_gpus,
 )
-from mm1_pipeline.staleness.cloning import clone_data_root
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kedro_rerun.hash_cache import HashCache
+from kedro_rerun.inputs import Selection, path_digest
+from kedro_rerun.parameters import diff, flatten_parameters
+
 from mm1_pipeline.ground.files import canonical_json, hash_json
 from mm1_pipeline.lab.world import world_of
-from mm1_pipeline.staleness.hash_cache import HashCache
-from mm1_pipeline.staleness.inputs import Selection, path_digest
-from mm1_pipeline.staleness.parameters import diff, flatten_parameters
 
 CODE = "code"
 _SHORT = 12

@@ -85,8 +85,7 @@ class ScopeReader:
 
     def __init__(self) -> None:
         from kedro.framework.project import settings
-
-        from mm1_pipeline.staleness.code import CodeIndex
+        from kedro_rerun.code import CodeIndex
 
         declared = settings.SESSION_CLASS.staleness_settings
         self._index = CodeIndex(declared.packages, declared.excluded)
@@ -107,9 +106,10 @@ class ScopeReader:
         return self._scopes[key]
 
     def _scope(self, pipeline: Pipeline) -> Scope:
+        from kedro_rerun.functions import describe_function
+
         from mm1_pipeline.ground.files import hash_json
         from mm1_pipeline.lab.identity import Scope
-        from mm1_pipeline.staleness.functions import describe_function
 
         entries = [
             entry for node in pipeline.nodes for entry in describe_function(node.func).entries
@@ -158,8 +158,7 @@ def _names_before_pretraining(pipeline: Pipeline) -> list[str]:
 def _about() -> dict[str, Any]:
     """Who makes the runs: commit and device."""
     import torch
-
-    from mm1_pipeline.staleness.context import current_context
+    from kedro_rerun.context import current_context
 
     context = current_context()
     provenance = dict(context.provenance) if context else {}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 if TYPE_CHECKING:
     from mm1_pipeline.evaluation.evaluate import ChatModels

@@ -10,6 +10,8 @@ import pytest
 from corpus_builders import NAME, PLAIN, make_config, picture, sample, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
+from kedro_rerun.code import CodeIndex
+from kedro_rerun.parameters import flatten_parameters
 from pydantic import ValidationError
 
 from mm1_pipeline.config.corpus_rules import ClipScoreConfig
@@ -23,8 +25,6 @@ from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_recor
 from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.pipelines.ingest.nodes import ingest_sources
 from mm1_pipeline.settings import SESSION_CLASS
-from mm1_pipeline.staleness.code import CodeIndex
-from mm1_pipeline.staleness.parameters import flatten_parameters
 
 MODEL = {"checkpoint": "model", "tokenizer": "tokenizer", "threshold": 0.5}
 
@@ -143,4 +143,4 @@ def test_edits_of_the_models_do_not_rerun_ingest() -> None:
     parts = reached(settings.excluded)
     assert "mm1_pipeline.corpus.caption_scores:SCORES_VERSION" in parts
     assert not of_models(parts)
-    assert of_models(reached(("mm1_pipeline.staleness",))), "what settings.py is there for"
+    assert of_models(reached(())), "what settings.py is there for"

@@ -4,9 +4,9 @@ import os
 
 import pytest
 from kedro.io import DatasetError
+from kedro_rerun.context import BuildContext, building
 
 from mm1_pipeline.datasets.artifact import ArtifactDataset, stage
-from mm1_pipeline.staleness.context import BuildContext, building
 
 
 def build(root, fingerprint: str, text: str, counts=None):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from kedro_rerun.kedro_graph import describe_options
 
 from mm1_pipeline.datasets.artifact import ArtifactDataset
 from mm1_pipeline.datasets.reports import (
@@ -9,7 +10,6 @@ from mm1_pipeline.datasets.reports import (
     JSONReportDataset,
     TrainingLogDataset,
 )
-from mm1_pipeline.staleness.kedro_graph import describe_options
 
 ROWS = [
     {"step": 1, "loss": 2.5, "losses": {"text": 2.5}},

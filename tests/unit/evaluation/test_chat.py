@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kedro_rerun.errors import StalenessError
 from PIL import Image
 
 from mm1_pipeline import chat_page
@@ -22,7 +23,6 @@ from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
-from mm1_pipeline.staleness.errors import StalenessError
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.images import to_pixel_values
 from mm1_pipeline.streams.sub_images import decompose

@@ -8,6 +8,7 @@ from pathlib import Path
 import benchmark_files
 import pytest
 import yaml
+from kedro_rerun.parameters import flatten_parameters
 
 from mm1_pipeline.config.evaluation import EvaluateConfig, Metric, TaskConfig
 from mm1_pipeline.config.task_files import FOLDER, TEXT_FOLDER, task_names
@@ -16,7 +17,6 @@ from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.evaluation.formats.base import FormatFiles
 from mm1_pipeline.evaluation.formats.dispatch import read_items, reader_of
 from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
-from mm1_pipeline.staleness.parameters import flatten_parameters
 
 VQA_FILES = {"questions": "q.json", "annotations": "a.json", "images": "images"}
 COLUMNS = {name for name, _ in (*TASKS, *SFT_TASKS)}

@@ -7,6 +7,7 @@ import hashlib
 import json
 
 import pytest
+from kedro_rerun import files as of_reruns
 
 from mm1_pipeline.ground.files import (
     hash_file,
@@ -20,7 +21,6 @@ from mm1_pipeline.ground.files import (
     write_json,
     write_text,
 )
-from mm1_pipeline.staleness import files as of_reruns
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
+from kedro_rerun.parameters import ORDER, flatten_parameters
 
 import mm1_pipeline.config
 from mm1_pipeline.config.download import DownloadConfig, FetchLimits
@@ -21,7 +22,6 @@ from mm1_pipeline.config.training import (
     TrainingConfig,
 )
 from mm1_pipeline.ground.identity import EXTENT, differences, identity, result_values
-from mm1_pipeline.staleness.parameters import ORDER, flatten_parameters
 from mm1_pipeline.training.train import _check_identity
 
 MIXTURE = MixtureConfig(streams={"text": StreamMixture(share=1.0, sources={"books": 1.0})})

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro_rerun.code import CodeIndex
+from kedro_rerun.functions import describe_function
 
 from mm1_pipeline.config.lab import Goal
 from mm1_pipeline.config.stages import SFTStart
@@ -25,8 +27,6 @@ from mm1_pipeline.pipelines.lab_inputs import (
 from mm1_pipeline.pipelines.lr_law.nodes import run_rates
 from mm1_pipeline.pipelines.upcycle.pipeline import create_pipeline as upcycle
 from mm1_pipeline.settings import SESSION_CLASS
-from mm1_pipeline.staleness.code import CodeIndex
-from mm1_pipeline.staleness.functions import describe_function
 
 ROOT = Path(__file__).parents[3]
 

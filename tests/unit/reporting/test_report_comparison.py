@@ -130,7 +130,7 @@ def test_models_are_found_or_asked_for(runs, tmp_path):
 
 
 def test_versions_of_an_environment_are_found_by_fingerprint(runs, tmp_path):
-    from mm1_pipeline.staleness.artifacts import Workspace, publish
+    from kedro_rerun.artifacts import Workspace, publish
 
     root = tmp_path / "data" / "07_model_output" / "predictions"
     for place, run in enumerate(runs):

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from kedro.io import DatasetError
+from kedro_rerun import maintenance
 from staleness_dummy import DummyProject
 
 from mm1_pipeline.corpus.download.shards import finished_statistics, publish_shard
 from mm1_pipeline.corpus.ingest import _complete, _completed_report
 from mm1_pipeline.datasets.artifact import ArtifactDataset
 from mm1_pipeline.evaluation.generation.answer_log import Answer, AnswerLog, RowLog
-from mm1_pipeline.staleness import maintenance
 from mm1_pipeline.training.metrics import MetricsLog
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "staleness.md"

@@ -8,9 +8,9 @@ import socket
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from kedro_rerun.errors import without_secrets
 
 from mm1_pipeline.corpus.download.failures import Failed, Failure
-from mm1_pipeline.staleness.errors import without_secrets
 
 _REFUSED_IPV4 = tuple(
     ipaddress.IPv4Network(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp.abc import AbstractResolver
+from kedro_rerun.errors import without_secrets
 
 from mm1_pipeline.config.download import DownloadConfig
 from mm1_pipeline.corpus.download.documents import DocumentLists
@@ -25,7 +26,6 @@ from mm1_pipeline.corpus.download.tables import PATTERNS, read_head
 from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.progress import Progress
-from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from types import TracebackType
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver
+from kedro_rerun.errors import without_secrets
 
 from mm1_pipeline.config.download import DownloadConfig, FetchLimits
 from mm1_pipeline.corpus.download.addresses import (
@@ -31,7 +32,6 @@ from mm1_pipeline.corpus.images import (
     check_url,
     image_format,
 )
-from mm1_pipeline.staleness.errors import without_secrets
 
 _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)

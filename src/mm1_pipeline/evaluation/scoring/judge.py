@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from kedro_rerun.errors import without_secrets
 
 from mm1_pipeline.config.evaluation import JudgeConfig, Metric, TaskConfig
 from mm1_pipeline.corpus.api_keys import ApiKey
 from mm1_pipeline.evaluation.answers.mathvista import EXTRACTION_PROMPT, RULES, extract_by_rules
 from mm1_pipeline.evaluation.generation.answer_log import RowLog
 from mm1_pipeline.evaluation.tasks import TaskItem
-from mm1_pipeline.staleness.errors import without_secrets
 
 logger = logging.getLogger(__name__)
 

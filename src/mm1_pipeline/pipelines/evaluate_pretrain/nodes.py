@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact
 from mm1_pipeline.pipelines.scoring import score_models
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def evaluate_pretrained(

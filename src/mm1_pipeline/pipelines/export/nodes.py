@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.export import ExportConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def export_pretrained(

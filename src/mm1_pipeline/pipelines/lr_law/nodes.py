@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
 from mm1_pipeline.config.lab import LrLawConfig
@@ -15,7 +17,6 @@ from mm1_pipeline.config.synthesis import SynthesisConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact
 from mm1_pipeline.pipelines.lab_inputs import StageParameters, run_stages
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def run_rates(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def plan_mixture(config: TrainingConfig, shards: Artifact) -> dict[str, Any]:

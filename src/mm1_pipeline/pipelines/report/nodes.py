@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.report import ReportConfig
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def write_report(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.stages import SFTConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def fine_tune(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.shard import ShardConfig, TokenizerConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def prepare_tokenizer(config: TokenizerConfig, records: Artifact) -> StagedArtifact:

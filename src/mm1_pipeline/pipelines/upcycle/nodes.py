@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.stages import UpcycleConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def train_experts(

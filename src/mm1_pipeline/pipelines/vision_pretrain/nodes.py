@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from kedro_rerun.artifacts import Artifact
+
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import VisionPretrainConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
-from mm1_pipeline.staleness.artifacts import Artifact
 
 
 def plan_vision_mixture(config: VisionPretrainConfig, shards: Artifact) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kedro_rerun.code import CodeIndex
+from kedro_rerun.parameters import flatten_parameters
 from PIL import Image
 
 from mm1_pipeline.config.model import (
@@ -36,8 +38,6 @@ from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.pipelines.synthesize.nodes import synthesize_captions
 from mm1_pipeline.settings import SESSION_CLASS
-from mm1_pipeline.staleness.code import CodeIndex
-from mm1_pipeline.staleness.parameters import flatten_parameters
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
 
@@ -229,7 +229,7 @@ def test_edits_of_the_models_do_not_rerun_synthesize() -> None:
     parts = reached(settings.excluded)
     assert "mm1_pipeline.evaluation.captioning.caption_writer:LOCAL_VERSION" in parts
     assert not of_models(parts)
-    assert of_models(reached(("mm1_pipeline.staleness",))), "what settings.py is there for"
+    assert of_models(reached(())), "what settings.py is there for"
 
 
 def test_the_models_count_by_their_content(trained: Trained) -> None:

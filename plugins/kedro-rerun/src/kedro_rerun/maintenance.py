@@ -1,0 +1,309 @@
+"""What the commands beside `run` do: status, explain, accept, gc, verify."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kedro_rerun import artifacts
+from kedro_rerun.errors import StalenessError
+from kedro_rerun.fingerprint import Cause
+from kedro_rerun.locks import LockStore, NodeLock, OutputRecord, RunRecord
+from kedro_rerun.manifests import MANIFEST
+from kedro_rerun.outputs import OutputStore
+from kedro_rerun.planning import Planner
+from kedro_rerun.run_lock import WhenBusy, hold_run_lock
+from kedro_rerun.verdict import State, Verdict
+
+EXIT_FRESH = 0
+EXIT_DAMAGED = 1
+EXIT_STALE = 3
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One node in the table of `status`."""
+
+    node: str
+    state: str
+    action: str
+    reasons: tuple[str, ...]
+    certain: bool
+    """False when the node only runs if nodes before it make something new."""
+    finished_at: str | None
+    """When the outputs in place were made."""
+    interrupted: bool
+    """Whether a run of the node began and did not end."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything about one node's verdict."""
+
+    status: StatusRow
+    fingerprint: str | None
+    components: Mapping[str, str]
+    """What decides the node's outputs now; empty before earlier nodes have run."""
+    runs: tuple[Mapping[str, Any], ...]
+    """Remembered runs, newest first."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One difference between the disk and what was written."""
+
+    path: str
+    text: str
+
+
+def status(planner: Planner) -> list[StatusRow]:
+    """The state of every node of a pipeline; changes nothing but caches.
+
+    Args:
+        planner: of the pipeline.
+
+    Returns:
+        A row a node, in an order in which they can run.
+    """
+    rows = [_row(planner, verdict) for verdict in planner.plan().values()]
+    planner.save_caches()
+    return rows
+
+
+def exit_code(rows: Collection[StatusRow]) -> int:
+    """0 when all nodes are fresh, else 3."""
+    return EXIT_FRESH if all(row.state == State.FRESH for row in rows) else EXIT_STALE
+
+
+def explain(planner: Planner, node: str) -> Explanation:
+    """Why a node would run or not, and what it is made from.
+
+    Args:
+        planner: of a pipeline with the node.
+        node: its name.
+
+    Raises:
+        StalenessError: for an unknown node.
+    """
+    planner.graph.node(node)
+    verdict = planner.plan()[node]
+    planner.save_caches()
+    lock = planner.lock(node)
+    fingerprint = verdict.fingerprint
+    return Explanation(
+        _row(planner, verdict),
+        fingerprint.digest if fingerprint else None,
+        fingerprint.components if fingerprint else {},
+        tuple(_describe_run(run, lock) for run in reversed(lock.runs)),
+    )
+
+
+def accept(planner: Planner, node: str) -> StatusRow:
+    """Takes the outputs in place for what the node would make now, without running it.
+
+    For changes that cannot alter results, such as a refactoring before an expensive node.
+
+    Args:
+        planner: of a pipeline with the node and those before it.
+        node: its name.
+
+    Returns:
+        The node's new status.
+
+    Raises:
+        StalenessError: when an output is missing or damaged, or earlier nodes must run first.
+    """
+    planner.graph.node(node)
+    with hold_run_lock(planner.data_root, WhenBusy.REFUSE):
+        verdict = planner.plan()[node]
+        if verdict.fingerprint is None:
+            first = [reason.name for reason in verdict.reasons if reason.cause is Cause.UPSTREAM]
+            raise StalenessError(
+                f"{node}: its inputs are not known before these nodes have run: "
+                f"{', '.join(first)}. Run or accept them first."
+            )
+        outputs = _vouch_for_outputs(planner, node)
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        run = RunRecord(
+            verdict.fingerprint.digest,
+            verdict.fingerprint.components,
+            outputs,
+            {"node": node, "accepted_at": now},
+        )
+        planner.write_lock(planner.lock(node).completed(run, planner.settings.history))
+        planner.save_caches()
+    return _row(planner, planner.plan()[node])
+
+
+def collect_garbage(
+    data_root: Path,
+    known_nodes: Collection[str] | None = None,
+    keep_runs: int = 2,
+    dry_run: bool = False,
+) -> list[artifacts.Removed]:
+    """Removes versions, progress and copies that no remembered run refers to.
+
+    Args:
+        data_root: the environment's folder.
+        known_nodes: nodes of all registered pipelines; records of others go. None keeps all.
+        keep_runs: runs to remember for each node; current outputs always stay.
+        dry_run: only tells what would go.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        StalenessError: while a run is in progress, or when a record is damaged.
+    """
+    with hold_run_lock(data_root, WhenBusy.REFUSE, only_looks=dry_run):
+        store = LockStore(data_root)
+        if damaged := ", ".join(str(path) for path in store.damaged()):
+            raise StalenessError(
+                f"{damaged}: found a damaged record, so nobody can tell what it refers to. Run "
+                "its node, or remove the file, before versions are removed."
+            )
+        locks = _trim_locks(store, known_nodes, keep_runs, dry_run)
+        outputs = [output for lock in locks for run in lock.runs for output in run.outputs.values()]
+        keep = {output.version for output in outputs if output.version is not None}
+        keep |= {lock.attempt for lock in locks if lock.attempt is not None}
+        removed = []
+        for root in find_roots(data_root):
+            removed += artifacts.collect_garbage(root, keep, dry_run)
+        return removed + OutputStore.collect_garbage(
+            data_root, {output.digest for output in outputs}, dry_run
+        )
+
+
+def verify(data_root: Path, deep: bool = False) -> list[Problem]:
+    """Compares every version of every artifact with its manifest, and looks at the records.
+
+    Args:
+        data_root: the environment's folder.
+        deep: hashes every file anew, whatever is remembered.
+
+    Returns:
+        The differences; empty when all is whole.
+    """
+    damaged = [
+        Problem(str(path), "this record of a node's runs is damaged; the node will run again.")
+        for path in LockStore(data_root).damaged()
+    ]
+    return damaged + [
+        problem for root in find_roots(data_root) for problem in _verify_root(root, deep)
+    ]
+
+
+def find_roots(data_root: Path) -> list[Path]:
+    """Every artifact root below a folder, whether the catalog still names it or not."""
+    roots = []
+    for directory, folders, files in os.walk(data_root):
+        marks = {artifacts.CURRENT, artifacts.STAGING, artifacts.WORK}
+        if marks & {*files, *folders} or _holds_versions(Path(directory)):
+            roots.append(Path(directory))
+            folders.clear()
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+    return roots
+
+
+def as_json(value: Any) -> Any:
+    """A result of this module as JSON values."""
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    content = asdict(value)
+    return {name: str(item) if isinstance(item, Path) else item for name, item in content.items()}
+
+
+def _row(planner: Planner, verdict: Verdict) -> StatusRow:
+    lock = planner.lock(verdict.node)
+    head = lock.run(lock.head)
+    return StatusRow(
+        verdict.node,
+        str(verdict.state),
+        str(verdict.action),
+        tuple(str(reason) for reason in verdict.reasons),
+        verdict.is_certain,
+        _finished_at(head) if head else None,
+        lock.attempt is not None,
+    )
+
+
+def _describe_run(run: RunRecord, lock: NodeLock) -> dict[str, Any]:
+    return {
+        "fingerprint": run.fingerprint,
+        "finished_at": _finished_at(run),
+        "in_place": run.fingerprint == lock.head,
+        "accepted": "accepted_at" in run.provenance,
+        "seconds": run.provenance.get("seconds"),
+    }
+
+
+def _finished_at(run: RunRecord) -> str | None:
+    return run.provenance.get("accepted_at") or run.provenance.get("finished_at")
+
+
+def _vouch_for_outputs(planner: Planner, node: str) -> dict[str, OutputRecord]:
+    """Records what is in place, if it is whole and what the node last wrote."""
+    latest = planner.lock(node).latest
+    outputs = {}
+    for output in planner.datasets(planner.graph.node(node).outputs):
+        problems = [] if planner.outputs.exists(output) else ["missing"]
+        if not problems:
+            outputs[output.name] = planner.outputs.record(output)
+            problems = planner.outputs.problems(output, outputs[output.name])
+        if not problems and latest is not None and output.name in latest.outputs:
+            problems = planner.outputs.problems(output, latest.outputs[output.name])
+        if problems:
+            raise StalenessError(
+                f"{node}: found its output {output.name} not as it was written "
+                f"({'; '.join(problems)}). Run the node instead of accepting it."
+            )
+    return outputs
+
+
+def _trim_locks(
+    store: LockStore, known_nodes: Collection[str] | None, keep_runs: int, dry_run: bool
+) -> list[NodeLock]:
+    kept = []
+    for lock in store.all():
+        if known_nodes is not None and lock.node not in known_nodes:
+            if not dry_run:
+                store.forget(lock.node)
+            continue
+        newest = lock.runs[max(0, len(lock.runs) - keep_runs) :]
+        head = lock.run(lock.head)
+        runs = newest if head is None or head in newest else (head, *newest)
+        trimmed = replace(lock, runs=runs)
+        if not dry_run and trimmed != lock:
+            store.write(trimmed)
+        kept.append(trimmed)
+    return kept
+
+
+def _holds_versions(directory: Path) -> bool:
+    """Whether a folder that has lost everything else of an artifact is the root of one."""
+    return any((path / MANIFEST).is_file() for path in artifacts.version_folders(directory))
+
+
+def _verify_root(root: Path, deep: bool) -> Iterator[Problem]:
+    name = artifacts.current_name(root)
+    found = {artifact.path.name: artifact for artifact in artifacts.versions(root)}
+    folders = artifacts.version_folders(root)
+    if name is None and folders:
+        names = ", ".join(folder.name for folder in folders)
+        yield Problem(
+            str(root / artifacts.CURRENT),
+            f"missing or damaged; it names the version in use, one of {names}. A run writes it.",
+        )
+    if name is not None and name not in found:
+        yield Problem(str(root / artifacts.CURRENT), f"names {name}, which is missing or damaged.")
+    for path in folders:
+        artifact = found.get(path.name)
+        if artifact is None:
+            yield Problem(str(path), "its manifest is missing or damaged.")
+            continue
+        for text in artifacts.verify(artifact, deep):
+            yield Problem(str(path), text)

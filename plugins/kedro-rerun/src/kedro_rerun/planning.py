@@ -1,0 +1,179 @@
+"""The verdict on every node of a pipeline, looking ahead over nodes that will run first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kedro_rerun.components import UNKNOWN, ComponentReader, Settings
+from kedro_rerun.fingerprint import Cause, Fingerprint
+from kedro_rerun.graph import Dataset, Graph, StaleNode, Storage, bare
+from kedro_rerun.hash_cache import HashCache
+from kedro_rerun.locks import LockStore, NodeLock
+from kedro_rerun.outputs import OutputStore
+from kedro_rerun.run_lock import STATE_FOLDER
+from kedro_rerun.verdict import (
+    Action,
+    Reason,
+    State,
+    Verdict,
+    changes_since,
+    judge,
+    state_of,
+)
+
+_CACHE = "cache"
+_NAMES_OF_A_WAY = 3
+"""Shown at either end of a way through code that is longer than two times as many."""
+
+
+class Planner:
+    """Judges the nodes of one pipeline in one environment.
+
+    Args:
+        graph: the pipeline.
+        data_root: the environment's folder.
+        settings: what the project declares.
+        returns: whether somebody takes what the run returns: results in memory that no node
+            reads. From the command line nobody does.
+    """
+
+    def __init__(
+        self, graph: Graph, data_root: Path, settings: Settings, *, returns: bool = False
+    ) -> None:
+        self._returns = returns
+        self.graph = graph
+        self.data_root = data_root
+        self.settings = settings
+        self.locks = LockStore(data_root)
+        cache_folder = data_root / STATE_FOLDER / _CACHE
+        self.hashes = HashCache(cache_folder / "hashes.json")
+        self.outputs = OutputStore(data_root, self.hashes, settings.max_stored_bytes)
+        self.reader = ComponentReader(graph, settings, self.outputs, cache_folder / "code.json")
+        self._known_locks: dict[str, NodeLock] = {}
+
+    def plan(self, done: Collection[str] = ()) -> dict[str, Verdict]:
+        """Judges every node, in an order in which they can run.
+
+        Args:
+            done: nodes that this process has run, whose results in memory still exist.
+
+        Returns:
+            Verdict by node. A node after one that will run is stale because of it, as its
+            inputs are unknown until then.
+        """
+        digests: dict[str, str | None] = {}
+        verdicts: dict[str, Verdict] = {}
+        for node in self.graph.nodes:
+            verdict = self._tell_ways(node, self._judge(node, digests))
+            if node.name in done:
+                verdict = replace(verdict, state=State.FRESH, action=Action.SKIP, reasons=())
+            verdicts[node.name] = verdict
+            for output in node.outputs:
+                digests[bare(output)] = self._predict(node, output, verdict)
+        return self._run_for_memory(verdicts, done)
+
+    def lock(self, node: str) -> NodeLock:
+        """The node's record."""
+        if node not in self._known_locks:
+            self._known_locks[node] = self.locks.read(node)
+        return self._known_locks[node]
+
+    def write_lock(self, lock: NodeLock) -> None:
+        """Replaces the node's record."""
+        self.locks.write(lock)
+        self._known_locks[lock.node] = lock
+
+    def datasets(self, names: Collection[str]) -> list[Dataset]:
+        """Datasets by their names."""
+        return [self.graph.datasets[name] for name in names]
+
+    def save_caches(self) -> None:
+        """Keeps what was read for the next process."""
+        self.hashes.save()
+        self.reader.save()
+
+    def _judge(self, node: StaleNode, predicted: Mapping[str, str | None]) -> Verdict:
+        inputs = self.reader.inputs(node, predicted)
+        known = {name: digest for name, digest in inputs.items() if digest is not None}
+        if len(known) < len(inputs):
+            return self._judge_pending(node, known, sorted(inputs.keys() - known.keys()))
+        fingerprint = Fingerprint(self.reader.components(node, known))
+        outputs = self.datasets(node.outputs)
+        verdict = judge(node.name, fingerprint, self.lock(node.name), outputs, self.outputs)
+        always = _reasons_to_run_always(known)
+        if not always or verdict.action is Action.RUN:
+            return verdict
+        return replace(verdict, state=State.STALE, action=Action.RUN, reasons=always)
+
+    def _judge_pending(
+        self, node: StaleNode, known: Mapping[str, str], pending: list[str]
+    ) -> Verdict:
+        lock = self.lock(node.name)
+        latest = lock.latest.components if lock.latest else {}
+        # Unknown inputs are taken as unchanged, so that other changes still show.
+        assumed = {name: latest.get(name, UNKNOWN) for name in pending}
+        reasons = changes_since(lock, self.reader.components(node, {**known, **assumed}))
+        producers = {self.graph.producers[bare(_dataset(name))].name for name in pending}
+        reasons += [Reason(Cause.UPSTREAM, name, "runs first") for name in sorted(producers)]
+        state = state_of(self.datasets(node.outputs), self.outputs)
+        return Verdict(node.name, state, Action.RUN, tuple(reasons))
+
+    def _tell_ways(self, node: StaleNode, verdict: Verdict) -> Verdict:
+        """Adds to each reason that is code how the node comes to reach it."""
+        reasons = []
+        for reason in verdict.reasons:
+            way = self.reader.way_to(node, reason.name) if reason.cause is Cause.CODE else []
+            if len(way) > 2 * _NAMES_OF_A_WAY:
+                way = [*way[:_NAMES_OF_A_WAY], "...", *way[-_NAMES_OF_A_WAY:]]
+            told = f"{reason.detail}, reached by {' > '.join(way)}"
+            reasons.append(replace(reason, detail=told) if way else reason)
+        return replace(verdict, reasons=tuple(reasons))
+
+    def _predict(self, node: StaleNode, output: str, verdict: Verdict) -> str | None:
+        if verdict.fingerprint is None:
+            return None
+        if self.graph.datasets[output].storage in (Storage.MEMORY, Storage.OPAQUE):
+            # Its content cannot be compared, so what it is made from stands for it.
+            if UNKNOWN in verdict.fingerprint.of(Cause.INPUT).values():
+                return UNKNOWN
+            return f"made by {verdict.fingerprint.digest}"
+        if verdict.action is Action.RUN:
+            return None
+        run = self.lock(node.name).run(verdict.fingerprint.digest)
+        assert run is not None, "only recorded runs are fresh"
+        return run.outputs[output].digest
+
+    def _run_for_memory(
+        self, verdicts: dict[str, Verdict], done: Collection[str]
+    ) -> dict[str, Verdict]:
+        """Lets fresh nodes run whose results in memory are asked for, last nodes first."""
+        for node in reversed(self.graph.nodes):
+            verdict = verdicts[node.name]
+            if verdict.action is Action.RUN or node.name in done:
+                continue
+            for output in self.datasets(node.outputs):
+                if output.storage is not Storage.MEMORY:
+                    continue
+                readers = [
+                    reader.name for reader in self.graph.consumers.get(bare(output.name), [])
+                ]
+                running = [name for name in readers if verdicts[name].action is Action.RUN]
+                if running or (self._returns and not readers):
+                    asker = f"needed by {running[0]}" if running else "returned by the run"
+                    reason = Reason(Cause.MEMORY, output.name, f"kept in memory only, {asker}")
+                    verdicts[node.name] = replace(verdict, action=Action.RUN, reasons=(reason,))
+        return verdicts
+
+
+def _reasons_to_run_always(inputs: Mapping[str, str]) -> tuple[Reason, ...]:
+    return tuple(
+        Reason(Cause.INPUT, _dataset(name), "gives no digest (add a method content_digest)")
+        for name, digest in inputs.items()
+        if digest == UNKNOWN
+    )
+
+
+def _dataset(component: str) -> str:
+    return component.removeprefix(f"{Cause.INPUT}:")

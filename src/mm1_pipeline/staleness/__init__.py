@@ -1,1 +1,0 @@
-"""Reruns exactly what a change touches, and says why; usable without the rest of the project."""
