@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Annotated
-
-from pydantic import Field
 
 from mm1_pipeline.config._base import operational, parameters
 
 MOST_LAYERS = 10_000
-Count = Annotated[int, Field(le=MOST_LAYERS)]
-"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
+"""Of layers, blocks and experts, which are built one by one: a damaged or hostile config that says
 2^70 is refused, not counted up to."""
 
 
@@ -80,7 +76,7 @@ class VisionConfig:
     image_size: int
     patch_size: int
     d_model: int
-    num_layers: Count
+    num_layers: int
     num_heads: int
     d_ff: int
     activation: Activation = Activation.GELU
@@ -115,6 +111,7 @@ class VisionConfig:
         return self.grid**2
 
     def __post_init__(self) -> None:
+        _check_count("num_layers", self.num_layers)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: found {self.image_size}, not a multiple of the patch size "
@@ -149,7 +146,7 @@ class ConnectorConfig:
     """Image tokens for one image; a square number."""
     d_hidden: int | None = None
     """Width of the C-Abstractor's blocks; None takes the encoder's."""
-    num_blocks: Count = 3
+    num_blocks: int = 3
     """C-Abstractor: ResNet blocks before and after the pooling. Honeybee's value."""
     num_heads: int = 8
     """Attention pooling: heads of the cross-attention."""
@@ -160,6 +157,7 @@ class ConnectorConfig:
         return math.isqrt(self.num_tokens)
 
     def __post_init__(self) -> None:
+        _check_count("num_blocks", self.num_blocks)
         if self.token_grid**2 != self.num_tokens:
             raise ValueError(
                 f"num_tokens: found {self.num_tokens}, expected a square number; "
@@ -245,7 +243,7 @@ class MoEConfig:
     Source: MM1, Mixture of experts (top-2, both loss weights).
     """
 
-    num_experts: Count
+    num_experts: int
     every_n_layers: int = 1
     """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
     top_k: int = 2
@@ -262,6 +260,7 @@ class MoEConfig:
     None has none. For imported decoders."""
 
     def __post_init__(self) -> None:
+        _check_count("num_experts", self.num_experts)
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(
                 f"top_k: found {self.top_k}, expected 1..num_experts ({self.num_experts})."
@@ -279,7 +278,7 @@ class DecoderConfig:
 
     vocab_size: int
     d_model: int
-    num_layers: Count
+    num_layers: int
     num_heads: int
     num_kv_heads: int
     d_ff: int
@@ -379,6 +378,7 @@ class DecoderConfig:
         return self.moe is not None and (layer + 1) % self.moe.every_n_layers == 0
 
     def __post_init__(self) -> None:
+        _check_count("num_layers", self.num_layers)
         if self.d_head is None:
             _check_heads(self.d_model, self.num_heads)
         if self.moe is not None and self.moe.every_n_layers > self.num_layers:
@@ -445,6 +445,11 @@ class MM1Config:
                 f"connector.num_heads: found {self.connector.num_heads}, which does not divide "
                 f"decoder.d_model ({self.decoder.d_model})."
             )
+
+
+def _check_count(name: str, found: int) -> None:
+    if found > MOST_LAYERS:
+        raise ValueError(f"{name}: found {found}, expected at most {MOST_LAYERS:,}.")
 
 
 def _check_heads(d_model: int, num_heads: int) -> None:
