@@ -42,7 +42,7 @@ from mm1_pipeline.ground.rejects import Reason, Rejected
 SECOND = Rejected(Reason.DUPLICATE_KEY, "found a second entry of this name")
 
 
-def _read(read_content: questions.Read, source: Source) -> Iterator[Found]:
+def _read_files(read_content: questions.Read, source: Source) -> Iterator[Found]:
     """Reads all files of a set."""
     images = AnnotatedImages(open_image_folder(source))
     wanted = Wanted(is_training=not source.is_evaluation)
@@ -146,12 +146,12 @@ def _teach(images: AnnotatedImages, source: Source, key: str, asked: Asked) -> I
     for question in asked.questions:
         prompt = fill(template, question.text, question.choices)
         turns.append(Segment.of_text(prompt, Role.HUMAN))
-        turns.append(Segment.of_text(_answer(question, template), Role.ASSISTANT))
+        turns.append(Segment.of_text(_best_answer(question, template), Role.ASSISTANT))
     image = annotated_image(images, asked.image)
     yield RawRecord(key, tuple(turns), (image,), metadata=asked.metadata)
 
 
-def _answer(question: Question, template: str) -> str:
+def _best_answer(question: Question, template: str) -> str:
     """The right option's letter where the prompt lists options, else the commonest answer."""
     if CHOICES not in template:
         return question.commonest
@@ -171,7 +171,7 @@ _READ: dict[SourceFormat, questions.Read] = {
     SourceFormat.DOC_VQA: questions.read_doc_vqa,
 }
 _read_sets: dict[SourceFormat, Callable[[Source], Iterator[Found]]] = {
-    name: partial(_read, read) for name, read in _READ.items()
+    name: partial(_read_files, read) for name, read in _READ.items()
 }
 READERS = {
     **{name: Reader(read, image_folder_problems) for name, read in _read_sets.items()},
