@@ -10,10 +10,6 @@ from mm1_pipeline.config.wiring import sft_start
 from mm1_pipeline.pipelines.ablate.pipeline import create_pipeline as ablate
 from mm1_pipeline.pipelines.download.pipeline import create_pipeline as download
 from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
-from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
-    create_pipeline as evaluate_pretrain,
-)
-from mm1_pipeline.pipelines.evaluate_sft.pipeline import create_pipeline as evaluate_sft
 from mm1_pipeline.pipelines.export.pipeline import create_pipeline as export
 from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
 from mm1_pipeline.pipelines.lr_law.pipeline import create_pipeline as lr_law
@@ -40,11 +36,11 @@ STAGES: dict[str, Callable[[], Pipeline]] = {
 }
 """Stages in the order of the default run."""
 
-OUTSIDE = {
+OUTSIDE: dict[str, Callable[[], Pipeline]] = {
     "download": download,
     "export": export,
-    "evaluate_pretrain": evaluate_pretrain,
-    "evaluate_sft": evaluate_sft,
+    "evaluate_pretrain": lambda: evaluate("evaluate_pretrain"),
+    "evaluate_sft": lambda: evaluate("evaluate_sft"),
     "ablate": ablate,
     "lr_law": lr_law,
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict
+from annotated_types import GroupedMetadata
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from mm1_pipeline.ground.identity import EXTENT, INPUT_PATH, OPERATIONAL
 
@@ -40,6 +42,78 @@ def _plain_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_plain_name)]
 """Key of a mapping whose entries files and folders are called by: none leads elsewhere."""
+
+
+MOST = 2**53
+"""The largest count: up to it JSON keeps whole numbers as they are."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "found a truth value, expected a number")
+    return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class bounds(GroupedMetadata):  # noqa: N801 - it is written like a function, as Field is
+    """Metadata of a number: what it may be, both ends. Every number of a parameter has it.
+
+    What is not finite is refused whatever the bounds (`parameters`), and so is a truth value, which
+    Python would take for 0 or 1.
+
+    Attributes:
+        ge: The least that is allowed.
+        gt: What it must be above of.
+        le: The most that is allowed.
+        lt: What it must be below of.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __iter__(self) -> Iterator[object]:
+        yield BeforeValidator(_no_truth_value)
+        yield Field(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)
+
+    def __str__(self) -> str:
+        low = f"at least {self.ge}" if self.ge is not None else f"more than {self.gt}"
+        high = f"at most {self.le}" if self.le is not None else f"less than {self.lt}"
+        return low if self.le == MOST else f"{low} and {high}"
+
+
+Count = Annotated[int, bounds(ge=1, le=MOST)]
+"""How many, and not none."""
+Number = Annotated[int, bounds(ge=0, le=MOST)]
+"""How many, perhaps none."""
+Share = Annotated[float, bounds(ge=0, le=1)]
+Positive = Annotated[float, bounds(gt=0, le=MOST)]
+Weight = Annotated[float, bounds(ge=0, le=MOST)]
+"""What counts for nothing at 0."""
+LearningRate = Annotated[float, bounds(gt=0, le=1)]
+"""Weights move by about so much a step; they are of the order of 1 and below."""
+Epsilon = Annotated[float, bounds(gt=0, le=1)]
+"""What keeps a division from dividing by nothing."""
+Seconds = Annotated[float, bounds(gt=0, le=31_536_000)]
+"""Up to a year."""
+Seed = Annotated[int, bounds(ge=0, le=2**32 - 1)]
+"""What NumPy and PyTorch take alike."""
+Workers = Annotated[int, bounds(ge=1, le=4_096)]
+"""Processes, threads or connections at once, on one machine."""
+Tries = Annotated[int, bounds(ge=0, le=1_000)]
+"""Further tries after the first."""
+Shots = Annotated[int, bounds(ge=0, le=1_000)]
+"""Examples shown in a prompt."""
+Resamples = Annotated[int, bounds(ge=2, le=10_000_000)]
+"""Of a bootstrap; one has no standard error."""
+NgramWords = Annotated[int, bounds(ge=1, le=1_000)]
+"""Words of an n-gram."""
+Width = Annotated[int, bounds(ge=1, le=2**24)]
+"""Of a layer or a grid of tokens, heads included."""
+Layers = Annotated[int, bounds(ge=1, le=10_000)]
+Pixels = Annotated[int, bounds(ge=1, le=65_536)]
+"""Of a side of an image."""
 
 
 _NO_DATA = re.compile(
@@ -76,6 +150,24 @@ class Selection(NamedTuple):
     """Whether a file in the folder does, by its relative name."""
     follows_out: bool = True
     """Whether links that lead out of the folder are followed."""
+
+
+def check_order(group: object, *pairs: tuple[str, str]) -> None:
+    """Refuses a least that is above the most: nothing would pass.
+
+    Args:
+        group: the parameters.
+        pairs: names of the two fields; one that is None does not count.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for least, most in pairs:
+        low, high = getattr(group, least), getattr(group, most)
+        if low is not None and high is not None and low > high:
+            raise ValueError(
+                f"{least}: found {low}, expected at most {most} ({high}): nothing would pass both."
+            )
 
 
 def is_data(name: str) -> bool:
@@ -118,4 +210,5 @@ def parameters(cls: type[T]) -> type[T]:
     Nested groups are built from nested YAML, and an error names the dotted path of the
     field, so a misspelt parameter stops a run before any node starts.
     """
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # pyright: ignore[reportReturnType]
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return dataclass(frozen=True, kw_only=True, config=config)(cls)  # pyright: ignore[reportReturnType]

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from mm1_pipeline.config._base import input_path, parameters
+from mm1_pipeline.config._base import (
+    Count,
+    NgramWords,
+    Number,
+    Seed,
+    Share,
+    Weight,
+    bounds,
+    check_order,
+    input_path,
+    parameters,
+)
 
 T = TypeVar("T")
 
@@ -26,46 +37,45 @@ class TextRules:
 
     defaults: bool = True
     """Whether a rule left at None takes the value of the record's kind."""
-    min_words: int | None = None
-    max_words: int | None = None
-    min_mean_word_length: float | None = None
+    min_words: Number | None = None
+    max_words: Number | None = None
+    min_mean_word_length: Weight | None = None
     """Characters of the mean word."""
-    max_mean_word_length: float | None = None
-    max_symbols_per_word: float | None = None
+    max_mean_word_length: Weight | None = None
+    max_symbols_per_word: Weight | None = None
     """`#` and ellipses, per word."""
-    max_bullet_lines: float | None = None
+    max_bullet_lines: Share | None = None
     """Share of lines that start with a bullet."""
-    max_ellipsis_lines: float | None = None
+    max_ellipsis_lines: Share | None = None
     """Share of lines that end with an ellipsis."""
-    min_alphabetic_words: float | None = None
+    min_alphabetic_words: Share | None = None
     """Share of words with at least one letter."""
-    min_stop_words: int | None = None
+    min_stop_words: Number | None = None
     """Different ones of the eight commonest English words."""
-    max_repeated_lines: float | None = None
+    max_repeated_lines: Share | None = None
     """Share of lines that repeat an earlier line."""
-    max_repeated_line_characters: float | None = None
+    max_repeated_line_characters: Share | None = None
     """Share of characters in lines that repeat an earlier line."""
-    max_repeated_paragraphs: float | None = None
-    max_repeated_paragraph_characters: float | None = None
-    max_top_ngram_characters: dict[int, float] | None = None
+    max_repeated_paragraphs: Share | None = None
+    max_repeated_paragraph_characters: Share | None = None
+    max_top_ngram_characters: dict[NgramWords, Share] | None = None
     """By number of words: share of characters in the n-gram that occurs most often."""
-    max_repeated_ngram_characters: dict[int, float] | None = None
+    max_repeated_ngram_characters: dict[NgramWords, Share] | None = None
     """By number of words: share of characters in n-grams that repeat an earlier one."""
     languages: tuple[str, ...] | None = None
     """ISO 639-1 codes of the languages to keep; empty keeps all."""
-    language_confidence: float = 0.8
+    language_confidence: Share = 0.8
     """A text goes only when the identifier is at least this sure that it is in another language,
     so that short texts, of which nobody can be sure, stay. Our choice."""
     profanity_list: str | None = input_path(default=None)
     """A text file with one word or phrase a line; null switches the rule off."""
-    max_profanities: int = 0
+    max_profanities: Number = 0
     """Occurrences of listed words that are still allowed."""
 
     def __post_init__(self) -> None:
-        for name in ("max_top_ngram_characters", "max_repeated_ngram_characters"):
-            for words in getattr(self, name) or {}:
-                if words < 1:
-                    raise ValueError(f"{name}: found n-grams of {words} words, expected 1 or more.")
+        check_order(
+            self, ("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")
+        )
         for code in self.languages or ():
             if not re.fullmatch(r"[a-z]{2,3}", code):
                 raise ValueError(
@@ -110,10 +120,10 @@ class CaptionRules:
 
     defaults: bool = True
     """Whether a rule left at None takes the value of `CAPTION_RULES`."""
-    min_words: int | None = None
-    min_characters: int | None = None
-    max_characters: int | None = None
-    max_repeated_words: float | None = None
+    min_words: Number | None = None
+    min_characters: Number | None = None
+    max_characters: Number | None = None
+    max_repeated_words: Share | None = None
     """Share of words that repeat an earlier one, in captions of at least 6 words."""
     file_name: str | None = None
     """A caption that matches as a whole is the name of a file."""
@@ -125,6 +135,7 @@ class CaptionRules:
     """Phrases; a caption that holds nothing else but numbers describes nothing."""
 
     def __post_init__(self) -> None:
+        check_order(self, ("min_characters", "max_characters"))
         for name in ("file_name", "camera_default", "url"):
             pattern = getattr(self, name)
             try:
@@ -180,17 +191,11 @@ class ClipScoreConfig:
     copy outside of the data root stays, whatever a later run trains or removes."""
     tokenizer: str = input_path()
     """The tokenizer.json that the checkpoint was trained with, or the folder of it."""
-    threshold: float
+    threshold: Annotated[float, bounds(ge=-1, le=1)]
     """Cosine below which a record is dropped. It depends on the model, so there is no default."""
-    max_tokens: int = 256
+    max_tokens: Count = 256
     """Tokens of a caption that are read; more are cut off, as training on them does. Our
     choice."""
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.threshold <= 1:
-            raise ValueError(f"threshold: found {self.threshold}, expected a cosine, -1 to 1.")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: found {self.max_tokens}, expected 1 or more.")
 
 
 @parameters
@@ -204,15 +209,10 @@ class MinHashConfig:
     Source: MM1, Appendix (LSH de-duplication, unconfirmed); the values are FineWeb's.
     """
 
-    num_bands: int = 14
-    rows_per_band: int = 8
-    ngram_words: int = 5
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("num_bands", "rows_per_band", "ngram_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+    num_bands: Annotated[int, bounds(ge=1, le=10_000)] = 14
+    rows_per_band: Annotated[int, bounds(ge=1, le=10_000)] = 8
+    ngram_words: NgramWords = 5
+    seed: Seed = 1
 
 
 @parameters
@@ -234,9 +234,9 @@ class DeduplicationConfig:
     perceptual: bool = True
     """Drops a caption pair that shows an earlier pair's picture: re-encoded, resized, whatever
     its caption says."""
-    max_picture_difference: float = 0.1
+    max_picture_difference: Weight = 0.1
     """What still counts as the same picture, as in `decontamination.max_difference`."""
-    max_caption_occurrences: int | None = 10
+    max_caption_occurrences: Count | None = 10
     """Drops all pairs of a caption that occurs more often. Source: ALIGN; MM1 does not say."""
 
 
@@ -253,22 +253,20 @@ class DecontaminationConfig:
     to `max_crop` cut off."""
     texts: bool = True
     """Rejects a training record that holds an n-gram of an evaluation text."""
-    max_crop: float = 0.05
+    max_crop: Annotated[float, bounds(ge=0, le=0.2)] = 0.05
     """Part of the width or height that may be missing at each edge."""
-    max_difference: float = 0.25
+    max_difference: Weight = 0.25
     """Root mean square difference of two 16 x 16 luminance pictures over the contrast of the
     evaluation image, up to which they are the same picture; images of few pixels get more.
     Measured on the sample's photographs and drawings: copies below 0.24, others above 0.4."""
-    ngram_words: int = 13
+    ngram_words: NgramWords = 13
     """Words of an n-gram (GPT-3's value)."""
-    min_words: int = 8
+    min_words: NgramWords = 8
     """An evaluation text shorter than `ngram_words` counts as one n-gram, unless it has fewer
     words than this: that much is common language. The report says how many texts that are."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_crop <= 0.2:
-            raise ValueError(f"max_crop: found {self.max_crop}, expected 0 to 0.2.")
-        if not 1 <= self.min_words <= self.ngram_words:
+        if self.min_words > self.ngram_words:
             raise ValueError(
                 f"min_words: found {self.min_words}, expected 1 to ngram_words "
                 f"({self.ngram_words})."

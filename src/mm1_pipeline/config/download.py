@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from mm1_pipeline.config._base import extent, input_path, operational, parameters
+from mm1_pipeline.config._base import (
+    Count,
+    Seconds,
+    Tries,
+    Workers,
+    bounds,
+    extent,
+    input_path,
+    operational,
+    parameters,
+)
 from mm1_pipeline.config.ingest import ImageRules
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
@@ -15,34 +25,24 @@ OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 class FetchLimits:
     """What one image may cost, and what a server may be asked. Our choice throughout."""
 
-    connect_seconds: float = 10.0
+    connect_seconds: Seconds = 10.0
     """Time for an address to be found and a connection to be made."""
-    total_seconds: float = 30.0
+    total_seconds: Seconds = 30.0
     """Time for one request, its body included."""
-    max_bytes: int = 20_000_000
+    max_bytes: Count = 20_000_000
     """Size at which a body is cut off and the image refused."""
-    max_redirects: int = 5
-    num_retries: int = 1
+    max_redirects: Annotated[int, bounds(ge=0, le=100)] = 5
+    num_retries: Tries = 1
     """Further tries after a time-out, a broken connection or an answer of 429 or 5xx."""
-    host_failures: int = extent(default=4)
+    host_failures: Count = extent(default=4)
     """Times in a row that a host may be unknown, unreachable or silent until it is retired: its
     other addresses fail without being asked."""
-    connections_per_host: int = 2
-    host_delay_seconds: float = 0.1
+    connections_per_host: Workers = 2
+    host_delay_seconds: Annotated[float, bounds(ge=0, le=3_600)] = 0.1
     """Time between the starts of two requests to a host."""
     allow_private_addresses: bool = False
     """Also fetches from this machine and its networks. Only for tests and for own servers: a list
     from the web could otherwise read what only this machine can reach."""
-
-    def __post_init__(self) -> None:
-        positive = ("connect_seconds", "total_seconds", "max_bytes")
-        positive += ("connections_per_host", "host_failures")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0.")
-        for name in ("max_redirects", "num_retries", "host_delay_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
 
 
 @parameters
@@ -61,12 +61,12 @@ class DownloadConfig:
     `interleaved_parquet`."""
     url_column: str = "url"
     caption_column: str = "caption"
-    images_per_shard: int = 10_000
-    documents_per_shard: int = 1_000
-    max_images_per_document: int = 100
+    images_per_shard: Count = 10_000
+    documents_per_shard: Count = 1_000
+    max_images_per_document: Count = 100
     """Images of a document that are fetched; those after them are counted as refused. MM1 drops
     documents with more than 30, but counts only what its other rules leave. Our choice."""
-    max_images: int | None = extent(default=None)
+    max_images: Count | None = extent(default=None)
     """Takes at most this many rows; None takes all."""
     images: ImageRules = ImageRules(max_pixels=50_000_000)
     """Which images are kept; they are stored as they came."""
@@ -75,11 +75,5 @@ class DownloadConfig:
     """What servers are told. Name a contact here before you fetch at scale."""
     opt_out_directives: tuple[str, ...] = OPT_OUT_DIRECTIVES
     """Words of `X-Robots-Tag` at which an image is left alone."""
-    concurrency: int = operational(default=64)
+    concurrency: Workers = operational(default=64)
     """Images that are fetched at once."""
-
-    def __post_init__(self) -> None:
-        positive = ("images_per_shard", "documents_per_shard", "max_images_per_document")
-        for name in (*positive, "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")

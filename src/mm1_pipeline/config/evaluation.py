@@ -10,7 +10,22 @@ from kedro_rerun.errors import without_secrets
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
-from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
+from mm1_pipeline.config._base import (
+    MOST,
+    NULL_REMOVES,
+    Count,
+    Name,
+    Number,
+    Resamples,
+    Seconds,
+    Seed,
+    Shots,
+    Tries,
+    bounds,
+    input_path,
+    operational,
+    parameters,
+)
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
 from mm1_pipeline.config.task_formats import SubmissionFormat, TaskFormat
@@ -81,9 +96,9 @@ class MixedResolution:
     sub_images: SubImageConfig | None = None
     """Sub-images of an image at high resolution; at low resolution it is the overview alone. None
     takes those that the model was trained with: the overview where training had no others."""
-    num_high_shots: int = 3
+    num_high_shots: Shots = 3
     """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
-    max_positions: int = 4_096
+    max_positions: Count = 4_096
     """Positions of prompt and answer that the model was trained on."""
 
     def __post_init__(self) -> None:
@@ -92,8 +107,6 @@ class MixedResolution:
                 f"sub_images.grid: found {self.sub_images.grid}, expected 2 or more; one "
                 "sub-image is low resolution."
             )
-        if self.num_high_shots < 0:
-            raise ValueError(f"num_high_shots: found {self.num_high_shots}, expected 0 or more.")
 
 
 class AnswerForm(StrEnum):
@@ -200,20 +213,21 @@ class TaskConfig:
     document_stop: tuple[str, ...] | None = None
     """As `stop`, for a model that continues documents, which goes on with the next question; None
     takes `stop`."""
-    max_new_tokens: int = 30
+    max_new_tokens: Count = 30
     """Tokens after which an answer is cut off."""
-    shots: tuple[int, ...] = (0, 4, 8)
+    shots: tuple[Shots, ...] = (0, 4, 8)
     shot_draw: ShotDraw = ShotDraw.PER_TASK
     """The paper draws shots for each data set and does not say whether anew for each query."""
-    num_shot_draws: int = 1
+    num_shot_draws: Annotated[int, bounds(ge=1, le=10_000)] = 1
     """Sets of shots that every item is asked with; the score is the mean over them, and its
     uncertainty holds how far they differ. Our choice: the paper does not say."""
     resolution: MixedResolution | None = None
     """Keeps only the last shots and the query at high resolution."""
     models: tuple[str, ...] = ()
     """Names of the models that are asked, such as `sft`; empty asks all."""
-    max_items: int | None = None
-    """Scores only the first items (after a seeded shuffle); None scores all."""
+    max_items: Annotated[int, bounds(ge=2, le=MOST)] | None = None
+    """Scores only the first items (after a seeded shuffle); None scores all. One item has no
+    standard error."""
 
     def is_asked_of(self, model: str) -> bool:
         """Whether a model of this name is asked."""
@@ -246,10 +260,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         _check_data(self)
         _check_prompt(self)
-        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
+        if not self.shots or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")
-        if self.num_shot_draws < 1:
-            raise ValueError(f"num_shot_draws: found {self.num_shot_draws}, expected at least 1.")
         if self.num_shot_draws > 1 and self.submission is not None:
             raise ValueError(
                 f"num_shot_draws: found {self.num_shot_draws} of a task with a file to hand in; "
@@ -258,13 +270,6 @@ class TaskConfig:
         for name, stop in (("stop", self.stop), ("document_stop", self.document_stop or ())):
             if "" in stop:
                 raise ValueError(f"{name}: found {stop}; an empty string would end every answer.")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected at least 1.")
-        if self.max_items is not None and self.max_items < 2:
-            raise ValueError(
-                f"max_items: found {self.max_items}, expected at least 2: one item has no "
-                "standard error."
-            )
 
 
 def _reads_whole_answers(metric: Any) -> bool:
@@ -347,10 +352,10 @@ class JudgeConfig:
     """Name that the endpoint knows it by; it stands beside every score it made."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None sends none."""
-    max_tokens: int = 256
+    max_tokens: Count = 256
     """Longest reply, in tokens."""
-    timeout_seconds: float = operational(default=120.0)
-    max_retries: int = operational(default=3)
+    timeout_seconds: Seconds = operational(default=120.0)
+    max_retries: Tries = operational(default=3)
 
     def __post_init__(self) -> None:
         if without_secrets(self.endpoint) != self.endpoint:
@@ -377,16 +382,16 @@ class EvaluateConfig:
     """Tasks without images, by log-likelihood."""
     judge: JudgeConfig | None = None
     """Marks the answers of tasks whose metric needs a judge."""
-    max_validation_items: int = 512
+    max_validation_items: Number = 512
     """Held-out sequences, and captions, whose loss is measured, a source."""
-    bootstrap_samples: int = 2_000
+    bootstrap_samples: Resamples = 2_000
     """Resamples behind every standard error and interval."""
-    seed: int = 0
+    seed: Seed = 0
     precision: Precision = Precision.FLOAT32
     """Of answers; held-out losses are computed in float32."""
-    batch_size: int = operational(default=32)
+    batch_size: Count = operational(default=32)
     """Prompts generated together."""
-    max_positions: int = operational(default=8_192)
+    max_positions: Count = operational(default=8_192)
     """Positions of a prompt with its answer above which nothing is run: the key-value cache's
     limit."""
     device: Literal["auto", "cpu", "cuda"] = operational(default="auto")

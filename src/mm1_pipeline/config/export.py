@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from mm1_pipeline.config._base import parameters
+from mm1_pipeline.config._base import Count, parameters
 
 
 class Layout(StrEnum):
@@ -24,11 +24,7 @@ class ExportConfig:
     layout: Layout = Layout.OWN
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the stored weights. float32 keeps every bit of the trained model."""
-    max_shard_bytes: int = 5_000_000_000
+    max_shard_bytes: Count = 5_000_000_000
     """Size of a safetensors file above which another is begun; transformers' own value."""
     chat_template: str | None = None
     """Jinja template of conversations; None takes the one that SFT trains with."""
-
-    def __post_init__(self) -> None:
-        if self.max_shard_bytes < 1:
-            raise ValueError(f"max_shard_bytes: found {self.max_shard_bytes}, expected at least 1.")

@@ -6,7 +6,18 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
-from mm1_pipeline.config._base import NULL_REMOVES, Name, input_path, operational, parameters
+from mm1_pipeline.config._base import (
+    NULL_REMOVES,
+    Count,
+    Name,
+    Number,
+    Workers,
+    bounds,
+    check_order,
+    input_path,
+    operational,
+    parameters,
+)
 from mm1_pipeline.config.corpus_rules import (
     CAPTION_RULES,
     SHORT_TEXT_RULES,
@@ -45,32 +56,24 @@ class ImageRules:
     rule.
     """
 
-    min_side: int | None = None
+    min_side: Number | None = None
     """Shorter side in pixels below which an image is dropped (icons, spacers)."""
-    max_side: int | None = None
+    max_side: Count | None = None
     """Longer side in pixels above which an image is dropped."""
-    max_aspect_ratio: float | None = None
+    max_aspect_ratio: Annotated[float, bounds(ge=1, le=1e6)] | None = None
     """Longer side over shorter side above which an image is dropped."""
-    max_pixels: int = 50_000_000
+    max_pixels: Annotated[int, bounds(ge=1, le=_DECODER_MAX_PIXELS)] = 50_000_000
     """Decoded size above which an image is refused unread: a decompression bomb. At 100 million
     the dearest formats took 1.7 GB and, on a busy core, 16 s. Our choice."""
-    max_bytes: int = 50_000_000
+    max_bytes: Count = 50_000_000
     """Encoded size above which an image is refused unread. Our choice."""
     url_stop_words: tuple[str, ...] | None = None
     """An image whose URL contains one of these is boilerplate, not content."""
-    max_occurrences: int | None = None
+    max_occurrences: Count | None = None
     """An image whose URL or content occurs more often in the source is boilerplate."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_pixels <= _DECODER_MAX_PIXELS:
-            raise ValueError(
-                f"max_pixels: found {self.max_pixels}, expected 1 to {_DECODER_MAX_PIXELS}, above "
-                "which the decoder refuses an image by itself."
-            )
-        if self.max_aspect_ratio is not None and not self.max_aspect_ratio >= 1:
-            raise ValueError(
-                f"max_aspect_ratio: found {self.max_aspect_ratio}, expected at least 1 (a square)."
-            )
+        check_order(self, ("min_side", "max_side"))
 
 
 WEB_IMAGE_RULES = ImageRules(
@@ -94,14 +97,17 @@ class DocumentRules:
     not held to these.
     """
 
-    min_images: int = 1
+    min_images: Number = 1
     """Images below which an interleaved document is dropped."""
-    max_images: int = 30
+    max_images: Number = 30
     """Images above which an interleaved document is dropped."""
-    min_characters: int = 1
+    min_characters: Number = 1
     """Characters of text below which a record of any kind is dropped. Our choice."""
-    max_characters: int = 1_000_000
+    max_characters: Number = 1_000_000
     """Characters of text above which a record of any kind is dropped. Our choice."""
+
+    def __post_init__(self) -> None:
+        check_order(self, ("min_images", "max_images"), ("min_characters", "max_characters"))
 
 
 @parameters
@@ -145,7 +151,7 @@ class SourceConfig:
     decontaminate_texts: bool = True
     """False where text is made from the templates of the evaluation questions, so that every
     record would go; images are compared all the same."""
-    max_records: int | None = None
+    max_records: Count | None = None
     """Reads at most this many records; None reads all."""
 
     def __post_init__(self) -> None:
@@ -170,8 +176,6 @@ class SourceConfig:
                 f"clip_score: found one for kind {self.kind.value} and split {self.split.value}, "
                 "expected null: only captions to learn from are filtered by it."
             )
-        if self.max_records is not None and self.max_records < 1:
-            raise ValueError(f"max_records: found {self.max_records}, expected 1 or more, or null.")
 
     def _check_prompt(self) -> None:
         if self.prompt is None:
@@ -232,17 +236,17 @@ class SourceConfig:
 class ReaderLimits:
     """What a hostile or broken archive may cost. Our choice."""
 
-    max_member_bytes: int = 200_000_000
+    max_member_bytes: Count = 200_000_000
     """Size above which one archive member or web response is refused."""
-    max_members: int = 2_000_000
+    max_members: Count = 2_000_000
     """Members above which the rest of an archive is refused."""
-    max_line_bytes: int = 50_000_000
+    max_line_bytes: Count = 50_000_000
     """Length above which one line, or one element of an array, of JSON is refused."""
-    max_annotation_bytes: int = 1_000_000_000
+    max_annotation_bytes: Count = 1_000_000_000
     """Length, unpacked, above which an annotation file that must be held as a whole is refused."""
-    max_page_bytes: int = 10_000_000
+    max_page_bytes: Count = 10_000_000
     """Length above which an HTML page is refused."""
-    max_record_bytes: int = 500_000_000
+    max_record_bytes: Count = 500_000_000
     """Encoded images of one record together above which the record is refused: what one record
     may cost in memory."""
 
@@ -258,20 +262,17 @@ class IngestConfig:
     engine: Literal["native", "ray"] = operational(default="native")
     """Where partitions and tables are processed: on this machine, or on a Ray cluster (the extra
     `ray`; every machine must see the data root)."""
-    num_workers: int = operational(default=1)
+    num_workers: Workers = operational(default=1)
     """Partitions in work at once; with Ray, at most."""
-    partition_bytes: int = 1_000_000_000
+    partition_bytes: Count = 1_000_000_000
     """Raw bytes from which on neighbouring files make a partition: what is lost when a run is
     killed, and what one worker takes."""
-    records_per_file: int = 10_000
+    records_per_file: Count = 10_000
     """Rows in one output Parquet file."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources: found none; name at least one raw source.")
-        for name in ("num_workers", "partition_bytes", "records_per_file"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from enum import StrEnum
 from typing import Annotated, Any
 
-from mm1_pipeline.config._base import NULL_REMOVES, Name, operational, parameters
+from mm1_pipeline.config._base import (
+    NULL_REMOVES,
+    Count,
+    LearningRate,
+    Name,
+    Resamples,
+    Seed,
+    Share,
+    Shots,
+    Weight,
+    Workers,
+    bounds,
+    operational,
+    parameters,
+)
+
+_NumValues = Annotated[int, bounds(ge=2, le=1_000)]
+"""With one value there is nothing to ask."""
 
 Overrides = dict[str, Any]
 """Values by the dotted path of a parameter, for instance `pretrain.schedule.num_steps`."""
@@ -23,24 +39,14 @@ class LawFitConfig:
 
     higher_is_better: bool = False
     """Whether runs are judged by a score, as the paper's by the 8-shot average, or by a loss."""
-    max_distance: int = 2
+    max_distance: Annotated[int, bounds(ge=1, le=1_000)] = 2
     """Rates on either side of a size's best that its quadratic is fitted to; beyond, losses rise
     more steeply than a parabola."""
-    target_sizes: tuple[int, ...] = (2_700_000_000, 6_400_000_000, 30_000_000_000)
+    target_sizes: tuple[Count, ...] = (2_700_000_000, 6_400_000_000, 30_000_000_000)
     """Non-embedding parameters for which a rate is predicted."""
-    bootstrap_samples: int = 2_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_distance < 1:
-            raise ValueError(f"max_distance: found {self.max_distance}, expected at least 1.")
-        if self.bootstrap_samples < 100:
-            raise ValueError(
-                f"bootstrap_samples: found {self.bootstrap_samples}; fewer than 100 give no "
-                "interval."
-            )
-        if any(size < 1 or not math.isfinite(size) for size in self.target_sizes):
-            raise ValueError(f"target_sizes: found {self.target_sizes}, expected parameters.")
+    bootstrap_samples: Annotated[int, bounds(ge=100, le=10_000_000)] = 2_000
+    """Fewer than 100 give no interval."""
+    seed: Seed = 0
 
 
 class Attribute(StrEnum):
@@ -61,58 +67,39 @@ class WorldConfig:
     All of it is our choice: the paper trains on the web.
     """
 
-    canvas: int = 96
+    canvas: Annotated[int, bounds(ge=48, le=4_096)] = 96
     """Pixels of a side. A shape is about a third as wide, capitals are an eleventh as high: at 96,
-    a 64-px encoder gets shapes of 20 px and capitals of 6, one of 32 px capitals of 3."""
-    num_captions: int = 4_000
+    a 64-px encoder gets shapes of 20 px and capitals of 6, one of 32 px capitals of 3. Below 48
+    nobody could read them."""
+    num_captions: Count = 4_000
     """Images with an alt text, and as many with a dense caption."""
-    num_documents: int = 3_000
-    num_texts: int = 4_000
-    num_conversations: int = 3_000
+    num_documents: Count = 3_000
+    num_texts: Count = 4_000
+    num_conversations: Count = 3_000
     """Conversations of three questions, for fine-tuning."""
-    several_images: float = 0.25
+    several_images: Share = 0.25
     """Share of conversations whose questions are each about an image of its own."""
-    num_items: int = 200
+    num_items: Count = 200
     """Items of each evaluation set."""
-    num_values: dict[Attribute, int] = dataclasses.field(default_factory=dict)
+    num_values: dict[Attribute, _NumValues] = dataclasses.field(default_factory=dict)
     """How many values an attribute has, the first of `lab.scenes.VALUES`; all where it is not
     named. The fewer the other attributes have, the more an encoder needs the word to tell the
     images of a contrastive batch apart."""
-    max_examples: int = 9
+    max_examples: Annotated[int, bounds(ge=2, le=1_000)] = 9
     """Images of the longest document: eight shots and a query."""
-    caption_documents: float = 0.2
+    caption_documents: Share = 0.2
     """Share of documents whose images have captions instead of a hidden task."""
-    drop: float = 0.3
+    drop: Share = 0.3
     """How often an alt text leaves an attribute out."""
-    wrong: float = 0.15
+    wrong: Share = 0.15
     """How often it names another value than the scene's."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        counts = ("num_captions", "num_documents", "num_texts", "num_conversations", "num_items")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")
-        for name in ("caption_documents", "several_images", "drop", "wrong"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
         if self.drop + self.wrong > 1:
             raise ValueError(
                 f"wrong: found {self.wrong} beside drop {self.drop}; together they exceed 1."
             )
-        if self.canvas < 48:
-            raise ValueError(
-                f"canvas: found {self.canvas}, expected at least 48 pixels: letters would be "
-                "smaller than 5 and nobody could read them."
-            )
-        for name, count in self.num_values.items():
-            if count < 2:
-                raise ValueError(
-                    f"num_values.{name}: found {count}, expected at least 2, or there is nothing "
-                    "to ask."
-                )
-        if self.max_examples < 2:
-            raise ValueError(f"max_examples: found {self.max_examples}, expected at least 2.")
 
 
 class Goal(StrEnum):
@@ -149,13 +136,13 @@ class LessonConfig:
     second: str
     expected: Expectation = Expectation.HIGHER
     """Of the first arm's score beside the second's; of a loss, its negative."""
-    margin: float = 0.0
+    margin: Weight = 0.0
     """With `equal`: the difference that is still negligible, in points of the score."""
-    scores: Annotated[dict[str, tuple[int, ...]], NULL_REMOVES] = dataclasses.field(
+    scores: Annotated[dict[str, tuple[Shots, ...]], NULL_REMOVES] = dataclasses.field(
         default_factory=dict
     )
     """Tasks, and the numbers of shots that count; all items weigh the same."""
-    second_scores: Annotated[dict[str, tuple[int, ...]], NULL_REMOVES] = dataclasses.field(
+    second_scores: Annotated[dict[str, tuple[Shots, ...]], NULL_REMOVES] = dataclasses.field(
         default_factory=dict
     )
     """What counts of the second arm where it is asked otherwise, for instance with other shots;
@@ -201,12 +188,8 @@ class ExecutionConfig:
     another machine."""
     any_code: bool = operational(default=False)
     """Takes runs from the store that other code made, when you know that it gives the same."""
-    num_workers: int = operational(default=1)
+    num_workers: Workers = operational(default=1)
     """Runs at once. They share the cores and the GPUs evenly."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1.")
 
 
 @parameters
@@ -215,16 +198,16 @@ class GridConfig(ExecutionConfig):
 
     arms: Annotated[dict[Name, Overrides], NULL_REMOVES]
     """What each arm changes in the environment's parameters; `{}` changes nothing."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     seed_paths: tuple[str, ...] = ("pretrain.seed",)
     """Parameters that take the seed."""
     only: str | None = None
     """Arms to run, with spaces between them; None runs all. Lessons of other arms are left out."""
-    max_seeds: int | None = None
+    max_seeds: Count | None = None
     """Takes the first seeds only."""
-    usual_num_seeds: int | None = None
+    usual_num_seeds: Count | None = None
     """How many of the seeds an arm takes, also the first; None takes all."""
-    num_seeds: Annotated[dict[str, int], NULL_REMOVES] = dataclasses.field(default_factory=dict)
+    num_seeds: Annotated[dict[str, Count], NULL_REMOVES] = dataclasses.field(default_factory=dict)
     """Arms that take another number: fewer for dear ones, more for small differences. Two arms
     are compared by the seeds that both have."""
     goal: Goal = Goal.EVALUATE_PRETRAIN
@@ -235,7 +218,6 @@ class GridConfig(ExecutionConfig):
     """Whose scores count, as the evaluation names it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.arms:
             raise ValueError("arms: found none; name at least one.")
         for name in self.arms:
@@ -254,15 +236,11 @@ class GridConfig(ExecutionConfig):
             raise ValueError(
                 f"only: found {', '.join(sorted(unknown))}, expected arms: {', '.join(self.arms)}."
             )
-        if self.usual_num_seeds is not None and self.usual_num_seeds < 1:
-            raise ValueError(f"usual_num_seeds: found {self.usual_num_seeds}, expected at least 1.")
-        for arm, number in self.num_seeds.items():
+        for arm in self.num_seeds:
             if arm not in self.arms:
                 raise ValueError(
                     f"num_seeds: found {arm}, expected one of the arms {', '.join(self.arms)}."
                 )
-            if number < 1:
-                raise ValueError(f"num_seeds.{arm}: found {number}, expected at least 1.")
 
     @property
     def chosen_arms(self) -> dict[str, Overrides]:
@@ -291,10 +269,10 @@ class AblateConfig:
 
     grid: GridConfig
     lessons: Annotated[dict[str, LessonConfig], NULL_REMOVES]
-    min_seeds: int = 2
-    """Fewer show nothing."""
-    bootstrap_samples: int = 2_000
-    seed: int = 0
+    min_seeds: Annotated[int, bounds(ge=2, le=1_000)] = 2
+    """Fewer show nothing: one seed tells no variation."""
+    bootstrap_samples: Resamples = 2_000
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         for name, lesson in self.lessons.items():
@@ -306,8 +284,6 @@ class AblateConfig:
                     )
         if not self.chosen_lessons:
             raise ValueError("lessons: found none whose two arms are run.")
-        if self.min_seeds < 2:
-            raise ValueError(f"min_seeds: found {self.min_seeds}; one seed tells no variation.")
 
     @property
     def chosen_lessons(self) -> dict[str, LessonConfig]:
@@ -326,8 +302,8 @@ class LrLawConfig(ExecutionConfig):
 
     sizes: dict[Name, Overrides]
     """What each size changes in the environment's parameters, mostly `model.decoder`."""
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[LearningRate, ...]
+    seeds: tuple[Seed, ...] = (0,)
     rate_path: str = "pretrain.optimizer.learning_rate"
     decoder_path: str = "model.decoder"
     """Where the size is read from."""
@@ -338,7 +314,7 @@ class LrLawConfig(ExecutionConfig):
     """
     goal: Goal = Goal.EVALUATE_PRETRAIN
     model: str = "pretrain"
-    scores: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    scores: dict[str, tuple[Shots, ...]] = dataclasses.field(default_factory=dict)
     """Tasks and shots whose mean score judges a run; without any, held-out losses do.
 
     Source: MM1, Pre-training (the 8-shot average; unconfirmed). A small lab's scores are noisier
@@ -347,14 +323,11 @@ class LrLawConfig(ExecutionConfig):
     fit: LawFitConfig = LawFitConfig()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if len(self.sizes) < 2 or len(set(self.learning_rates)) < 3:
             raise ValueError(
                 f"sizes: found {len(self.sizes)} sizes and {len(set(self.learning_rates))} rates, "
                 "expected at least 2 and 3: a line through sizes, a parabola through rates."
             )
-        if min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates: found {self.learning_rates}, expected above 0.")
         if self.fit.higher_is_better != bool(self.scores):
             raise ValueError(
                 f"fit.higher_is_better: found {self.fit.higher_is_better} with scores "

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from typing import Annotated
 
-from mm1_pipeline.config._base import operational, parameters
+from mm1_pipeline.config._base import (
+    Count,
+    Epsilon,
+    Layers,
+    Number,
+    Pixels,
+    Positive,
+    Weight,
+    Width,
+    bounds,
+    operational,
+    parameters,
+)
 
 MOST_LAYERS = 10_000
 """Of layers, blocks and experts, which are built one by one: a damaged or hostile config that says
@@ -73,19 +86,19 @@ class VisionConfig:
     (models/presets.py) name the combinations that released encoders have.
     """
 
-    image_size: int
-    patch_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    d_ff: int
+    image_size: Pixels
+    patch_size: Pixels
+    d_model: Width
+    num_layers: Layers
+    num_heads: Width
+    d_ff: Width
     activation: Activation = Activation.GELU
-    norm_eps: float = 1e-5
+    norm_eps: Epsilon = 1e-5
     class_token: bool = False
     """Keeps CLIP's class token inside the encoder (needed for imported CLIP weights)."""
     final_norm: bool = True
     """Normalises the patch embeddings that go to the connector."""
-    feature_layer: int = -1
+    feature_layer: Annotated[int, bounds(ge=-10_000, le=-1)] = -1
     """Layer whose output goes to the connector: -1 the last, -2 the one before (as LLaVA takes
     it from CLIP). Layers after it are not built."""
     norm: VisionNorm = VisionNorm.LAYER_NORM
@@ -118,7 +131,7 @@ class VisionConfig:
                 f"{self.patch_size}; nearest: {self.grid * self.patch_size} or "
                 f"{(self.grid + 1) * self.patch_size}."
             )
-        if not -self.num_layers <= self.feature_layer <= -1:
+        if self.feature_layer < -self.num_layers:
             raise ValueError(
                 f"feature_layer: found {self.feature_layer}, expected -{self.num_layers} "
                 "(the first layer) to -1 (the last)."
@@ -142,13 +155,13 @@ class ConnectorConfig:
     """The map from patch embeddings to image tokens."""
 
     kind: ConnectorKind = ConnectorKind.C_ABSTRACTOR
-    num_tokens: int = 144
+    num_tokens: Width = 144
     """Image tokens for one image; a square number."""
-    d_hidden: int | None = None
+    d_hidden: Width | None = None
     """Width of the C-Abstractor's blocks; None takes the encoder's."""
-    num_blocks: int = 3
+    num_blocks: Annotated[int, bounds(ge=0, le=1_000)] = 3
     """C-Abstractor: ResNet blocks before and after the pooling. Honeybee's value."""
-    num_heads: int = 8
+    num_heads: Width = 8
     """Attention pooling: heads of the cross-attention."""
 
     @property
@@ -215,14 +228,14 @@ class RopeScaling:
     """Stretches the wavelengths of rotary embeddings; for imported decoders."""
 
     kind: RopeScalingKind
-    factor: float
-    low_frequency_factor: float = 1.0
+    factor: Positive
+    low_frequency_factor: Positive = 1.0
     """Llama 3, YaRN: wavelengths above original_max_positions / this are stretched in full."""
-    high_frequency_factor: float = 4.0
+    high_frequency_factor: Positive = 4.0
     """Llama 3, YaRN: wavelengths below original_max_positions / this are kept."""
-    original_max_positions: int = 8192
+    original_max_positions: Count = 8192
     """Positions before stretching; of all kinds but linear."""
-    attention_factor: float = 1.0
+    attention_factor: Positive = 1.0
     """YaRN: cosines and sines are multiplied by it."""
     whole_dimensions: bool = True
     """YaRN: the passage begins and ends at whole dimensions (`truncate`)."""
@@ -243,19 +256,19 @@ class MoEConfig:
     Source: MM1, Mixture of experts (top-2, both loss weights).
     """
 
-    num_experts: int
-    every_n_layers: int = 1
+    num_experts: Width
+    every_n_layers: Layers = 1
     """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
-    top_k: int = 2
+    top_k: Width = 2
     """Experts that compute a position."""
     renormalise: bool = True
     """Makes the weights of the chosen experts sum to 1. Our choice: equal experts then compute
     what one dense layer does, so upcycling starts from the dense model's output."""
-    load_balance_weight: float = 0.01
-    router_z_weight: float = 0.001
-    d_ff: int | None = None
+    load_balance_weight: Weight = 0.01
+    router_z_weight: Weight = 0.001
+    d_ff: Width | None = None
     """Width of an expert; None takes the decoder's."""
-    shared_d_ff: int | None = None
+    shared_d_ff: Width | None = None
     """Width of one more expert that computes every position, times a gate of its own (Qwen2-MoE);
     None has none. For imported decoders."""
 
@@ -265,8 +278,6 @@ class MoEConfig:
             raise ValueError(
                 f"top_k: found {self.top_k}, expected 1..num_experts ({self.num_experts})."
             )
-        if self.every_n_layers < 1:
-            raise ValueError(f"every_n_layers: found {self.every_n_layers}, expected at least 1.")
 
 
 @parameters
@@ -276,16 +287,16 @@ class DecoderConfig:
     The defaults are Llama's layout; the variants exist for imported decoders.
     """
 
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    d_ff: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    vocab_size: Annotated[int, bounds(ge=1, le=100_000_000)]
+    d_model: Width
+    num_layers: Layers
+    num_heads: Width
+    num_kv_heads: Width
+    d_ff: Width
+    rope_theta: Positive = 10_000.0
+    norm_eps: Epsilon = 1e-5
     tie_embeddings: bool = True
-    d_head: int | None = None
+    d_head: Width | None = None
     """Width of a head; None is d_model / num_heads."""
     qkv_bias: bool = False
     """Biases of the query, key and value maps (Qwen2)."""
@@ -297,20 +308,20 @@ class DecoderConfig:
     feed_forward_bias: bool = False
     """Biases of the feed-forward maps."""
     gate_activation: GateActivation = GateActivation.SILU
-    rotary_dim: int | None = None
+    rotary_dim: Annotated[int, bounds(ge=2, le=2**20)] | None = None
     """Dimensions of a head that positions turn; None is all. Half of them are the first of the
     head's first half, half the first of its second."""
-    unrotated_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[Number, ...] = ()
     """Layers, counted from 0, that do not know positions (SmolLM3)."""
-    window: int | None = None
+    window: Count | None = None
     """Positions that `window_layers` see: the own one and those before it."""
-    window_layers: tuple[int, ...] = ()
+    window_layers: tuple[Number, ...] = ()
     """Layers, counted from 0, that see a window only."""
-    window_rope_theta: float | None = None
+    window_rope_theta: Positive | None = None
     """Theta of the window layers, without `rope_scaling` (Gemma 3); None takes the others'."""
     moe: MoEConfig | None = None
     """None keeps every feed-forward layer dense."""
-    output_z_weight: float = 0.0
+    output_z_weight: Weight = 0.0
     """Weight of mean(log(sum(exp(logits)))^2), which keeps logits from drifting. 0 leaves it out;
     PaLM's is 1e-4. Our option: the paper names none."""
 
@@ -393,7 +404,7 @@ class DecoderConfig:
                 f"gate_activation: found {self.gate_activation.value}, expected silu: experts "
                 "have no other."
             )
-        if self.window_layers and (self.window is None or self.window < 1):
+        if self.window_layers and self.window is None:
             raise ValueError(
                 f"window: found {self.window}, expected at least 1 position for window_layers."
             )
@@ -403,7 +414,7 @@ class DecoderConfig:
                 raise ValueError(
                     f"{name}: found {min(others)}, expected layers from 0 to {self.num_layers - 1}."
                 )
-        if self.rotary_dim is not None and not 2 <= self.rotary_dim <= self.head_dim:
+        if self.rotary_dim is not None and self.rotary_dim > self.head_dim:
             raise ValueError(
                 f"rotary_dim: found {self.rotary_dim}, expected 2 to {self.head_dim}, the "
                 "dimensions of a head."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from mm1_pipeline.config._base import parameters
+from mm1_pipeline.config._base import Count, Weight, bounds, parameters
 
 
 class Device(StrEnum):
@@ -23,24 +24,15 @@ class ClusterConfig:
     """What a plan assumes of machines and data."""
 
     device: Device = Device.H100
-    num_devices: int = 8
-    model_flops_utilisation: float = 0.4
+    num_devices: Count = 8
+    model_flops_utilisation: Annotated[float, bounds(gt=0, le=1)] = 0.4
     """Share of the peak that trainings reach; measure it: the training log states it."""
-    price_per_device_hour: float | None = None
+    price_per_device_hour: Weight | None = None
     """In any currency; None leaves the cost out."""
-    images_per_sequence: float | None = None
+    images_per_sequence: Weight | None = None
     """Mean over the mixture, which the shards' report tells; None lets image tokens take half of
     the positions, as far as packing allows so many images."""
-    labelled_share: float = 0.5
+    labelled_share: Annotated[float, bounds(gt=0, le=1)] = 0.5
     """Share of the positions that predict a token; image tokens never do."""
-    bytes_per_image: int = 50_000
+    bytes_per_image: Count = 50_000
     """Mean size of a stored image."""
-
-    def __post_init__(self) -> None:
-        if self.num_devices < 1:
-            raise ValueError(f"num_devices: found {self.num_devices}, expected at least 1.")
-        for name in ("model_flops_utilisation", "labelled_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1.")
-        if self.images_per_sequence is not None and self.images_per_sequence < 0:
-            raise ValueError(f"images_per_sequence: found {self.images_per_sequence}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from mm1_pipeline.config._base import input_path, parameters
+from mm1_pipeline.config._base import Layers, Positive, Width, bounds, input_path, parameters
 from mm1_pipeline.config.training import TrainingConfig
 
 
@@ -36,16 +37,16 @@ class ClipConfig:
     does not give.
     """
 
-    d_embedding: int = 512
+    d_embedding: Width = 512
     """Width of the space in which images and texts are compared."""
-    d_model: int = 512
+    d_model: Width = 512
     """Width of the text tower."""
-    num_layers: int = 12
-    num_heads: int = 8
-    d_ff: int = 2048
-    initial_temperature: float = 0.07
+    num_layers: Layers = 12
+    num_heads: Width = 8
+    d_ff: Width = 2048
+    initial_temperature: Annotated[float, bounds(gt=0, le=100)] = 0.07
     """Similarities are divided by it; it is learned."""
-    max_scale: float = 100.0
+    max_scale: Positive = 100.0
     """Largest factor that similarities are multiplied by (1 / temperature)."""
 
     def __post_init__(self) -> None:
@@ -63,9 +64,9 @@ class AimConfig:
     Source: MM1, Model (AIM); the head after AIM (arXiv 2401.08541), which MM1 does not give.
     """
 
-    head_layers: int = 12
+    head_layers: Annotated[int, bounds(ge=0, le=10_000)] = 12
     """Residual feed-forward layers between the encoder and the pixels; thrown away afterwards."""
-    head_width: int = 2048
+    head_width: Width = 2048
     normalise_pixels: bool = True
     """Makes each target patch have mean 0 and variance 1."""
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config._base import (
+    Count,
+    Pixels,
+    Seed,
+    Share,
+    Workers,
+    bounds,
+    input_path,
+    operational,
+    parameters,
+)
+
+_Deviation = Annotated[float, bounds(gt=0, le=1)]
 
 
 class Resize(StrEnum):
@@ -24,19 +36,19 @@ class Resize(StrEnum):
 class ImageTransform:
     """How an encoded image becomes pixel values; the same in training and evaluation."""
 
-    size: int
+    size: Pixels
     """Side of the square in pixels."""
     resize: Resize = Resize.PAD
     anchor: Literal["center", "top_left"] = "center"
     """Where a padded image lies in its square. At the top left, an image that is twice as wide
     as high fills whole crops of a grid instead of halves."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    mean: tuple[Share, Share, Share] = (0.48145466, 0.4578275, 0.40821073)
     """CLIP's channel means, in 0..1."""
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[_Deviation, _Deviation, _Deviation] = (0.26862954, 0.26130258, 0.27577711)
     """CLIP's channel standard deviations, in 0..1."""
     encoding: Literal["png", "jpeg", "webp"] = "jpeg"
     """How the resized image is stored in the shards."""
-    quality: int = 95
+    quality: Annotated[int, bounds(ge=1, le=100)] = 95
     """Quality of a lossy encoding, 1..100."""
 
 
@@ -47,7 +59,7 @@ class SubImageConfig:
     Source: MM1, SFT (grid 2 of 672 pixels is 1344; grid 2 of 896 is 1792).
     """
 
-    grid: int = 1
+    grid: Annotated[int, bounds(ge=1, le=8)] = 1
     """n: crops along one side beside the overview; 1 shows the overview alone."""
     enlarge: bool = False
     """Decomposes images that fit the overview as well, which only enlarges them. The paper brings
@@ -55,23 +67,19 @@ class SubImageConfig:
     skip_empty: bool = False
     """Leaves out crops of nothing but padding. The paper has always n * n."""
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.grid <= 8:
-            raise ValueError(f"grid: found {self.grid}, expected 1 (no crops) to 8.")
-
 
 @parameters
 class TokenizerConfig:
     """Parameters of the byte-level BPE tokenizer: a group of its own, so that packing leaves it."""
 
-    vocab_size: int
+    vocab_size: Annotated[int, bounds(ge=1, le=100_000_000)]
     """Upper bound on the vocabulary, special tokens included."""
     file: str | None = input_path(default=None)
     """A `tokenizer.json` to use instead of training one; or the folder of a published model, or a
     GGUF file, whose end of text then becomes ours."""
-    max_characters: int = 200_000_000
+    max_characters: Count = 200_000_000
     """Training text above which the rest is left out (every source gets an equal share)."""
-    min_frequency: int = 2
+    min_frequency: Count = 2
     split_digits: bool = True
     """Makes every digit a token, so that a number is read and written digit by digit. Our choice,
     as Llama's and PaLM's tokenizers."""
@@ -85,21 +93,16 @@ class PackingConfig:
     documents). Best-fit packing is our choice.
     """
 
-    sequence_length: int = 4096
+    sequence_length: Count = 4096
     """Positions in a sequence, image tokens included."""
-    max_images: int = 16
+    max_images: Count = 16
     """Images in a sequence."""
-    image_tokens: int = 144
+    image_tokens: Count = 144
     """Positions one image takes: the connector's `num_tokens`."""
     overflow: Literal["split", "truncate"] = "split"
     """What happens to the part of a document that does not fit: the next piece, or dropped."""
-    window: int = 2048
+    window: Count = 2048
     """Pieces that best fit chooses from; more of them fill better and take more memory."""
-
-    def __post_init__(self) -> None:
-        for name in ("sequence_length", "max_images", "image_tokens", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1.")
 
 
 @parameters
@@ -109,16 +112,16 @@ class ShardConfig:
     packing: PackingConfig
     image: ImageTransform
     sub_images: SubImageConfig = SubImageConfig()
-    validation_fraction: float = 0.02
+    validation_fraction: Annotated[float, bounds(ge=0, lt=1)] = 0.02
     """Share of each source's records held out, chosen by a hash of the record's key."""
     compression: str = "zstd:3"
-    shard_bytes: int = 64 * 1024 * 1024
+    shard_bytes: Annotated[int, bounds(ge=1, le=2**32 - 1)] = 64 * 1024 * 1024
     """Size at which a shard file is closed, before compression."""
-    partition_bytes: int = 1_000_000_000
+    partition_bytes: Count = 1_000_000_000
     """Text and stored images, roughly, that one process packs and writes as a unit: what is lost
     when a run is killed. Sequences never hold records of two partitions."""
-    seed: int = 0
-    num_workers: int = operational(default=1)
+    seed: Seed = 0
+    num_workers: Workers = operational(default=1)
     """Processes that pack and write partitions."""
 
     def __post_init__(self) -> None:
@@ -126,13 +129,6 @@ class ShardConfig:
             raise ValueError(
                 f"compression: found {self.compression!r}, expected 'zstd:1' to 'zstd:22', or '' "
                 "for none."
-            )
-        for name, high in (("partition_bytes", 2**60), ("shard_bytes", 2**32 - 1)):
-            if not 1 <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 to {high}.")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction: found {self.validation_fraction}, expected 0 <= x < 1."
             )
         if self.packing.image_tokens + 2 > self.packing.sequence_length:
             raise ValueError(

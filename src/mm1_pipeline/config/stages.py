@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from mm1_pipeline.config._base import parameters
+from mm1_pipeline.config._base import Count, Seed, bounds, parameters
 from mm1_pipeline.config.model import MoEConfig
 from mm1_pipeline.config.training import (
     OptimizerConfig,
@@ -39,7 +40,7 @@ class SFTConfig(TrainingConfig):
     schedule: ScheduleConfig = ScheduleConfig(
         num_steps=10_000, warmup_steps=300, final_fraction=0.0
     )
-    global_batch_size: int = 256
+    global_batch_size: Count = 256
 
 
 @parameters
@@ -56,13 +57,13 @@ class UpcycleConfig:
     moe: MoEConfig
     schedule: ScheduleConfig
     """Of the training that follows: warm-up and decay anew."""
-    expert_noise: float = 0.0
+    expert_noise: Annotated[float, bounds(ge=0, le=1_000)] = 0.0
     """Standard deviation of what is added to each expert's weights, in units of each weight
     matrix's own. 0 keeps the dense model's output exactly."""
-    drop_fraction: float = 0.0
+    drop_fraction: Annotated[float, bounds(ge=0, lt=1)] = 0.0
     """Share of each expert's hidden units that are drawn anew, others for each expert
     (Drop-Upcycling, arXiv 2502.19261). 0 keeps the dense model's output exactly."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the router, noise and drawn units, and of the order of the training data."""
 
     def __post_init__(self) -> None:
@@ -71,10 +72,6 @@ class UpcycleConfig:
                 f"moe.d_ff: found {self.moe.d_ff}, expected null: experts are copies of the dense "
                 "layer and have its width."
             )
-        if self.expert_noise < 0:
-            raise ValueError(f"expert_noise: found {self.expert_noise}, expected 0 or more.")
-        if not 0 <= self.drop_fraction < 1:
-            raise ValueError(f"drop_fraction: found {self.drop_fraction}, expected 0 <= x < 1.")
 
     def training(self, pretrain: TrainingConfig) -> TrainingConfig:
         """The training that follows: that of the dense model but for schedule and order."""

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from kedro_rerun.errors import without_secrets
 
-from mm1_pipeline.config._base import input_path, operational, parameters
+from mm1_pipeline.config._base import (
+    Count,
+    Seconds,
+    Share,
+    Tries,
+    Workers,
+    bounds,
+    check_order,
+    input_path,
+    operational,
+    parameters,
+)
 
 DEFAULT_INSTRUCTION = (
     "Rewrite the alt text of an image as one fluent, factual sentence that uses what was seen in "
@@ -26,13 +37,13 @@ class EndpointConfig:
     """Name by which the endpoint knows the model."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; one that is not set sends none."""
-    max_tokens: int = 96
-    temperature: float = 0.0
-    total_seconds: float = 60.0
+    max_tokens: Count = 96
+    temperature: Annotated[float, bounds(ge=0, le=100)] = 0.0
+    total_seconds: Seconds = 60.0
     """Time for one answer."""
-    num_retries: int = 4
+    num_retries: Tries = 4
     """Further tries after a time-out, a broken connection or an answer of 429 or 5xx."""
-    concurrency: int = operational(default=8)
+    concurrency: Workers = operational(default=8)
     """Captions that are asked for at once."""
 
     def __post_init__(self) -> None:
@@ -46,8 +57,6 @@ class EndpointConfig:
             raise ValueError(
                 f"base_url: found {self.base_url!r}, expected http:// or https:// and a host."
             )
-        if not 1 <= self.concurrency <= 1024:
-            raise ValueError(f"concurrency: found {self.concurrency}, expected 1 to 1024.")
 
 
 @parameters
@@ -58,8 +67,8 @@ class LocalModelConfig:
     """Folder of model.safetensors and config.json."""
     tokenizer: str | None = input_path(default=None)
     """Its tokenizer.json, or the folder of it."""
-    max_new_tokens: int = 48
-    batch_size: int = operational(default=16)
+    max_new_tokens: Count = 48
+    batch_size: Count = operational(default=16)
 
 
 @parameters
@@ -81,32 +90,23 @@ class CaptionerConfig:
     as `sft` has learned them."""
     prompt: str | None = None
     """What follows the image; null is nothing, and in a chat the request for one sentence."""
-    max_new_tokens: int = 48
-    batch_size: int = operational(default=16)
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+    max_new_tokens: Count = 48
+    batch_size: Count = operational(default=16)
 
 
 @parameters
 class TextReaderConfig:
     """What is taken over of the text in an image; needs the extra `ocr`. Our choice."""
 
-    min_confidence: float = 0.8
+    min_confidence: Share = 0.8
     """Lines of which the reader is less sure are left out, 0 to 1."""
-    min_characters: int = 2
+    min_characters: Count = 2
     """Lines with fewer letters and digits are left out: a drawn circle is read as an O."""
-    max_characters: int = 200
+    max_characters: Count = 200
     """Length at which the text is cut, between words."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_confidence <= 1:
-            raise ValueError(f"min_confidence: found {self.min_confidence}, expected 0 to 1.")
-        for name in ("min_characters", "max_characters"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+        check_order(self, ("min_characters", "max_characters"))
 
 
 Concept = Literal["colours", "shape", "regions", "text", "caption"]
@@ -135,9 +135,9 @@ class SynthesisConfig:
     """Prompt of both kinds of models."""
     endpoint: EndpointConfig = EndpointConfig()
     local: LocalModelConfig = LocalModelConfig()
-    max_characters: int = 600
+    max_characters: Count = 600
     """Length above which an answer is rejected."""
-    max_records: int | None = None
+    max_records: Count | None = None
     """Takes at most this many records of each source."""
     cache: str | None = operational(default=None)
     """SQLite file of answers by the hash of all they depend on; a rerun asks for none again."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import model_validator
 from pydantic_core import ArgsKwargs
 
-from mm1_pipeline.config._base import input_path, parameters
+from mm1_pipeline.config._base import MOST, Count, Shots, bounds, input_path, parameters
 from mm1_pipeline.config.task_files import TEXT_FOLDER, complete_task
 
 
@@ -74,13 +74,14 @@ class TextTaskConfig:
     title: str = ""
     unconfirmed: tuple[str, ...] = ()
     """What the project only believes to be the paper's way."""
-    shots: tuple[int, ...] = (0,)
+    shots: tuple[Shots, ...] = (0,)
     stop: tuple[str, ...] = ("\n", ".", ",")
     """Strings at which a written answer ends."""
-    max_new_tokens: int = 32
+    max_new_tokens: Count = 32
     """Tokens after which a written answer is cut off."""
-    max_items: int | None = None
-    """Scores only the first items (after a seeded shuffle); None scores all."""
+    max_items: Annotated[int, bounds(ge=2, le=MOST)] | None = None
+    """Scores only the first items (after a seeded shuffle); None scores all. One item has no
+    standard error."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,10 +101,5 @@ class TextTaskConfig:
                     f"{name}: found {sorted(files)}, but the format {self.format} consists of "
                     f"{sorted(needed)}; give each the path of a file."
                 )
-        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
+        if not self.shots or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")
-        if self.max_items is not None and self.max_items < 2:
-            raise ValueError(
-                f"max_items: found {self.max_items}, expected at least 2: one item has no "
-                "standard error."
-            )

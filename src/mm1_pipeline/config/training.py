@@ -6,13 +6,25 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from mm1_pipeline.config._base import NULL_REMOVES, Name, operational, parameters
+from mm1_pipeline.config._base import (
+    MOST,
+    NULL_REMOVES,
+    Count,
+    Epsilon,
+    LearningRate,
+    Name,
+    Number,
+    Positive,
+    Seconds,
+    Seed,
+    Share,
+    Workers,
+    bounds,
+    operational,
+    parameters,
+)
 
-
-def _check_at_least_one(group: object, *names: str) -> None:
-    for name in names:
-        if getattr(group, name) < 1:
-            raise ValueError(f"{name}: found {getattr(group, name)}, expected at least 1.")
+_Momentum = Annotated[float, bounds(ge=0, lt=1)]
 
 
 @parameters
@@ -22,8 +34,8 @@ class LearningRateLaw:
     Source: MM1, Pre-training. The lab's `lr_law` fits these two numbers anew.
     """
 
-    slope: float = -0.4214
-    intercept: float = -0.5535
+    slope: Annotated[float, bounds(ge=-10, le=10)] = -0.4214
+    intercept: Annotated[float, bounds(ge=-100, le=100)] = -0.5535
 
     def peak_learning_rate(self, non_embedding_parameters: int) -> float:
         """Peak learning rate for a decoder of N non-embedding parameters."""
@@ -45,9 +57,9 @@ class AdafactorConfig:
     of Shazeer and Stern (2018, arXiv 1804.04235).
     """
 
-    decay_exponent: float = 0.8
+    decay_exponent: Annotated[float, bounds(gt=0, le=1)] = 0.8
     """The second moments' average forgets by 1 - t ** -exponent at step t."""
-    clipping_threshold: float = 1.0
+    clipping_threshold: Positive = 1.0
     """Root mean square of a tensor's update above which it is scaled down."""
     scale_by_parameter: bool = False
     """Multiplies a tensor's update by the root mean square of its weights (at least 1e-3). Off,
@@ -63,17 +75,17 @@ class OptimizerConfig:
     """
 
     kind: OptimizerKind = OptimizerKind.ADAMW
-    learning_rate: float | None = None
+    learning_rate: LearningRate | None = None
     """Peak learning rate; None takes it from the law."""
     law: LearningRateLaw = LearningRateLaw()
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, bounds(ge=0, le=1_000)] = 0.1
     """In units of the learning rate: a step shrinks a weight by eta_t * weight_decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Momentum, _Momentum] = (0.9, 0.95)
     """AdamW's."""
-    epsilon: float = 1e-8
+    epsilon: Epsilon = 1e-8
     """AdamW's."""
     adafactor: AdafactorConfig = AdafactorConfig()
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
 
 
 @parameters
@@ -83,14 +95,12 @@ class ScheduleConfig:
     Source: MM1, Pre-training (2,000 warm-up steps, 200k steps, 10 % of the peak).
     """
 
-    num_steps: int = 200_000
-    warmup_steps: int = 2_000
-    final_fraction: float = 0.1
+    num_steps: Count = 200_000
+    warmup_steps: Number = 2_000
+    final_fraction: Share = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps: found {self.num_steps}, expected at least 1.")
-        if not 0 <= self.warmup_steps <= self.num_steps:
+        if self.warmup_steps > self.num_steps:
             raise ValueError(
                 f"warmup_steps: found {self.warmup_steps}, expected 0.."
                 f"{self.num_steps} (num_steps)."
@@ -101,9 +111,9 @@ class ScheduleConfig:
 class StreamMixture:
     """One stream of the mixture and what it is drawn from."""
 
-    share: float
-    """Share of the sequences of every global batch, 0..1."""
-    sources: Annotated[dict[Name, float], NULL_REMOVES]
+    share: Annotated[float, bounds(gt=0, le=1)]
+    """Share of the sequences of every global batch; a stream without any is removed instead."""
+    sources: Annotated[dict[Name, Positive], NULL_REMOVES]
     """Weight of each source inside the stream; weights are normalised."""
 
 
@@ -123,28 +133,17 @@ class MixtureConfig:
             shares = {name: stream.share for name, stream in self.streams.items()}
             raise ValueError(f"streams: found shares {shares}; they must sum to 1.")
         for name, stream in self.streams.items():
-            if stream.share <= 0:
-                raise ValueError(
-                    f"streams.{name}.share: found {stream.share}, expected more than 0; "
-                    "remove the stream instead."
-                )
-            if not stream.sources or min(stream.sources.values()) <= 0:
-                raise ValueError(
-                    f"streams.{name}.sources: found {dict(stream.sources)}, expected at "
-                    "least one source, each with a weight above 0."
-                )
+            if not stream.sources:
+                raise ValueError(f"streams.{name}.sources: found none, expected at least one.")
 
 
 @parameters
 class CheckpointConfig:
     """How often a training can be resumed from, and how much disk that takes."""
 
-    interval_steps: int = operational(default=1_000)
-    keep: int = operational(default=2)
+    interval_steps: Count = operational(default=1_000)
+    keep: Count = operational(default=2)
     """Newest checkpoints kept while training runs."""
-
-    def __post_init__(self) -> None:
-        _check_at_least_one(self, "interval_steps", "keep")
 
 
 @parameters
@@ -158,32 +157,21 @@ class LossSpikeConfig:
 
     action: Literal["warn", "skip", "stop"] = "warn"
     """`skip` leaves the step's gradient out; `stop` ends the training before the step."""
-    threshold: float = 10.0
-    window_steps: int = 100
+    threshold: Positive = 10.0
+    window_steps: Annotated[int, bounds(ge=4, le=MOST)] = 100
     """A short window takes ordinary noise for spikes."""
-
-    def __post_init__(self) -> None:
-        if self.threshold <= 0:
-            raise ValueError(f"threshold: found {self.threshold}, expected more than 0.")
-        if self.window_steps < 4:
-            raise ValueError(f"window_steps: found {self.window_steps}, expected at least 4.")
 
 
 @parameters
 class TimeoutConfig:
     """How long silence may last before a training stops rather than hangs, in seconds."""
 
-    loader_seconds: float = operational(default=1_800.0)
+    loader_seconds: Seconds = operational(default=1_800.0)
     """Of a process that reads data."""
-    collective_seconds: float = operational(default=1_800.0)
+    collective_seconds: Seconds = operational(default=1_800.0)
     """Of another rank; it must be longer than writing a checkpoint takes."""
-    step_seconds: float = operational(default=3_600.0)
+    step_seconds: Seconds = operational(default=3_600.0)
     """Of the whole step, a checkpoint written after it included."""
-
-    def __post_init__(self) -> None:
-        for name in ("loader_seconds", "collective_seconds", "step_seconds"):
-            if (found := getattr(self, name)) <= 0:
-                raise ValueError(f"{name}: found {found}, expected more than 0.")
 
 
 @parameters
@@ -196,17 +184,17 @@ class TrainingConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     loss_spikes: LossSpikeConfig = LossSpikeConfig()
     timeouts: TimeoutConfig = operational(default=TimeoutConfig())
-    global_batch_size: int = 512
+    global_batch_size: Count = 512
     """Sequences in one optimizer step, over all ranks."""
-    seed: int = 0
-    microbatch_size: int | None = operational(default=None)
+    seed: Seed = 0
+    microbatch_size: Count | None = operational(default=None)
     """Sequences in one forward pass; None takes the whole batch of a rank."""
-    num_workers: int = operational(default=0)
+    num_workers: Annotated[int, bounds(ge=0, le=1_024)] = operational(default=0)
     """Processes that read and decode, a rank."""
-    log_interval_steps: int = operational(default=1)
+    log_interval_steps: Count = operational(default=1)
     device: Literal["auto", "cpu", "cuda"] = operational(default="auto")
     """Where to train; `auto` takes a GPU if there is one."""
-    num_processes: int | None = operational(default=None)
+    num_processes: Workers | None = operational(default=None)
     """Processes that train together on this node, each with a device of its own; None takes one
     a GPU (as many as divide the batch), and one on a CPU. Weights are sharded over them."""
     engine: Literal["auto", "composer", "torch"] = operational(default="auto")
@@ -219,9 +207,3 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights stay float32. On a CPU with bfloat16 instructions
     (AVX512-BF16, AMX) `bfloat16` is faster as well, without them it is slower."""
-
-    def __post_init__(self) -> None:
-        _check_at_least_one(self, "global_batch_size", "log_interval_steps")
-        for name in ("microbatch_size", "num_processes"):
-            if getattr(self, name) is not None:
-                _check_at_least_one(self, name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+
+from mm1_pipeline.config._base import MOST, bounds
 
 T = TypeVar("T")
 
@@ -82,8 +84,57 @@ def _describe(name: str, cls: type, problem: Any) -> str:
         case "value_error":
             # A group's own message starts with the field it is about.
             return f"{path}.{problem['ctx']['error']}"
+        case kind if kind in _NUMBER_PROBLEMS:
+            is_key = problem["loc"][-1:] == ("[key]",)
+            path = ".".join(str(part) for part in (name, *problem["loc"][: -2 if is_key else None]))
+            allowed = _allowed_number(cls, problem["loc"], is_above=kind.startswith("less"))
+            return f"{path}: found {problem['input']!r}, expected {allowed}."
         case _:
             return f"{path}: found {problem['input']!r}. {problem['msg']}."
+
+
+_NUMBER_PROBLEMS = {
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number",
+    "no_number", "int_parsing", "int_type", "int_from_float", "int_parsing_size", "float_parsing",
+    "float_type",
+}  # fmt: skip
+
+
+def _allowed_number(cls: type, loc: tuple[Any, ...], *, is_above: bool) -> str:
+    """What a number may be, by the bounds that its field declares.
+
+    Args:
+        cls: the group.
+        loc: where in the group the number stands.
+        is_above: whether what was found is too much; else a ceiling that nobody meets is left out.
+    """
+    owner, hint = cls, None
+    for part in loc:
+        if dataclasses.is_dataclass(owner) and part in (
+            hints := get_type_hints(owner, include_extras=True)
+        ):
+            hint = hints[part]
+        owner = _class_at(owner, (part,))
+    found = _bounds_of(hint, loc)
+    if found is None:
+        return "a finite number"
+    kind, allowed = found
+    most = f" and at most {MOST}" if is_above and allowed.le == MOST else ""
+    or_null = ", or null" if type(None) in get_args(hint) else ""
+    return f"a {'whole ' if kind is int else ''}number of {allowed}{most}{or_null}"
+
+
+def _bounds_of(hint: Any, loc: tuple[Any, ...]) -> tuple[type, bounds] | None:
+    """Type and bounds of the number at the end of a path, inside the type of a field."""
+    if get_origin(hint) is Annotated:
+        inner, *metadata = get_args(hint)
+        own = next((item for item in metadata if isinstance(item, bounds)), None)
+        return (inner, own) if own is not None else _bounds_of(inner, loc)
+    arguments = get_args(hint)
+    if get_origin(hint) is dict:
+        arguments = arguments[:1] if loc[-1] == "[key]" else arguments[1:]
+    found = (_bounds_of(argument, loc) for argument in arguments)
+    return next((item for item in found if item is not None), None)
 
 
 def _unknown(path: str, allowed: Iterable[str]) -> str:

@@ -37,15 +37,6 @@ HASH_SCHEMA = pa.schema(
 )
 ORDER_SCHEMA = pa.schema([("order", pa.int64())])
 NAME_SCHEMA = pa.schema([("order", pa.int64()), ("name", pa.string())])
-REPEAT_SCHEMA = pa.schema(
-    [
-        ("order", pa.int64()),
-        ("reason", pa.string()),
-        ("original", pa.string()),
-    ]
-)
-"""Records that are to go: why, and the key of the record that each repeats, if it is one."""
-
 DROPPED = "dropped.parquet"
 """Records that neither near-duplicates nor pictures are compared with; ORDER_SCHEMA."""
 

@@ -153,7 +153,6 @@ class Passed(StrEnum):
     """A response of a web archive that is no page: images, which pages may show, and the rest."""
     OTHER_WARC_RECORD = "other_warc_record"
     """A record of a web archive that is no response: requests, metadata, information."""
-    BLANK_LINE = "blank_line"
     OTHER_ENTRY = "other_entry"
     """An entry of another split, or whose `id` the source's pattern does not match."""
     OTHER_FILE = "other_file"

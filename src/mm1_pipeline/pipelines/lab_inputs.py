@@ -7,8 +7,9 @@ together here, so that whoever follows this code, as staleness does, reaches all
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
@@ -52,15 +53,49 @@ _BEFORE_PRETRAINING = {"ingest", "synthesize", "shard", "vision_pretrain", "text
 """Tags of the nodes whose outputs many arms share."""
 
 
+def grid_pipeline(
+    goal: str,
+    results: str,
+    run: Callable[..., Any],
+    judge: Callable[..., Any],
+    verdict: str,
+    report: Callable[..., Any],
+    reported: list[str],
+) -> Pipeline:
+    """Parameters of every stage -> results of a grid's runs -> verdict -> a page.
+
+    Args:
+        goal: Name of the pipeline and of its parameters.
+        results: Artifact of the runs; `<results>_cost` says what they cost.
+        run: Gives both; gets the goal's parameters and those of `INPUTS`.
+        judge: Gives the verdict out of the goal's parameters and the results.
+        verdict: Its name; `<verdict>_report` is the page.
+        report: Gives the page.
+        reported: What it shows.
+    """
+    from kedro.pipeline import Pipeline, node
+
+    parameters = f"params:{goal}"
+    written = [results, f"{results}_cost"]
+    return Pipeline(
+        [
+            node(run, [parameters, *INPUTS], written, name=run.__name__),
+            node(judge, [parameters, results], verdict, name=judge.__name__),
+            node(report, reported, f"{verdict}_report", name=report.__name__),
+        ],
+        tags=goal,
+    )
+
+
 def run_stages(
-    output: str, grid: GridConfig, parameters: StageParameters
+    output: str, grid: GridConfig, groups: Sequence[Any]
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Runs every arm of a grid; all of a grid's node but its parameters.
 
     Args:
         output: Name of the artifact that gets the results.
         grid: Arms and seeds.
-        parameters: The environment's.
+        groups: The environment's parameters, in the order of `StageParameters`.
 
     Returns:
         The staged results, and what each run cost.
@@ -69,6 +104,8 @@ def run_stages(
     from mm1_pipeline.lab.grid import resolve_arms
     from mm1_pipeline.lab.identity import IdentityReader
 
+    names = StageParameters.__annotations__
+    parameters = cast(StageParameters, dict(zip(names, groups, strict=True)))
     staged = stage(output)
     data = staged.workspace.root.parent / "arms_data"
     runs = resolve_arms(grid, parameters)
@@ -128,10 +165,6 @@ def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
         start: What fine-tuning starts from.
     """
     from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate
-    from mm1_pipeline.pipelines.evaluate_pretrain.pipeline import (
-        create_pipeline as evaluate_pretrain,
-    )
-    from mm1_pipeline.pipelines.evaluate_sft.pipeline import create_pipeline as evaluate_sft
     from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline as ingest
     from mm1_pipeline.pipelines.pretrain.pipeline import create_pipeline as pretrain
     from mm1_pipeline.pipelines.sft.pipeline import create_pipeline as sft
@@ -142,11 +175,7 @@ def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
     from mm1_pipeline.pipelines.vision_pretrain.pipeline import create_pipeline as vision_pretrain
 
     makers = (ingest, synthesize, shard, vision_pretrain, text_pretrain, pretrain, upcycle)
-    last = {
-        Goal.EVALUATE_PRETRAIN: evaluate_pretrain,
-        Goal.EVALUATE_SFT: evaluate_sft,
-        Goal.EVALUATE: evaluate,
-    }[goal]()
+    last = evaluate(goal.value)
     stages = sum((make() for make in makers), last + sft(start))
     return stages.to_nodes(*(node.name for node in last.nodes))
 

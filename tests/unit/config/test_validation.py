@@ -36,7 +36,7 @@ def test_accepts_good_groups_and_switches():
         ),
         (
             {"mixture": MIXTURE, "global_batch_size": "many"},
-            "pretrain.global_batch_size: found 'many'. Input should be a valid integer",
+            "pretrain.global_batch_size: found 'many', expected a whole number of at least 1.",
         ),
         (
             {"mixture": MIXTURE, "schedule": {"num_steps": 5, "warmup_steps": 9}},

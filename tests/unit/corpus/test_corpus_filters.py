@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,6 +26,7 @@ from mm1_pipeline.config.ingest import (
     ImageRules,
     SourceConfig,
 )
+from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.corpus import deduplication
 from mm1_pipeline.corpus.deduplication import (
     IMAGE_SCHEMA,
@@ -187,14 +190,24 @@ def test_rules_that_are_not_set_follow_the_kind():
     ("options", "message"),
     [
         ({"kind": "text"}, "kind: found text, expected interleaved"),
-        ({"max_records": 0}, "max_records: found 0, expected 1 or more"),
-        ({"images": {"max_pixels": 10**9}}, "max_pixels: found 1000000000, expected 1 to"),
-        ({"images": {"max_aspect_ratio": 0.5}}, "max_aspect_ratio: found 0.5, expected at least"),
+        (
+            {"max_records": 0},
+            "max_records: found 0, expected a whole number of",
+        ),
+        (
+            {"images": {"max_pixels": 10**9}},
+            "images.max_pixels: found 1000000000, expected",
+        ),
+        (
+            {"images": {"max_aspect_ratio": 0.5}},
+            "images.max_aspect_ratio: found 0.5, expected",
+        ),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        SourceConfig(**{"kind": "interleaved", "format": "warc_html", "path": "x", **options})
+    raw = {"kind": "interleaved", "format": "warc_html", "path": "x", **options}
+    with pytest.raises(ParameterError, match=re.escape(f"s.{message}")):
+        check_parameters({"s": raw}, {"s": SourceConfig})
 
 
 def test_the_earliest_of_equal_records_stays(tmp_path):

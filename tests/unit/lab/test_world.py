@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from mm1_pipeline.config.ingest import IngestConfig, RecordKind
 from mm1_pipeline.config.lab import WorldConfig
-from mm1_pipeline.config.validation import ParameterError
+from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import SegmentType, read_records
 from mm1_pipeline.lab import scenes
@@ -302,13 +302,13 @@ def test_a_world_is_drawn_once_and_anew_for_other_parameters(tmp_path):
     [
         ({"canvas": 32}, "at least 48"),
         ({"drop": 0.9, "wrong": 0.2}, "exceed 1"),
-        ({"wrong": -0.1}, "0 to 1"),
+        ({"wrong": -0.1}, "at least 0 and at most 1"),
         ({"num_items": 0}, "at least 1"),
         ({"max_examples": 1}, "at least 2"),
         ({"num_values": {"word": 1}}, "at least 2"),
-        ({"several_images": 2.0}, "0 to 1"),
+        ({"several_images": 2.0}, "at least 0 and at most 1"),
     ],
 )
 def test_what_no_world_can_have_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        WorldConfig(**change)
+    with pytest.raises(ParameterError, match=message):
+        check_parameters({"world": change}, {"world": WorldConfig})

@@ -66,14 +66,6 @@ class Prompt:
         return len(self.input_ids)
 
 
-def example_segments(
-    template: str, image: int, question: str | None, answer: str | None
-) -> list[Segment]:
-    """One example of one image as segments; see `item_segments`."""
-    parts = _fill(template, [image], question or "", (), interleaved=False)
-    return _to_segments(parts, answer)
-
-
 def item_segments(
     config: TaskConfig, item: TaskItem, first_image: int, answer: str | None
 ) -> list[Segment]:

@@ -22,11 +22,6 @@ MAX_CATEGORIES = 64
 _DIGITS = 6
 
 
-def weighted_mean(values: np.ndarray) -> Statistic:
-    """Mean of the values."""
-    return lambda weights: float(weights @ values / weights.sum())
-
-
 def ratio_of_means(above: np.ndarray, below: np.ndarray) -> Statistic:
     """100 x mean of the first over mean of the second.
 

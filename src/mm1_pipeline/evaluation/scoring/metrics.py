@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -130,8 +129,6 @@ MIN_SIMILARITY = 0.5
 RELAXED_TOLERANCE = 0.05
 """Relative error that relaxed accuracy forgives. Source: ChartQA."""
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1 if the answer is one of the references but for case, outer spaces and final full stops.
@@ -168,21 +165,6 @@ def relaxed_accuracy(answer: str, references: Sequence[str]) -> float:
     correctness, which ChartQA's results are given by.
     """
     return float(any(_relaxed_equal(answer, reference) for reference in references))
-
-
-def numbers_in(text: str) -> list[float]:
-    """Numbers of a text in order; commas between thousands are no decimals."""
-    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
-
-
-def parse_number(text: str) -> float | None:
-    """The number a text is, `50%` as 0.5; None if it is none."""
-    cleaned = text.strip().rstrip(".").replace(",", "")
-    is_percentage = cleaned.endswith("%")
-    cleaned = cleaned.rstrip("%").strip()
-    if not re.fullmatch(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", cleaned):
-        return None
-    return float(cleaned) / 100 if is_percentage else float(cleaned)
 
 
 def edit_distance(first: str, second: str) -> int:

@@ -9,11 +9,20 @@ from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 T = TypeVar("T")
 
+Count = Number = Seed = Workers = Width = Layers = Pixels = int
+Share = Positive = Weight = Epsilon = float
+MOST = 2**53
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def parameters(cls: type[T]) -> type[T]:
     """A frozen dataclass; values come from a config that was checked when it was exported."""
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def bounds(**limits: float) -> None:
+    """What a number may be, which was checked when the config was exported."""
+    del limits
 
 
 def operational(*, default: Any) -> Any:

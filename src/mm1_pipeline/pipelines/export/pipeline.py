@@ -1,14 +1,17 @@
-"""Pipeline `export`."""
+"""Pipeline `export`: one node for each model."""
 
 from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
 
-from mm1_pipeline.pipelines.export.nodes import (
-    export_fine_tuned,
-    export_pretrained,
-    export_upcycled,
-)
+from mm1_pipeline.pipelines.export.nodes import exporter
+
+_MODELS = {
+    "export_pretrained": ("pretrained_model", "shards", "exported_pretrain"),
+    "export_upcycled": ("upcycled_model", "shards", "exported_upcycle"),
+    "export_fine_tuned": ("sft_model", "sft_shards", "exported_sft"),
+}
+"""By node: model, what it was trained on, and the directory that it becomes."""
 
 
 def create_pipeline() -> Pipeline:
@@ -16,23 +19,12 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             node(
-                export_pretrained,
-                inputs=["params:export", "pretrained_model", "tokenizer", "shards"],
-                outputs="exported_pretrain",
-                name="export_pretrained",
-            ),
-            node(
-                export_upcycled,
-                inputs=["params:export", "upcycled_model", "tokenizer", "shards"],
-                outputs="exported_upcycle",
-                name="export_upcycled",
-            ),
-            node(
-                export_fine_tuned,
-                inputs=["params:export", "sft_model", "tokenizer", "sft_shards"],
-                outputs="exported_sft",
-                name="export_fine_tuned",
-            ),
+                exporter(output),
+                inputs=["params:export", model, "tokenizer", shards],
+                outputs=output,
+                name=name,
+            )
+            for name, (model, shards, output) in _MODELS.items()
         ],
         tags="export",
     )

@@ -12,7 +12,6 @@ from mm1_pipeline.evaluation.scoring.metrics import (
     anls,
     edit_distance,
     exact_match,
-    parse_number,
     relaxed_accuracy,
 )
 
@@ -142,15 +141,6 @@ def test_edit_distance_is_a_metric_and_knows_the_classic():
 )
 def test_relaxed_accuracy(answer, reference, expected):
     assert relaxed_accuracy(answer, [reference]) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("5", 5.0), ("1,000.5", 1000.5), (".5", 0.5), ("5.", 5.0), ("1e3", 1000.0), ("12%", 0.12)]
-    + [(text, None) for text in ("", "x", "5 cm", "1.2.3", "nan", "inf", "--5")],
-)
-def test_numbers(text, value):
-    assert parse_number(text) == value
 
 
 def test_exact_match_forgives_case_spaces_and_a_full_stop():

@@ -12,14 +12,15 @@ from evaluation_samples import (
     sample_questions,
 )
 
-from mm1_pipeline.config.evaluation import Metric
+from mm1_pipeline.config.evaluation import Metric, TaskConfig
 from mm1_pipeline.corpus.records import Segment
 from mm1_pipeline.evaluation.prompts.prompts import (
     build_prompts,
     check_lengths,
-    example_segments,
+    item_segments,
     prompts_sha256,
 )
+from mm1_pipeline.evaluation.tasks import TaskItem
 from mm1_pipeline.streams.serialization import serialize
 
 IMAGE_TOKENS = 3
@@ -95,13 +96,18 @@ def test_a_prompt_is_the_beginning_of_a_training_document(make_task, tokenizer, 
 
 
 def test_a_template_may_put_words_before_the_image(tokenizer):
-    segments = example_segments("Look: {image} What? {question}", 0, "blue {image}?", "no")
+    config = TaskConfig(
+        source="s", metric="exact_match", prompt="Look: {image} What? {question}", shots=(0,)
+    )
+    segments = item_segments(config, TaskItem("k", ("x",), "blue {image}?", ("no",)), 0, "no")
     assert [(s.type, s.text) for s in segments] == [
         ("text", "Look: "),
         ("image", None),
         ("text", " What? blue {image}? no"),
     ]
-    assert [s.type for s in example_segments("{image}", 0, None, None)] == ["image"]
+    config = TaskConfig(source="s", metric="cider", prompt="{image}", shots=(0,))
+    caption = item_segments(config, TaskItem("k", ("x",), None, ("a",)), 0, None)
+    assert [s.type for s in caption] == ["image"]
 
 
 def test_a_question_cannot_forge_special_tokens(make_task, tokenizer):
