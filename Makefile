@@ -15,6 +15,9 @@ export OMP_WAIT_POLICY := passive
 # Kedro's usage statistics stay off, inside the project and outside.
 export DO_NOT_TRACK := 1
 
+# A file's tests share costly fixtures, so a file goes to one worker; the longest come first, in tests/e2e.
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 # Few enough steps for ten minutes on two cores; the arms of the record take twice as many.
 SMALLEST_GRID := ablate.grid.only=mix captions_only,ablate.grid.max_seeds=1,ablate.grid.num_workers=2,pretrain.schedule.num_steps=300
 
@@ -56,16 +59,16 @@ lab: setup  ## Reruns one of MM1's ablations on a drawn world: captions alone be
 	$(BIN)/kedro run --env=lab --pipeline=ablate --params="$(SMALLEST_GRID)"
 
 test: setup lint $(VENV)/.installed-beside  ## Lints, checks types and layers, runs every test.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO)
 
 part: setup $(VENV)/.installed-beside  ## The tests that depend on torch, transformers and Pillow.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(PART)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO) $(PART)
 
 other:  ## The same tests on the stack that is not the default.
 	$(MAKE) part STACK=$(filter-out $(DEFAULT_STACK),newest pinned)
 
 fast: setup  ## The tests that take no ten seconds, for between two edits.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kills import CLASSES, KILL_PROCESS, KILL_RUN, ROOT, FaultsFile, load_before_the_c_library
+from faults import CLASSES, KILL_PROCESS, KILL_RUN, ROOT, FaultsFile, load_before_the_c_library
 
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 SIZES = (1, 2, 3, 1, 2, 3)

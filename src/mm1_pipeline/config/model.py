@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
 
 from mm1_pipeline.config._base import operational, parameters
+
+MOST_LAYERS = 10_000
+Count = Annotated[int, Field(le=MOST_LAYERS)]
+"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
+2^70 is refused, not counted up to."""
 
 
 class Activation(StrEnum):
@@ -72,7 +80,7 @@ class VisionConfig:
     image_size: int
     patch_size: int
     d_model: int
-    num_layers: int
+    num_layers: Count
     num_heads: int
     d_ff: int
     activation: Activation = Activation.GELU
@@ -141,7 +149,7 @@ class ConnectorConfig:
     """Image tokens for one image; a square number."""
     d_hidden: int | None = None
     """Width of the C-Abstractor's blocks; None takes the encoder's."""
-    num_blocks: int = 3
+    num_blocks: Count = 3
     """C-Abstractor: ResNet blocks before and after the pooling. Honeybee's value."""
     num_heads: int = 8
     """Attention pooling: heads of the cross-attention."""
@@ -237,7 +245,7 @@ class MoEConfig:
     Source: MM1, Mixture of experts (top-2, both loss weights).
     """
 
-    num_experts: int
+    num_experts: Count
     every_n_layers: int = 1
     """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
     top_k: int = 2
@@ -271,7 +279,7 @@ class DecoderConfig:
 
     vocab_size: int
     d_model: int
-    num_layers: int
+    num_layers: Count
     num_heads: int
     num_kv_heads: int
     d_ff: int
@@ -359,8 +367,8 @@ class DecoderConfig:
             3 * self.d_model * self.moe.shared_d_ff + self.d_model if self.moe.shared_d_ff else 0
         )
         replaced = experts_used * expert + router + shared - 3 * self.d_model * self.d_ff
-        num_layers = sum(map(self.has_experts, range(self.num_layers)))
-        return embeddings + self.non_embedding_parameters + num_layers * replaced
+        num_replaced = self.num_layers // self.moe.every_n_layers
+        return embeddings + self.non_embedding_parameters + num_replaced * replaced
 
     def window_of(self, layer: int) -> int | None:
         """Positions that a layer, counted from 0, sees; None is all."""
@@ -390,7 +398,8 @@ class DecoderConfig:
                 f"window: found {self.window}, expected at least 1 position for window_layers."
             )
         for name in ("window_layers", "unrotated_layers"):
-            if others := set(getattr(self, name)) - set(range(self.num_layers)):
+            others = [n for n in getattr(self, name) if not 0 <= n < self.num_layers]
+            if others:
                 raise ValueError(
                     f"{name}: found {min(others)}, expected layers from 0 to {self.num_layers - 1}."
                 )

@@ -260,8 +260,10 @@ def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         seeds = [segment.image for segment in segments if segment.image is not None]
         pictures = [picture(seed) for seed in seeds]
         plan["chat_images"].append(seeds)
-        tiles = [len(decompose(each, TRANSFORM, SUB_IMAGES)) for each in pictures]
-        document = serialize_conversation(segments, tokenizer, NUM_TOKENS, tiles=tiles)
+        num_sub_images = [len(decompose(each, TRANSFORM, SUB_IMAGES)) for each in pictures]
+        document = serialize_conversation(
+            segments, tokenizer, NUM_TOKENS, num_sub_images=num_sub_images
+        )
         expected[f"chat {index}"] = torch.from_numpy(document.input_ids.astype(np.int64))
     squashed = replace(TRANSFORM, resize=Resize.SQUASH)
     expected["llava"] = to_pixel_values([resize_image(picture(1), squashed)], squashed)

@@ -139,7 +139,7 @@ _ReadContent = Callable[[_Images, Source, SourceFile, Any], Iterator[Found]]
 """Gives the records of one file's content."""
 
 
-def _read(read_content: _ReadContent, source: Source) -> Iterator[Found]:
+def _read_files(read_content: _ReadContent, source: Source) -> Iterator[Found]:
     """Reads all files of a set."""
     images = _Images(open_image_folder(source))
 
@@ -188,11 +188,11 @@ def _to_records(source: Source, key: str, example: _Example) -> Iterator[RawReco
     for question in example.questions:
         prompt = fill(template, question.text, question.choices)
         turns.append(Segment.of_text(prompt, Role.HUMAN))
-        turns.append(Segment.of_text(_answer(question, template), Role.ASSISTANT))
+        turns.append(Segment.of_text(_best_answer(question, template), Role.ASSISTANT))
     yield RawRecord(key, tuple(turns), (example.image,), metadata=example.metadata)
 
 
-def _answer(question: _Question, template: str) -> str:
+def _best_answer(question: _Question, template: str) -> str:
     """The right option's letter where the prompt lists options, else the commonest answer."""
     if CHOICES not in template:
         return Counter(question.answers).most_common(1)[0][0]
@@ -299,7 +299,7 @@ def _data(identifier: str, content: Any) -> Iterator[tuple[str, Any]]:
     yield from _listed(identifier, entries(_object(content), "data"))
 
 
-def _whole(content: Any) -> Iterator[tuple[str, Any]]:
+def _whole_file(content: Any) -> Iterator[tuple[str, Any]]:
     yield as_name(_object(content).get("imageName")) or "entry_0", content
 
 
@@ -344,12 +344,12 @@ _LAYOUTS = {
     SourceFormat.OCR_VQA: _Layout(_objects_by_key, _ocr_vqa, _is_ocr_vqa_of),
     SourceFormat.DVQA: _Layout(partial(_listed, "question_id"), _dvqa),
     SourceFormat.CHART_QA: _Layout(partial(_listed, "none"), _chart_qa),
-    SourceFormat.AI2D: _Layout(_whole, _ai2d),
+    SourceFormat.AI2D: _Layout(_whole_file, _ai2d),
     SourceFormat.DOC_VQA: _Layout(partial(_data, "questionId"), _doc_vqa),
 }
 
 READERS = {
-    name: Reader(partial(_read, read_content), image_folder_problems)
+    name: Reader(partial(_read_files, read_content), image_folder_problems)
     for name, read_content in {
         **{name: partial(_read_entries, layout) for name, layout in _LAYOUTS.items()},
         SourceFormat.TEXT_CAPS: _text_caps,
