@@ -24,6 +24,11 @@ MOST_LAYERS = 10_000
 """Of layers, blocks and experts, which are built one by one: a damaged or hostile config that says
 2^70 is refused, not counted up to."""
 
+MOST_LAYERS = 10_000
+Count = Annotated[int, Field(le=MOST_LAYERS)]
+"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
+2^70 is refused, not counted up to."""
+
 
 class Activation(StrEnum):
     """Non-linearity of the encoder's feed-forward layers."""

@@ -69,7 +69,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad = grad_outputs[0].contiguous()
         dist.all_reduce(grad)
         return grad[ctx.place], None, None

@@ -65,7 +65,7 @@ class _TakeRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         (rows,) = ctx.saved_tensors
         return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None
@@ -79,7 +79,7 @@ class _PadRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         (places,) = ctx.saved_tensors
         return grad.index_select(0, places), None, None
@@ -94,7 +94,7 @@ class _RepeatRows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         (places,) = ctx.saved_tensors
         copies = grad.index_select(0, places).unflatten(0, (-1, ctx.times))

@@ -189,13 +189,14 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Repeats each row with its images, of which it may have several or none."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and input_ids is not None:
             rows = pixel_values.split(self._num_sub_images(input_ids))
             pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
-        input_ids, kwargs = super()._expand_inputs_for_generation(
+        parent: Any = super()
+        input_ids, kwargs = parent._expand_inputs_for_generation(
             expand_size=expand_size, input_ids=input_ids, **kwargs
         )
         return input_ids, {**kwargs, "pixel_values": pixel_values}
