@@ -31,7 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kills import CLASSES, KILL_PROCESS, KILL_RUN, ROOT, FaultsFile, load_before_the_c_library
+from faults import CLASSES, KILL_PROCESS, KILL_RUN, ROOT, FaultsFile, load_before_the_c_library
 
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 SIZES = (1, 2, 3, 1, 2, 3)
@@ -241,11 +241,12 @@ def main() -> int:
     options = parser.parse_args()
     load_before_the_c_library()
     place = Path(tempfile.mkdtemp(prefix="mm1-ranks-", dir=options.place))
-    import composer  # noqa: F401  imported once, for all ranks
     import training_toy
 
-    import mm1_pipeline.training.train  # noqa: F401
+    import mm1_pipeline.training.train  # noqa: F401  imported once, for all ranks
+    from mm1_pipeline.training.engine import choose_engine
 
+    choose_engine("auto")  # imports Composer, where it is taken, once for all ranks
     if os.fork() == 0:  # threads of the tokenizer do not survive a fork
         training_toy.write_toy_shards(place / "toy")
         os._exit(0)

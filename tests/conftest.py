@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,6 +28,14 @@ hypothesis.settings.load_profile("project")
 def same_random_numbers() -> None:
     """A test draws the same numbers whichever tests ran before it in its process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["composer", "torch"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each loop that trains; Composer's only where Composer is installed."""
+    if request.param == "composer" and importlib.util.find_spec("composer") is None:
+        pytest.skip("Composer is not installed")
+    return request.param
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def build_page(chat: ChatModel) -> Any:
             show_label=False,
         )
         reset = gradio.Button("New conversation")
-        message.submit(_answer, [message, history, conversation], [message, history])
+        message.submit(_exchange, [message, history, conversation], [message, history])
         reset.click(_reset, [conversation], [message, history])
     return page
 
@@ -87,7 +87,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _answer(
+def _exchange(
     message: dict[str, Any], history: list[dict[str, Any]], conversation: Conversation
 ) -> tuple[None, list[dict[str, Any]]]:
     """One exchange: what the human said and showed, and the answer or what was wrong."""

@@ -50,7 +50,6 @@ SESSION_CLASS = session_class(
         # Libraries that decide what a stage's outputs are; a new version makes them stale.
         libraries={
             "torch": "torch",
-            "composer": "mosaicml",
             "tokenizers": "tokenizers",
             "PIL": "pillow",
             "selectolax": "selectolax",

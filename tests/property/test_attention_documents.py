@@ -141,8 +141,8 @@ def test_the_block_mask_is_the_document_mask(lengths: list[int]) -> None:
     num_blocks = -(-total // 128)
     padded = visible.new_zeros(num_blocks * 128, num_blocks * 128)
     padded[:total, :total] = visible
-    tiles = padded.unflatten(0, (num_blocks, 128)).unflatten(2, (num_blocks, 128))
-    holds, full = tiles.any(3).any(1), tiles.all(3).all(1)
+    num_sub_images = padded.unflatten(0, (num_blocks, 128)).unflatten(2, (num_blocks, 128))
+    holds, full = num_sub_images.any(3).any(1), num_sub_images.all(3).all(1)
     assert torch.equal(found.to_dense()[0, 0].bool(), holds)
     counts, columns = found.full_kv_num_blocks, found.full_kv_indices
     assert counts is not None

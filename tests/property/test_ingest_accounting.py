@@ -204,7 +204,7 @@ def test_interleaved_documents(items):
         rows = [document(item, number) for number, item in enumerate(items)]
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), raw / "t.parquet")
         source = {"kind": "interleaved", "format": "interleaved_parquet"}
-        # Contents repeat by design here; that they are no furniture is tested elsewhere.
+        # Contents repeat by design here; that they are no boilerplate is tested elsewhere.
         result = run(Path(folder), **source, images={"max_occurrences": 100})
     check(result, *expect(items, DOCUMENTS))
 

@@ -111,7 +111,10 @@ NgramWords = Annotated[int, bounds(ge=1, le=1_000)]
 """Words of an n-gram."""
 Width = Annotated[int, bounds(ge=1, le=2**24)]
 """Of a layer or a grid of tokens, heads included."""
-Layers = Annotated[int, bounds(ge=1, le=10_000)]
+MOST_LAYERS = 10_000
+Layers = Annotated[int, bounds(ge=1, le=MOST_LAYERS)]
+"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
+2^70 is refused, not counted up to."""
 Pixels = Annotated[int, bounds(ge=1, le=65_536)]
 """Of a side of an image."""
 

@@ -94,8 +94,8 @@ class MixedResolution:
     """
 
     sub_images: SubImageConfig | None = None
-    """Squares of an image at high resolution; at low resolution it is one square. None takes those
-    that the model was trained with, which are one each where training had no sub-images."""
+    """Sub-images of an image at high resolution; at low resolution it is the overview alone. None
+    takes those that the model was trained with: the overview where training had no others."""
     num_high_shots: Shots = 3
     """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
     max_positions: Count = 4_096
@@ -104,8 +104,8 @@ class MixedResolution:
     def __post_init__(self) -> None:
         if self.sub_images is not None and self.sub_images.grid < 2:
             raise ValueError(
-                f"sub_images.grid: found {self.sub_images.grid}, expected 2 or more; one square is "
-                "low resolution."
+                f"sub_images.grid: found {self.sub_images.grid}, expected 2 or more; one "
+                "sub-image is low resolution."
             )
 
 

@@ -49,7 +49,7 @@ class ImageRules:
     """Which images are kept.
 
     A rule left at None takes the value of the record's kind. Interleaved documents come from
-    web pages, which are full of furniture, and get MM1's values (`WEB_IMAGE_RULES`). Images of
+    web pages, which are full of boilerplate, and get MM1's values (`WEB_IMAGE_RULES`). Images of
     captions and conversations were chosen by somebody: only the rules set here apply to them,
     and a refused image takes its record along. Whatever the kind, an image that does not
     decode or exceeds `max_pixels` or `max_bytes` is refused; evaluation sources know no other
@@ -68,9 +68,9 @@ class ImageRules:
     max_bytes: Count = 50_000_000
     """Encoded size above which an image is refused unread. Our choice."""
     url_stop_words: tuple[str, ...] | None = None
-    """An image whose URL contains one of these is furniture, not content."""
+    """An image whose URL contains one of these is boilerplate, not content."""
     max_occurrences: Count | None = None
-    """An image whose URL or content occurs more often in the source is furniture."""
+    """An image whose URL or content occurs more often in the source is boilerplate."""
 
     def __post_init__(self) -> None:
         check_order(self, ("min_side", "max_side"))

@@ -250,7 +250,7 @@ class MoEConfig:
     Source: MM1, Mixture of experts (top-2, both loss weights).
     """
 
-    num_experts: Width
+    num_experts: Layers
     every_n_layers: Layers = 1
     """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
     top_k: Width = 2
@@ -370,8 +370,8 @@ class DecoderConfig:
             3 * self.d_model * self.moe.shared_d_ff + self.d_model if self.moe.shared_d_ff else 0
         )
         replaced = experts_used * expert + router + shared - 3 * self.d_model * self.d_ff
-        num_layers = sum(map(self.has_experts, range(self.num_layers)))
-        return embeddings + self.non_embedding_parameters + num_layers * replaced
+        num_replaced = self.num_layers // self.moe.every_n_layers
+        return embeddings + self.non_embedding_parameters + num_replaced * replaced
 
     def window_of(self, layer: int) -> int | None:
         """Positions that a layer, counted from 0, sees; None is all."""
@@ -401,7 +401,8 @@ class DecoderConfig:
                 f"window: found {self.window}, expected at least 1 position for window_layers."
             )
         for name in ("window_layers", "unrotated_layers"):
-            if others := set(getattr(self, name)) - set(range(self.num_layers)):
+            others = [n for n in getattr(self, name) if not 0 <= n < self.num_layers]
+            if others:
                 raise ValueError(
                     f"{name}: found {min(others)}, expected layers from 0 to {self.num_layers - 1}."
                 )

@@ -54,7 +54,7 @@ class ImageTransform:
 
 @parameters
 class SubImageConfig:
-    """How a large image is shown by several squares; by default it is not.
+    """How a large image is shown by several sub-images; by default it is not.
 
     Source: MM1, SFT (grid 2 of 672 pixels is 1344; grid 2 of 896 is 1792).
     """
@@ -136,12 +136,12 @@ class ShardConfig:
                 f"takes {self.packing.image_tokens} positions; make sequences longer or give the "
                 "connector fewer tokens."
             )
-        squares = 1 if self.sub_images.grid == 1 else 1 + self.sub_images.grid**2
-        needed = squares * self.packing.image_tokens + 2
-        if squares > self.packing.max_images or needed > self.packing.sequence_length:
+        num_sub_images = 1 if self.sub_images.grid == 1 else 1 + self.sub_images.grid**2
+        needed = num_sub_images * self.packing.image_tokens + 2
+        if num_sub_images > self.packing.max_images or needed > self.packing.sequence_length:
             raise ValueError(
-                f"sub_images.grid: found {self.sub_images.grid}, with which one image is {squares} "
-                f"squares and takes {needed} positions; packing.max_images "
+                f"sub_images.grid: found {self.sub_images.grid}, with which one image is "
+                f"{num_sub_images} sub-images and takes {needed} positions; packing.max_images "
                 f"({self.packing.max_images}) and packing.sequence_length "
                 f"({self.packing.sequence_length}) must be at least that."
             )

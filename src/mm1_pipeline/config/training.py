@@ -197,6 +197,10 @@ class TrainingConfig:
     num_processes: Workers | None = operational(default=None)
     """Processes that train together on this node, each with a device of its own; None takes one
     a GPU (as many as divide the batch), and one on a CPU. Weights are sharded over them."""
+    engine: Literal["auto", "composer", "torch"] = operational(default="auto")
+    """Loop that trains: Composer's or our own; `auto` takes Composer where it is installed and says
+    that it works with this torch. Both give the same bits on a CPU and go on from each other's
+    checkpoints, so it is operational."""
     compile: bool = operational(default=False)
     """Compiles feed-forward and encoder layers. Like another device, it reorders roundings and
     changes no result beyond them, so it is operational; a compiler has to be installed."""

@@ -21,7 +21,7 @@ _WORDS = word_set(
     "download downloads ttc skip skiplink search searchbox copyright noprint editsection navbox "
     "catlinks sr visually printfooter"
 )
-"""Words of class and id that name furniture."""
+"""Words of class and id that name boilerplate."""
 _IDS = word_set("header site-header page-header top topbar titlearea side-nav")
 _NAMED_CONTAINERS = word_set(
     "div section ul ol dl table p form header address hr span center td li a small"
@@ -55,7 +55,7 @@ _MAX_LINE = 120
 
 
 def is_boilerplate(element: Element, page_characters: int) -> bool:
-    """Whether an element is furniture by its tag, its role, its name or its links.
+    """Whether an element is boilerplate by its tag, its role, its name or its links.
 
     Args:
         element: inside the content of a page.
@@ -65,13 +65,13 @@ def is_boilerplate(element: Element, page_characters: int) -> bool:
         return True
     if element.tag in _NEVER or element.num_characters > _MOST_OF_PAGE * page_characters:
         return False
-    if has_furniture_name(element):
+    if has_boilerplate_name(element):
         return True
     return element.tag in _LINKED_CONTAINERS and _only_leads_elsewhere(element)
 
 
-def has_furniture_name(element: Element) -> bool:
-    """Whether class or id of an element say that it is furniture."""
+def has_boilerplate_name(element: Element) -> bool:
+    """Whether class or id of an element say that it is boilerplate."""
     if element.tag not in _NAMED_CONTAINERS:
         return False
     if element.attributes.get("id", "").lower() in _IDS:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from mm1_pipeline.config.corpus_rules import ClipScoreConfig
-from mm1_pipeline.corpus.filters import Verdict
+from mm1_pipeline.corpus.filters import FilterResult
 from mm1_pipeline.corpus.readers.base import RawRecord, RejectedRecord
 from mm1_pipeline.corpus.records import Record
 from mm1_pipeline.ground.rejects import Reason, Rejected
@@ -63,9 +63,9 @@ class Checked(NamedTuple):
     """What a reader gave, and what the rules that look at one record alone make of it."""
 
     item: RawRecord | RejectedRecord
-    verdict: Verdict | None
+    verdict: FilterResult | None
     """None for what is no record."""
-    looks: bytes | None
+    perceptual_hash: bytes | None
     """Fingerprint of the record's first image, where it is wanted."""
 
 
@@ -86,12 +86,12 @@ def reject_low_scores(
         if one.verdict is not None and one.verdict.record is not None:
             num_bytes += sum(len(image.bytes) for image in one.verdict.record.images)
         if len(waiting) == _TOGETHER or num_bytes > _TOGETHER_BYTES:
-            yield from _judge(waiting, scorer, threshold)
+            yield from _score_waiting(waiting, scorer, threshold)
             waiting, num_bytes = [], 0
-    yield from _judge(waiting, scorer, threshold)
+    yield from _score_waiting(waiting, scorer, threshold)
 
 
-def _judge(
+def _score_waiting(
     waiting: Sequence[Checked], scorer: CaptionScorer, threshold: float
 ) -> Iterator[Checked]:
     records = [one.verdict.record for one in waiting if one.verdict and one.verdict.record]
@@ -109,5 +109,5 @@ def _judge(
         else:
             yield one
             continue
-        rejected = Verdict(None, why, one.verdict.dropped, one.verdict.num_images)
+        rejected = FilterResult(None, why, one.verdict.dropped, one.verdict.num_images)
         yield one._replace(verdict=rejected)

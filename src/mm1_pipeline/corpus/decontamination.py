@@ -1,4 +1,4 @@
-"""Keeps the evaluation data out of training: pictures by their looks, texts by their n-grams.
+"""Keeps the evaluation data out of training: pictures by perceptual hashes, texts by their n-grams.
 
 The index is made of the evaluation sources once they are ingested, before any training source is
 read, and lies on disk as arrays that all workers map into memory.
@@ -18,18 +18,18 @@ import numpy as np
 import xxhash
 
 from mm1_pipeline.config.corpus_rules import DecontaminationConfig
-from mm1_pipeline.corpus.fingerprints import (
+from mm1_pipeline.corpus.images import RejectedImage, open_image
+from mm1_pipeline.corpus.perceptual_hash import (
     BLOCKS,
     Box,
-    Fingerprint,
+    PerceptualHash,
     blocks,
     centred,
     differences,
-    fingerprints,
     from_bytes,
     largest_error,
+    perceptual_hashes,
 )
-from mm1_pipeline.corpus.images import RejectedImage, open_image
 from mm1_pipeline.corpus.records import Record
 from mm1_pipeline.ground.rejects import Reason, Rejected
 
@@ -121,7 +121,7 @@ class Decontaminator:
         """Whether there are evaluation images to compare with."""
         return len(self._reach) > 0
 
-    def check_image(self, found: Fingerprint) -> None:
+    def check_image(self, found: PerceptualHash) -> None:
         """Refuses a picture that an evaluation image shows.
 
         Args:
@@ -197,7 +197,7 @@ class _ImageRows:
             return
         self._seen.add(sha256)
         image = open_image(data)
-        self._rows += [row.to_bytes() for row in fingerprints(image, self._boxes(*image.size))]
+        self._rows += [row.to_bytes() for row in perceptual_hashes(image, self._boxes(*image.size))]
         self._tolerances.append(self._max_difference * (1 + _SMALL_SIDE / min(image.size)))
         self.names.append(name)
 
@@ -268,7 +268,7 @@ def word_hashes(text: str) -> np.ndarray:
     """A hash for each word, without regard to case and punctuation: uint64[num_words]."""
     words = _WORD.findall(text.lower())
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(word) for word in words), np.uint64, len(words))
+    return np.fromiter((digest(word.encode()) for word in words), np.uint64, len(words))
 
 
 def ngram_hashes(words: np.ndarray, size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from mm1_pipeline.config.corpus_rules import DeduplicationConfig, MinHashConfig
-from mm1_pipeline.corpus import fingerprints
+from mm1_pipeline.corpus import perceptual_hash
 from mm1_pipeline.corpus.columns import to_array, to_numbers
 from mm1_pipeline.corpus.engine import import_daft
 from mm1_pipeline.ground.rejects import Reason
@@ -32,7 +32,9 @@ partition times this, plus its place."""
 KEY_SCHEMA = pa.schema([("order", pa.int64()), ("key", pa.int64())])
 """One row for each key of a record; two records that share a key are alike."""
 IMAGE_SCHEMA = pa.schema([("order", pa.int64()), ("url", pa.string()), ("sha256", pa.string())])
-LOOKS_SCHEMA = pa.schema([("order", pa.int64()), ("looks", pa.binary(fingerprints.NUM_BYTES))])
+HASH_SCHEMA = pa.schema(
+    [("order", pa.int64()), ("perceptual_hash", pa.binary(perceptual_hash.NUM_BYTES))]
+)
 ORDER_SCHEMA = pa.schema([("order", pa.int64())])
 NAME_SCHEMA = pa.schema([("order", pa.int64()), ("name", pa.string())])
 DROPPED = "dropped.parquet"
@@ -120,7 +122,7 @@ class TableWriter:
 
 def text_key(text: str) -> int:
     """A key that texts share when only case, blanks and punctuation tell them apart."""
-    return xxhash.xxh3_64_intdigest(_BLANKS.sub(" ", text.lower()).strip()) >> 1
+    return xxhash.xxh3_64_intdigest(_BLANKS.sub(" ", text.lower()).strip().encode()) >> 1
 
 
 def min_hash_keys(texts: Sequence[str], config: MinHashConfig) -> np.ndarray:
@@ -200,8 +202,8 @@ def find_repeats(
 
     Args:
         config: which methods are on.
-        tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `looks`
-            (LOOKS_SCHEMA) and `names` (NAME_SCHEMA); a method without its table is off.
+        tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `perceptual_hash`
+            (HASH_SCHEMA) and `names` (NAME_SCHEMA); a method without its table is off.
         output: gets the repeats of every partition, and DROPPED; must not exist.
         work: folder for tables in between; must not exist.
         earlier: sources whose records must not be repeated either.
@@ -229,8 +231,8 @@ def find_repeats(
         found += repeated("near", Reason.NEAR_DUPLICATE, before)
     if config.perceptual and "pictures" in tables:
         pairs = repeated("pictures", Reason.IMAGE_DUPLICATE, before)
-        looks, allowed = table("looks"), config.max_picture_difference
-        found.append(_verify_pictures(pairs, looks, allowed, work))
+        hashes, allowed = table("perceptual_hash"), config.max_picture_difference
+        found.append(_verify_pictures(pairs, hashes, allowed, work))
     if _num_rows(found):
         _write_named(found, tables["names"], earlier, output / "repeats")
 
@@ -321,16 +323,16 @@ def _find_frequent_keys(
     return written
 
 
-def _verify_pictures(pairs: list[Path], looks: _Table, max_difference: float, work: Path) -> Path:
+def _verify_pictures(pairs: list[Path], hashes: _Table, max_difference: float, work: Path) -> Path:
     """Keeps the pairs of pictures that do look alike, one for each record that is to go."""
     daft = import_daft()
     path = work / "verified.parquet"
     schema = pa.schema([("order", pa.int64()), ("original", pa.int64()), ("reason", pa.string())])
     with TableWriter(path, schema) as writer:
         if _num_rows(pairs):
-            order, look = daft.col("order"), daft.col("looks")
-            table = looks.read("order", "looks")
-            originals = table.select(order.alias("original"), look.alias("original_looks"))
+            order, stored = daft.col("order"), daft.col("perceptual_hash")
+            table = hashes.read("order", "perceptual_hash")
+            originals = table.select(order.alias("original"), stored.alias("original_hash"))
             joined = daft.read_parquet(list(map(str, pairs))).join(table, on="order")
             joined = joined.join(originals, on="original").sort(["order", "original"])
             last = None
@@ -343,9 +345,9 @@ def _verify_pictures(pairs: list[Path], looks: _Table, max_difference: float, wo
 
 
 def _same_pictures(batch: pa.RecordBatch, max_difference: float) -> Iterable[tuple[int, int]]:
-    ours = fingerprints.from_bytes(batch["original_looks"].to_pylist())
-    theirs = fingerprints.from_bytes(batch["looks"].to_pylist())
-    luma, chroma = fingerprints.differences(*ours, *theirs)
+    ours = perceptual_hash.from_bytes(batch["original_hash"].to_pylist())
+    theirs = perceptual_hash.from_bytes(batch["perceptual_hash"].to_pylist())
+    luma, chroma = perceptual_hash.differences(*ours, *theirs)
     same = (luma <= max_difference) & (chroma <= max_difference)
     orders, originals = batch["order"].to_pylist(), batch["original"].to_pylist()
     return [(orders[place], originals[place]) for place in np.flatnonzero(same)]

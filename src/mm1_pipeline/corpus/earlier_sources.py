@@ -20,7 +20,7 @@ _METHODS: dict[str, Callable[[DeduplicationConfig], object]] = {
     "exact": lambda methods: methods.exact or None,
     "near": lambda methods: methods.near,
     "pictures": lambda methods: methods.perceptual or None,
-    "looks": lambda methods: methods.perceptual or None,
+    "perceptual_hash": lambda methods: methods.perceptual or None,
 }
 """What a table was made with; None if it was not made."""
 
@@ -42,7 +42,7 @@ def keep_keys(folder: Path, tasks: Sequence[PartitionTask]) -> None:
         part = keys / f"{task.number:05d}"
         part.mkdir(parents=True, exist_ok=True)
         files = [task.step("judge") / f"{name}.parquet" for name in _JUDGED]
-        for file in (*files, task.step("read") / "looks.parquet"):
+        for file in (*files, task.step("read") / "perceptual_hashes.parquet"):
             _link(file, part / file.name)
     _link(folder / "repeats" / "found" / DROPPED, keys / DROPPED)
 

@@ -32,7 +32,7 @@ class _Known:
 
     width: int
     height: int
-    looks: bytes | None = None
+    perceptual_hash: bytes | None = None
     why: Rejected | None = None
 
 
@@ -47,7 +47,7 @@ class DroppedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FilterResult:
     """What the rules make of one record."""
 
     record: Record | None
@@ -59,7 +59,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Furniture:
+class FrequentImages:
     """URLs and contents of images that occur all over a source."""
 
     urls: frozenset[str] = frozenset()
@@ -76,12 +76,12 @@ class ImageChecker:
     Args:
         rules: for images.
         decontaminator: knows the evaluation images; None where none are to be kept out.
-        wants_looks: whether fingerprints are needed for anything else.
+        wants_hashes: whether perceptual hashes are needed for anything else.
     """
 
     rules: ImageRules
     decontaminator: Decontaminator | None = None
-    wants_looks: bool = False
+    wants_hashes: bool = False
     _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
 
     def check(self, data: bytes, url: str | None) -> RecordImage:
@@ -102,28 +102,28 @@ class ImageChecker:
         url = None if url is None else storable(url)
         return RecordImage(data, url, sha256, known.width, known.height)
 
-    def looks_of(self, image: RecordImage) -> bytes | None:
-        """The fingerprint of an image that was just checked, as it is stored."""
+    def hash_of(self, image: RecordImage) -> bytes | None:
+        """The perceptual hash of an image that was just checked, as it is stored."""
         known = self._known.get(image.sha256)
-        return known.looks if known is not None else None
+        return known.perceptual_hash if known is not None else None
 
     def _look(self, data: bytes) -> _Known:
         compares = self.decontaminator is not None and self.decontaminator.wants_images
-        if not (compares or self.wants_looks):
+        if not (compares or self.wants_hashes):
             return _Known(*check_image(data, self.rules))
         width, height, found = look_at_image(data, self.rules)
-        looks = found.to_bytes() if self.wants_looks else None
+        stored = found.to_bytes() if self.wants_hashes else None
         try:
             if self.decontaminator is not None:
                 self.decontaminator.check_image(found)
         except Rejected as error:
-            return _Known(width, height, looks, error)
-        return _Known(width, height, looks)
+            return _Known(width, height, stored, error)
+        return _Known(width, height, stored)
 
 
 def check_record(
     raw: RawRecord, name: str, source: SourceConfig, checker: ImageChecker, max_bytes: int
-) -> Verdict:
+) -> FilterResult:
     """Applies the rules that concern a record alone, and decodes its images.
 
     A document loses a bad image and goes on; any other record is rejected with it, because a
@@ -159,11 +159,11 @@ def check_record(
             if num_bytes > max_bytes:
                 raise Rejected(Reason.RECORD_TOO_LARGE, f"found images of over {max_bytes} bytes")
     except Exception as error:
-        return Verdict(None, record_fault(error), tuple(dropped), places.total())
+        return FilterResult(None, record_fault(error), tuple(dropped), places.total())
     segments, images = _renumber(raw.segments, kept)
     key = storable(raw.key)
     record = Record(name, key, source.kind, segments, images, raw.references, metadata)
-    return Verdict(record, None, tuple(dropped), places.total())
+    return FilterResult(record, None, tuple(dropped), places.total())
 
 
 def _check_words(
@@ -184,35 +184,37 @@ def _check_words(
         decontaminator.check_text(text)
 
 
-def judge_record(record: Record, source: SourceConfig, furniture: Furniture) -> Verdict:
+def judge_record(record: Record, source: SourceConfig, frequent: FrequentImages) -> FilterResult:
     """Applies the rules that need the whole source, then those about what is left.
 
     Args:
         record: a checked record; image bytes may be left out.
         source: parameters of its source.
-        furniture: images that occur too often in the source.
+        frequent: images that occur too often in the source.
     """
     num_images = sum(1 for segment in record.segments if segment.image is not None)
     try:
-        return _judge(record, source, furniture, num_images)
+        return _apply_rules(record, source, frequent, num_images)
     except Exception as error:
-        return Verdict(None, record_fault(error), (), num_images)
+        return FilterResult(None, record_fault(error), (), num_images)
 
 
-def _judge(record: Record, source: SourceConfig, furniture: Furniture, num_images: int) -> Verdict:
+def _apply_rules(
+    record: Record, source: SourceConfig, frequent: FrequentImages, num_images: int
+) -> FilterResult:
     dropped: list[DroppedImage] = []
     segments = list(record.segments)
     if source.split == SourceSplit.TRAIN:
         if source.kind == RecordKind.INTERLEAVED:
-            segments, dropped = _drop_furniture(record, furniture)
-        elif any(image in furniture for image in record.images):
+            segments, dropped = _drop_frequent_images(record, frequent)
+        elif any(image in frequent for image in record.images):
             why = Rejected(Reason.IMAGE_TOO_FREQUENT)
-            return Verdict(None, why, (DroppedImage(None, why, num_images),), num_images)
+            return FilterResult(None, why, (DroppedImage(None, why, num_images),), num_images)
     kept = {s.image: record.images[s.image] for s in segments if s.image is not None}
     segments, images = _renumber(segments, kept)
     judged = replace(record, segments=_join_texts(segments), images=images)
     why = None if source.split == SourceSplit.EVALUATION else _broken_rule(judged, source)
-    return Verdict(None if why else judged, why, tuple(dropped), num_images)
+    return FilterResult(None if why else judged, why, tuple(dropped), num_images)
 
 
 def _check_texts(raw: RawRecord) -> None:
@@ -224,8 +226,8 @@ def _check_texts(raw: RawRecord) -> None:
             raise Rejected(Reason.INVALID_UTF8, str(error)) from None
 
 
-def _drop_furniture(
-    record: Record, furniture: Furniture
+def _drop_frequent_images(
+    record: Record, frequent: FrequentImages
 ) -> tuple[list[Segment], list[DroppedImage]]:
     """Leaves out images that occur all over the source, and later occurrences in the document."""
     segments: list[Segment] = []
@@ -237,7 +239,7 @@ def _drop_furniture(
             continue
         image = record.images[segment.image]
         names = {image.sha256, image.url or image.sha256}
-        if image in furniture:
+        if image in frequent:
             dropped.append(DroppedImage(image.url, Rejected(Reason.IMAGE_TOO_FREQUENT), 1))
         elif names & seen:
             dropped.append(DroppedImage(image.url, Rejected(Reason.IMAGE_REPEATED), 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from mm1_pipeline.corpus.boilerplate import (
-    has_furniture_name,
+    has_boilerplate_name,
     is_anchor_sign,
     is_boilerplate,
     is_boilerplate_line,
@@ -75,7 +75,7 @@ class HTMLDocument:
 def extract_document(html: str, url: str) -> HTMLDocument:
     """Takes the main content out of a page, in reading order.
 
-    Left out are scripts, navigation, headers, footers, asides, what class names call furniture,
+    Left out are scripts, navigation, headers, footers, asides, what class names call boilerplate,
     blocks made of links, and headings of sections that are empty then. Code keeps its lines,
     lists get markers, tables become lines of cells.
 
@@ -215,7 +215,7 @@ class _Reader:
         if element.tag == "header":
             return not self._keeps_headers
         if self._preformatted:
-            return element.tag == "div" and has_furniture_name(element)
+            return element.tag == "div" and has_boilerplate_name(element)
         return is_boilerplate(element, self._page_characters) or is_anchor_sign(element)
 
     def _read_block(self, element: Element) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mm1_pipeline.config.ingest import ImageRules
 from mm1_pipeline.corpus.containers import strip_metadata
-from mm1_pipeline.corpus.fingerprints import Fingerprint, fingerprint
+from mm1_pipeline.corpus.perceptual_hash import PerceptualHash, perceptual_hash
 from mm1_pipeline.corpus.pixels import (
     ON_THE_SIDE,
     UnclearPixelsError,
@@ -113,24 +113,24 @@ def check_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int]:
     return (height, width) if orientation in ON_THE_SIDE else (width, height)
 
 
-def look_at_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int, Fingerprint]:
-    """Checks an image as `check_image` does, and takes its fingerprint from the same decoding.
+def look_at_image(data: bytes, rules: ImageRules = SAFE) -> tuple[int, int, PerceptualHash]:
+    """Checks an image as `check_image` does, and takes its perceptual hash from the same decoding.
 
     Args:
         data: the encoded image.
         rules: as for `open_image`.
 
     Returns:
-        Width and height in pixels of the image that `open_image` gives, and its fingerprint.
+        Width and height in pixels of the image that `open_image` gives, and its perceptual hash.
 
     Raises:
         RejectedImage: as `open_image`.
     """
     with _decoding(data, rules) as (image, orientation):
         width, height = image.size
-        # Of a JPEG no more pixels are computed than the fingerprint needs.
+        # Of a JPEG no more pixels are computed than the perceptual hash needs.
         image.draft(None, (_LOOKED_AT_SIDE, _LOOKED_AT_SIDE))
-        found = fingerprint(turn_upright(to_rgb(image), orientation))
+        found = perceptual_hash(turn_upright(to_rgb(image), orientation))
     on_side = orientation in ON_THE_SIDE
     return (height, width, found) if on_side else (width, height, found)
 

@@ -190,7 +190,9 @@ def _ingest_source(
         run("index", index_partition)
         finish_folder(folder / "prepared", lambda part: _merge_indices(tasks, part))
     run("read", read_partition)
-    finish_folder(folder / "furniture", lambda part: _find_furniture(source, tasks, part))
+    finish_folder(
+        folder / "frequent_images", lambda part: _find_frequent_images(source, tasks, part)
+    )
     run("judge", judge_partition)
     finish_folder(folder / "repeats", lambda part: _find_repeats(config, source, tasks, part))
     run("write", write_partition)
@@ -203,7 +205,7 @@ def _ingest_source(
 def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
     """Marks a source as finished, and removes what only an unfinished one needs."""
     write_json(folder / _COMPLETED, seal({"fingerprint": fingerprint, "report": report}))
-    for step in ("index", "prepared", "read", "furniture", "judge", "repeats", "write"):
+    for step in ("index", "prepared", "read", "frequent_images", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
 
 
@@ -257,7 +259,7 @@ def _merge_indices(tasks: list[PartitionTask], folder: Path) -> None:
     save_places(folder, merge_places([load_places(task.step("index")) for task in tasks]))
 
 
-def _find_furniture(source: SourceConfig, tasks: list[PartitionTask], folder: Path) -> None:
+def _find_frequent_images(source: SourceConfig, tasks: list[PartitionTask], folder: Path) -> None:
     """What occurs all over the source."""
     allowed = source.image_rules.max_occurrences
     for column in ("url", "sha256"):
@@ -271,7 +273,7 @@ def _find_furniture(source: SourceConfig, tasks: list[PartitionTask], folder: Pa
 def _find_repeats(
     config: IngestConfig, source: SourceConfig, tasks: list[PartitionTask], folder: Path
 ) -> None:
-    """What repeats an earlier record once furniture is gone."""
+    """What repeats an earlier record once boilerplate is gone."""
     if source.split == SourceSplit.EVALUATION:
         return
     judged = [task.step("judge") for task in tasks]
@@ -279,7 +281,9 @@ def _find_repeats(
     if source.kind == RecordKind.CAPTION:
         tables["captions"] = [step / "captions.parquet" for step in judged]
         tables["pictures"] = [step / "pictures.parquet" for step in judged]
-        tables["looks"] = [task.step("read") / "looks.parquet" for task in tasks]
+        tables["perceptual_hash"] = [
+            task.step("read") / "perceptual_hashes.parquet" for task in tasks
+        ]
     elif source.kind in (RecordKind.INTERLEAVED, RecordKind.TEXT):
         tables["near"] = [step / "near.parquet" for step in judged]
     work = folder / "work"

@@ -33,9 +33,9 @@ from mm1_pipeline.corpus.caption_scores import (
 )
 from mm1_pipeline.corpus.decontamination import Decontaminator
 from mm1_pipeline.corpus.deduplication import (
+    HASH_SCHEMA,
     IMAGE_SCHEMA,
     KEY_SCHEMA,
-    LOOKS_SCHEMA,
     NAME_SCHEMA,
     PARTITION_STRIDE,
     TableWriter,
@@ -45,13 +45,13 @@ from mm1_pipeline.corpus.deduplication import (
     text_key,
 )
 from mm1_pipeline.corpus.filters import (
-    Furniture,
+    FilterResult,
+    FrequentImages,
     ImageChecker,
-    Verdict,
     check_record,
     judge_record,
 )
-from mm1_pipeline.corpus.fingerprints import lookup_keys
+from mm1_pipeline.corpus.perceptual_hash import lookup_keys
 from mm1_pipeline.corpus.progress import track_source
 from mm1_pipeline.corpus.quarantine import Quarantine, Tally
 from mm1_pipeline.corpus.readers.base import (
@@ -73,7 +73,7 @@ STEPS = ("read", "check", "filter", "deduplicate")
 """Through which every record goes; what one keeps, the next reads."""
 
 _TEXTS_AT_ONCE = 256
-_LOOKS_AT_ONCE = 1_024
+_HASHES_AT_ONCE = 1_024
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def read_partition(task: PartitionTask) -> int:
     Returns:
         How many records were read.
     """
-    finish_folder(task.step("read"), lambda folder: _read(task, folder))
+    finish_folder(task.step("read"), lambda folder: _read_source(task, folder))
     return Counts.read(task.step("read") / TALLY).records.read
 
 
@@ -220,7 +220,7 @@ def judge_partition(task: PartitionTask) -> int:
     Returns:
         How many records have keys.
     """
-    finish_folder(task.step("judge"), lambda folder: _judge(task, folder))
+    finish_folder(task.step("judge"), lambda folder: _judge_partition(task, folder))
     return pq.read_metadata(task.step("judge") / "names.parquet").num_rows
 
 
@@ -230,11 +230,11 @@ def write_partition(task: PartitionTask) -> int:
     Returns:
         How many records are kept.
     """
-    finish_folder(task.step("write"), lambda folder: _write(task, folder))
+    finish_folder(task.step("write"), lambda folder: _write_kept(task, folder))
     return Counts.read(task.step("write") / TALLY).records.kept
 
 
-def _read(task: PartitionTask, folder: Path) -> None:
+def _read_source(task: PartitionTask, folder: Path) -> None:
     source, settings = task.open(), task.source
     passed_over: Counter[Passed] = Counter()
     records = count_passed_over(read_source(source), passed_over)
@@ -245,18 +245,20 @@ def _read(task: PartitionTask, folder: Path) -> None:
     decontaminator = None
     if is_training and task.decontamination is not None:
         decontaminator = _open_decontaminator(task.decontamination, task.config.decontamination)
-    looks_wanted = _wants_looks(task)
-    checker = ImageChecker(settings.image_rules, decontaminator, looks_wanted)
+    hashes_wanted = _wants_hashes(task)
+    checker = ImageChecker(settings.image_rules, decontaminator, hashes_wanted)
     counts = Counts(steps={"read": Tally(), "check": Tally()}, passed_over=passed_over)
     order = itertools.count(task.number * PARTITION_STRIDE)
     with (
         Quarantine(folder / QUARANTINE, task.name) as quarantine,
         RecordWriter(folder / RECORDS, task.config.records_per_file, temporary=True) as writer,
         TableWriter(folder / "images.parquet", IMAGE_SCHEMA) as images,
-        TableWriter(folder / "looks.parquet", LOOKS_SCHEMA) as looks,
+        TableWriter(folder / "perceptual_hashes.parquet", HASH_SCHEMA) as hashes,
     ):
         counts.records, counts.images = quarantine.records, quarantine.images
-        for item, verdict, look in _check(items, task, checker, looks_wanted=looks_wanted):
+        for item, verdict, stored in _check_items(
+            items, task, checker, hashes_wanted=hashes_wanted
+        ):
             quarantine.records.read += 1
             if isinstance(item, RejectedRecord):
                 quarantine.reject_record(item.key, item.why)
@@ -274,20 +276,20 @@ def _read(task: PartitionTask, folder: Path) -> None:
                 if segment.image is not None:
                     image = verdict.record.images[segment.image]
                     images.add(number, image.url, image.sha256)
-            if looks_wanted:
-                looks.add(number, look)
+            if hashes_wanted:
+                hashes.add(number, stored)
     counts.write(folder / TALLY)
 
 
-def _check(
+def _check_items(
     items: Iterator[RawRecord | RejectedRecord],
     task: PartitionTask,
     checker: ImageChecker,
     *,
-    looks_wanted: bool,
+    hashes_wanted: bool,
 ) -> Iterator[Checked]:
     """Applies the rules that look at one record alone, the dearest last."""
-    checked = _check_alone(items, task, checker, looks_wanted=looks_wanted)
+    checked = _check_alone(items, task, checker, hashes_wanted=hashes_wanted)
     if task.scorer is None:
         return checked
     return reject_low_scores(checked, open_scorer(task.scorer), task.scorer.config.threshold)
@@ -298,7 +300,7 @@ def _check_alone(
     task: PartitionTask,
     checker: ImageChecker,
     *,
-    looks_wanted: bool,
+    hashes_wanted: bool,
 ) -> Iterator[Checked]:
     limit = task.config.limits.max_record_bytes
     for item in items:
@@ -306,9 +308,9 @@ def _check_alone(
             yield Checked(item, None, None)
             continue
         verdict = check_record(item, task.name, task.source, checker, limit)
-        record = verdict.record if looks_wanted else None
-        looks = None if record is None else checker.looks_of(record.images[0])
-        yield Checked(item, verdict, looks)
+        record = verdict.record if hashes_wanted else None
+        stored = None if record is None else checker.hash_of(record.images[0])
+        yield Checked(item, verdict, stored)
 
 
 @lru_cache(1)
@@ -316,26 +318,26 @@ def _open_decontaminator(folder: Path, config: DecontaminationConfig) -> Deconta
     return Decontaminator(folder, config)
 
 
-def _wants_looks(task: PartitionTask) -> bool:
+def _wants_hashes(task: PartitionTask) -> bool:
     is_pair = task.source.kind == RecordKind.CAPTION and task.source.split == SourceSplit.TRAIN
     return is_pair and task.config.deduplication_of(task.source).perceptual
 
 
-def judged(task: PartitionTask, *, with_bytes: bool) -> Iterator[tuple[Record, Verdict]]:
+def judged(task: PartitionTask, *, with_bytes: bool) -> Iterator[tuple[Record, FilterResult]]:
     """The records of a partition, with what the rules that need the whole source make of them."""
-    folder = task.folder / "furniture"
-    furniture = Furniture(
+    folder = task.folder / "frequent_images"
+    frequent = FrequentImages(
         read_frequent(folder / "url", task.number), read_frequent(folder / "sha256", task.number)
     )
     for record in read_parts(task.step("read") / RECORDS, with_bytes=with_bytes):
-        yield record, judge_record(record, task.source, furniture)
+        yield record, judge_record(record, task.source, frequent)
 
 
-def _judge(task: PartitionTask, folder: Path) -> None:
+def _judge_partition(task: PartitionTask, folder: Path) -> None:
     methods = task.config.deduplication_of(task.source)
     kind = task.source.kind
     near = methods.near if kind in (RecordKind.INTERLEAVED, RecordKind.TEXT) else None
-    looks = _read_look_keys(task.step("read") / "looks.parquet")
+    keys_of_pictures = _read_hash_keys(task.step("read") / "perceptual_hashes.parquet")
     waiting: list[tuple[int, str]] = []
     with (
         TableWriter(folder / "names.parquet", NAME_SCHEMA) as names,
@@ -355,7 +357,7 @@ def _judge(task: PartitionTask, folder: Path) -> None:
 
         start = task.number * PARTITION_STRIDE
         for order, (record, verdict) in enumerate(judged(task, with_bytes=False), start=start):
-            look_keys = next(looks, ())
+            hash_keys = next(keys_of_pictures, ())
             if verdict.record is None:
                 continue
             kept = verdict.record
@@ -363,7 +365,7 @@ def _judge(task: PartitionTask, folder: Path) -> None:
             exact.add(order, int.from_bytes(kept.content_hash()[:8], "little") >> 1)
             if kind == RecordKind.CAPTION:
                 captions.add(order, text_key(" ".join(s.text or "" for s in kept.segments)))
-            for key in look_keys:
+            for key in hash_keys:
                 pictures.add(order, key)
             if near is not None:
                 waiting.append((order, "\n".join(s.text for s in kept.segments if s.text)))
@@ -373,16 +375,16 @@ def _judge(task: PartitionTask, folder: Path) -> None:
             hash_texts()
 
 
-def _read_look_keys(path: Path) -> Iterator[Sequence[int]]:
-    """The keys of every picture of a partition; none for a record without a fingerprint."""
+def _read_hash_keys(path: Path) -> Iterator[Sequence[int]]:
+    """The keys of every picture of a partition; none for a record without a perceptual hash."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["looks"], batch_size=_LOOKS_AT_ONCE):
-            looks = batch["looks"].to_pylist()
-            keys = iter(lookup_keys([look for look in looks if look is not None]))
-            yield from (next(keys) if look is not None else () for look in looks)
+        for batch in file.iter_batches(columns=["perceptual_hash"], batch_size=_HASHES_AT_ONCE):
+            hashes = batch["perceptual_hash"].to_pylist()
+            keys = iter(lookup_keys([one for one in hashes if one is not None]))
+            yield from (next(keys) if one is not None else () for one in hashes)
 
 
-def _write(task: PartitionTask, folder: Path) -> None:
+def _write_kept(task: PartitionTask, folder: Path) -> None:
     repeats = read_repeats(task.folder / "repeats" / "found", task.number)
     counts = Counts(steps={"filter": Tally(), "deduplicate": Tally()})
     with (
@@ -398,7 +400,7 @@ def _write(task: PartitionTask, folder: Path) -> None:
             if place in repeats:
                 reason, original = repeats[place]
                 why = Rejected(reason, f"repeats {original}" if original else "")
-                verdict = Verdict(None, why, verdict.dropped, verdict.num_images)
+                verdict = FilterResult(None, why, verdict.dropped, verdict.num_images)
             account(verdict, record.key, quarantine, counts.steps["deduplicate"])
             if verdict.record is not None:
                 writer.write(verdict.record)
@@ -408,7 +410,7 @@ def _write(task: PartitionTask, folder: Path) -> None:
     counts.write(folder / TALLY)
 
 
-def account(verdict: Verdict, key: str, quarantine: Quarantine, step: Tally) -> None:
+def account(verdict: FilterResult, key: str, quarantine: Quarantine, step: Tally) -> None:
     """Lists what a verdict rejects; the images of a rejected record share its fate."""
     left = verdict.num_images
     for image in verdict.dropped:

@@ -1,4 +1,4 @@
-"""A conversation with a checkpoint: the words and squares of its fine-tuning, turn by turn."""
+"""A conversation with a checkpoint: the words and sub-images of its fine-tuning, turn by turn."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
-from mm1_pipeline.evaluation.prompts.resolution import square_keys
+from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.shard_index import ShardIndex
-from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.sub_images import count_sub_images
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 DEFAULT_POSITIONS = 4_096
@@ -36,8 +36,8 @@ class ChatModel:
     Attributes:
         model: In evaluation mode.
         tokenizer: The one it was trained with.
-        transform: How images become squares.
-        sub_images: Which squares show a large image.
+        transform: How images become sub-images.
+        sub_images: Which sub-images show a large image.
         max_new_tokens: Tokens after which an answer is cut off.
         max_positions: Of a conversation with its next answer: the length that the model was
             trained on, beyond which it says nothing of worth.
@@ -80,7 +80,7 @@ class ChatModel:
             index = ShardIndex.read(shards_dir)
             transform, sub_images = index.image, index.sub_images
             max_positions = index.packing.sequence_length
-        _check(model, tokenizer, transform, model_dir)
+        _check_fits(model, tokenizer, transform, model_dir)
         # The question needs room as well.
         max_new_tokens = min(max_new_tokens, max_positions // 2)
         sub_images = sub_images or SubImageConfig()
@@ -103,7 +103,7 @@ class Conversation:
         self._segments: list[Segment] = []
         self._images: list[str] = []
         self._data: dict[str, bytes] = {}
-        self._tiles: list[int] = []
+        self._num_sub_images: list[int] = []
 
     def ask(self, text: str, images: Sequence[bytes] = ()) -> str:
         """Says something to the model and gives its answer.
@@ -125,14 +125,14 @@ class Conversation:
             raise ValueError("Found an empty message, expected text or an image.")
         self._check_size(text, images)
         turn: list[Segment] = []
-        names, tiles = list(self._images), list(self._tiles)
+        names, num_sub_images = list(self._images), list(self._num_sub_images)
         for data in images:
-            tiles.append(self._count_tiles(data))
+            num_sub_images.append(self._count_sub_images(data))
             names.append(self._take(data))
             turn.append(Segment.of_image(len(names) - 1, Role.HUMAN))
         turn.append(Segment.of_text(text, Role.HUMAN))
-        answer = self._answer([*self._segments, *turn], names, tiles)
-        self._images, self._tiles = names, tiles
+        answer = self._answer([*self._segments, *turn], names, num_sub_images)
+        self._images, self._num_sub_images = names, num_sub_images
         self._segments += [*turn, Segment.of_text(answer or ".", Role.ASSISTANT)]
         return answer
 
@@ -157,17 +157,19 @@ class Conversation:
         self._data[name] = data
         return name
 
-    def _count_tiles(self, data: bytes) -> int:
+    def _count_sub_images(self, data: bytes) -> int:
         try:
             width, height = check_image(data)
         except RejectedImage as error:
             raise ValueError(f"The image cannot be read: {error}") from error
-        return num_tiles(width, height, self._chat.transform, self._chat.sub_images)
+        return count_sub_images(width, height, self._chat.transform, self._chat.sub_images)
 
-    def _answer(self, segments: list[Segment], names: list[str], tiles: list[int]) -> str:
+    def _answer(self, segments: list[Segment], names: list[str], num_sub_images: list[int]) -> str:
         chat = self._chat
         tokens = chat.model.config.connector.num_tokens
-        document = serialize_conversation(segments, chat.tokenizer, tokens, tiles=tiles)
+        document = serialize_conversation(
+            segments, chat.tokenizer, tokens, num_sub_images=num_sub_images
+        )
         length, allowed = len(document.input_ids), chat.max_positions - chat.max_new_tokens
         if length > allowed:
             raise ValueError(
@@ -175,17 +177,21 @@ class Conversation:
                 f"{chat.max_new_tokens} are what the model was trained on. Begin anew, or say it "
                 "in fewer words."
             )
-        squares = tuple(
-            key for index in document.images for key in square_keys(names[index], tiles[index])
+        keys = tuple(
+            key
+            for index in document.images
+            for key in sub_image_keys(names[index], num_sub_images[index])
         )
         features = ImageFeatures(chat.model, self._data, chat.transform, sub_images=chat.sub_images)
         generator = Generator(chat.model, chat.tokenizer, features, batch_size=1)
-        prompt = Prompt("", (), "", "", document.input_ids, squares)
+        prompt = Prompt("", (), "", "", document.input_ids, keys)
         (answer,) = generator.generate([prompt], max_new_tokens=chat.max_new_tokens, stop=())
         return answer.text.strip()
 
 
-def _check(model: MM1, tokenizer: Tokenizer, transform: ImageTransform, model_dir: Path) -> None:
+def _check_fits(
+    model: MM1, tokenizer: Tokenizer, transform: ImageTransform, model_dir: Path
+) -> None:
     config = model.config
     if model.image_token_id != tokenizer.image_id or (
         config.decoder.vocab_size < tokenizer.vocab_size

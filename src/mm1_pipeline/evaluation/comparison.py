@@ -125,7 +125,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
 def _compare(
     task: str, shots: int, first_path: Path, second_path: Path, num_samples: int, seed: int
 ) -> TaskComparison:
-    first, second = _read(first_path), _read(second_path)
+    first, second = _read_parts(first_path), _read_parts(second_path)
     keys = [key for key in first if key in second]
     if len(keys) < 2:
         raise ValueError(
@@ -167,7 +167,7 @@ def _parts(directory: Path) -> dict[tuple[str, int], Path]:
 
 def _is_scored(path: Path) -> bool:
     """Whether a file holds scores: where answers are hidden there are none."""
-    return any(row["score"] is not None for row in _rows(path))
+    return any(row["score"] is not None for row in _prediction_rows(path))
 
 
 def _names(directory: Path) -> str:
@@ -175,8 +175,8 @@ def _names(directory: Path) -> str:
     return ", ".join(names) or "no predictions"
 
 
-def _read(path: Path) -> dict[str, _Row]:
-    return {_key(row): row for row in _rows(path) if row["score"] is not None}
+def _read_parts(path: Path) -> dict[str, _Row]:
+    return {_key(row): row for row in _prediction_rows(path) if row["score"] is not None}
 
 
 def _key(row: _Row) -> str:
@@ -184,7 +184,7 @@ def _key(row: _Row) -> str:
     return f"{row['key']} (draw {row['draw']})" if row.get("draw") else str(row["key"])
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _prediction_rows(path: Path) -> Iterator[_Row]:
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):  # Answers may hold other line ends.
         try:

@@ -32,7 +32,11 @@ from mm1_pipeline.evaluation.prompts.prompts import (
     check_lengths,
     prompts_sha256,
 )
-from mm1_pipeline.evaluation.prompts.resolution import ImageSquares, check_budget, high_resolution
+from mm1_pipeline.evaluation.prompts.resolution import (
+    SubImageCounter,
+    check_budget,
+    high_resolution,
+)
 from mm1_pipeline.evaluation.scoring.baselines import BLIND_SUFFIX, FREQUENT, most_frequent_answer
 from mm1_pipeline.evaluation.scoring.caption_words import CAPTION_TOKENIZER, tokenizer_name
 from mm1_pipeline.evaluation.scoring.draws import AveragedScores, gain_over, score_draws
@@ -63,7 +67,7 @@ class ChatModels(NamedTuple):
     models: Mapping[str, Path]
     """Folder of each model by its name in the report."""
     shards_dir: Path
-    """The shards they were fine-tuned on: image transform and squares."""
+    """The shards they were fine-tuned on: image transform and sub-images."""
 
 
 class Evaluation(NamedTuple):
@@ -152,7 +156,7 @@ def evaluate(
     """
     _check_tasks(config, [*models, *(chat.models if chat is not None else ())])
     documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
-    judge = _judge(config, work_dir)
+    judge = _connect_judge(config, work_dir)
     device = _device(config.device)
     suites = [(name, directory, documents) for name, directory in models.items()]
     of_chat = None
@@ -183,8 +187,8 @@ def evaluate(
             entries[name + BLIND_SUFFIX] = _entry(harness, blind)
             texts = text_runners[name].run(name, model, progress, partial(logs.of, name))
             entries[name]["tasks"] |= _text_entries(harness, texts)
-            _write(output_dir / name, {**seeing, **texts})
-            _write(output_dir / (name + BLIND_SUFFIX), blind)
+            _write_scores(output_dir / name, {**seeing, **texts})
+            _write_scores(output_dir / (name + BLIND_SUFFIX), blind)
     for name, directory in (loss_only or {}).items():
         model = load_model(directory, device).eval()
         held_out[name] = held_out_losses(
@@ -192,7 +196,7 @@ def evaluate(
         )
     frequent = _frequent_scores(documents)
     entries[FREQUENT] = _entry(documents, frequent)
-    _write(output_dir / FREQUENT, frequent)
+    _write_scores(output_dir / FREQUENT, frequent)
     write_small_images(documents.tasks, output_dir)
     evaluation = {
         "models": entries,
@@ -238,13 +242,13 @@ def build_harness(
     for task in tasks:
         conversations = ChatPrompts(task, tokenizer, index)
         sub_images = high_resolution(task.config.resolution, index.sub_images)
-        squares = ImageSquares(task.images, index.image, sub_images)
+        counter = SubImageCounter(task.images, index.image, sub_images)
         for num_shots in task.config.shots:
             prompts[task.name, num_shots] = (
                 conversations.build_all(num_shots, config.seed)
                 if is_chat
                 else build_prompts(
-                    task, num_shots, config.seed, tokenizer, index.packing.image_tokens, squares
+                    task, num_shots, config.seed, tokenizer, index.packing.image_tokens, counter
                 )
             )
     text_tasks = tuple(
@@ -264,7 +268,7 @@ def _check_prompts(harness: Harness, task: Task, num_shots: int) -> None:
         check_budget(task.name, prompts, resolution, image_tokens, task.config.max_new_tokens)
         if high_resolution(resolution, harness.index.sub_images).grid == 1:
             logger.warning(
-                "%s: resolution has no effect on models of %s, which were trained on one square "
+                "%s: resolution has no effect on models of %s, which were trained on one sub-image "
                 "an image; resolution.sub_images would cut images all the same.",
                 task.name,
                 harness.shards_dir,
@@ -499,7 +503,7 @@ def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     return entry
 
 
-def _judge(config: EvaluateConfig, work_dir: Path | None) -> Judge | None:
+def _connect_judge(config: EvaluateConfig, work_dir: Path | None) -> Judge | None:
     if config.judge is None:
         return None
     return Judge(config.judge, None if work_dir is None else work_dir / "judge.jsonl")
@@ -518,7 +522,7 @@ def _judge_facts(config: EvaluateConfig) -> dict[str, Any]:
     return {"judge": {"model": config.judge.model, "prompts_sha256": prompts}}
 
 
-def _write(directory: Path, scores: Scores) -> None:
+def _write_scores(directory: Path, scores: Scores) -> None:
     for (task, num_shots), scored in scores.items():
         scored.write(directory / f"{task}_{num_shots}shot.jsonl")
 

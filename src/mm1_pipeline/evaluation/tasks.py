@@ -405,7 +405,7 @@ class ImageStore(Mapping[str, bytes]):
         """
         if isinstance(source, Path) and source in self._hashes:
             return self._hashes[source]
-        data = _read(source)
+        data = _read_task_file(source)
         check_image(data)
         digest = hashlib.sha256(data).hexdigest()
         self._sources.setdefault(digest, source)
@@ -414,7 +414,7 @@ class ImageStore(Mapping[str, bytes]):
         return digest
 
     def __getitem__(self, digest: str) -> bytes:
-        return _read(self._sources[digest])
+        return _read_task_file(self._sources[digest])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -428,7 +428,7 @@ def image_failure(error: Exception) -> str:
     return f"image: {error}"
 
 
-def _read(source: ImageSource) -> bytes:
+def _read_task_file(source: ImageSource) -> bytes:
     if isinstance(source, bytes):
         return source
     try:

@@ -19,7 +19,7 @@ from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.export.code import auto_map, write_code
 from mm1_pipeline.export.llava import check_llava, llava_processors
 from mm1_pipeline.models.checkpoint import WEIGHTS, read_model_config
-from mm1_pipeline.models.convert.llava import Piece, llava_config, llava_pieces
+from mm1_pipeline.models.convert.llava import StoredTensor, llava_config, llava_pieces
 from mm1_pipeline.streams.conversations import CHAT_TEMPLATE
 from mm1_pipeline.streams.tokenizer import BOS, EOS, IMAGE, PAD, Tokenizer
 
@@ -78,7 +78,8 @@ def export_model(
         case Layout.OWN:
             model_config, code = _own_config(shape, image_token_id), write_code(output_dir)
             pieces = [
-                Piece(f"model.{name}", size, name) for name, size in sorted(_shapes(source).items())
+                StoredTensor(f"model.{name}", size, name)
+                for name, size in sorted(_shapes(source).items())
             ]
             processors = _own_processors(shape.connector.num_tokens, transform, sub_images)
         case Layout.LLAVA:
@@ -120,7 +121,7 @@ def _shapes(source: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _write_weights(
-    config: ExportConfig, source: Path, directory: Path, pieces: Sequence[Piece]
+    config: ExportConfig, source: Path, directory: Path, pieces: Sequence[StoredTensor]
 ) -> tuple[int, int]:
     """Copies the weights under transformers' names, at most a file of them in memory."""
     dtype = getattr(torch, config.dtype)

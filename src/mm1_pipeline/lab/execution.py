@@ -140,7 +140,7 @@ def run_grid(config: ExecutionConfig, runs: Sequence[PlannedRun], place: Place) 
         RuntimeError: Runs failed; their last lines are in the message, the rest in their logs.
     """
     store = RunStore(Path(config.store), config.any_code) if config.store else None
-    todo = [run for run in runs if not _find(run, place, store)]
+    todo = [run for run in runs if not _find_results(run, place, store)]
     logger.info("%d of %d runs are there from before.", len(runs) - len(todo), len(runs))
     if todo:
         with Processes() as processes:
@@ -156,7 +156,7 @@ def run_grid(config: ExecutionConfig, runs: Sequence[PlannedRun], place: Place) 
     return {"arms": costs}
 
 
-def _find(run: PlannedRun, place: Place, store: RunStore | None) -> bool:
+def _find_results(run: PlannedRun, place: Place, store: RunStore | None) -> bool:
     """Whether a run's results are there, here or in the store, which both then have."""
     results = run.results(place)
     if not (results / RUN).is_file():
@@ -214,7 +214,7 @@ def _run_all(
                 pending.remove(run)
                 share = free.pop()
                 logger.info("%s starts.", run.name)
-                running[pool.submit(_run, run, place, processes, share)] = (run, share)
+                running[pool.submit(_run_arm, run, place, processes, share)] = (run, share)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run, share = running.pop(future)
                 free.append(share)
@@ -266,7 +266,7 @@ def _leaving(pool: ThreadPoolExecutor, processes: Processes) -> Iterator[ThreadP
             raise
 
 
-def _run(run: PlannedRun, place: Place, processes: Processes, share: dict[str, str]) -> None:
+def _run_arm(run: PlannedRun, place: Place, processes: Processes, share: dict[str, str]) -> None:
     if place.scopes_of and place.scopes_of(run.run).whole != run.scopes.whole:
         raise RuntimeError(
             f"{run.name}: the code changed since the grid started, so what would run is not what "

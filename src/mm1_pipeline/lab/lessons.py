@@ -26,7 +26,13 @@ from mm1_pipeline.lab.results import (
     read_json,
     task_values,
 )
-from mm1_pipeline.lab.statistics import Claim, Difference, judge, paired_difference, seed_difference
+from mm1_pipeline.lab.statistics import (
+    ArmDifference,
+    Claim,
+    judge,
+    paired_difference,
+    seed_difference,
+)
 
 _SIGNS = {Expectation.HIGHER: 1, Expectation.LOWER: -1, Expectation.EQUAL: 0}
 
@@ -133,7 +139,7 @@ def learning_rate_grid(config: LrLawConfig) -> GridConfig:
 
 def _difference(
     config: AblateConfig, lesson: LessonConfig, results: Path
-) -> tuple[Difference, list[float]]:
+) -> tuple[ArmDifference, list[float]]:
     """The difference of a lesson's arms, and its mean for each seed."""
     model = lesson.model or config.grid.model
     seeds = config.grid.seeds_of(lesson.first, lesson.second)

@@ -46,7 +46,7 @@ class Run(NamedTuple):
     """Loss or score; not finite if the training diverged."""
 
 
-class Interval(NamedTuple):
+class BootstrapInterval(NamedTuple):
     """95 % of the bootstrap's resamples."""
 
     low: float
@@ -72,7 +72,7 @@ class SizeFit:
     size: int
     runs: tuple[Run, ...]
     best: float
-    interval: Interval
+    interval: BootstrapInterval
     is_inside: bool
     parabola: tuple[float, float, float]
     num_fitted: int
@@ -97,10 +97,10 @@ class LawFit:
     sizes: tuple[SizeFit, ...]
     slope: float
     intercept: float
-    slope_interval: Interval
-    intercept_interval: Interval
+    slope_interval: BootstrapInterval
+    intercept_interval: BootstrapInterval
     r_squared: float
-    predictions: dict[int, tuple[float, Interval]]
+    predictions: dict[int, tuple[float, BootstrapInterval]]
     higher_is_better: bool
 
     @property
@@ -268,9 +268,9 @@ def _residuals(columns: Floats, solve: Floats, y: Floats) -> Floats:
     return residuals - residuals.mean()
 
 
-def _interval(values: Floats) -> Interval:
+def _interval(values: Floats) -> BootstrapInterval:
     low, high = np.percentile(values, _PERCENTILES)
-    return Interval(float(low), float(high))
+    return BootstrapInterval(float(low), float(high))
 
 
 def _point(fit: SizeFit) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Verdict(StrEnum):
     CONTRADICTED = "contradicted"
 
 
-class Difference(NamedTuple):
+class ArmDifference(NamedTuple):
     """Mean of first - second arm with its 95 % interval."""
 
     mean: float
@@ -68,7 +68,7 @@ class Difference(NamedTuple):
         """How often chance alone gives a mean as low as this if the truth is `value`."""
         return self.turned().probability_above(-value)
 
-    def turned(self) -> Difference:
+    def turned(self) -> ArmDifference:
         """Second - first."""
         return self._replace(mean=-self.mean, low=-self.high, high=-self.low)
 
@@ -85,7 +85,7 @@ class Claim:
     """
 
     name: str
-    difference: Difference
+    difference: ArmDifference
     sign: int
     margin: float = 0.0
 
@@ -116,11 +116,11 @@ class Claim:
         above = self.difference.probability_above(self.margin)
         return min(1.0, 2 * min(above, self.difference.probability_below(-self.margin)))
 
-    def _signed(self) -> Difference:
+    def _signed(self) -> ArmDifference:
         return self.difference if self.sign > 0 else self.difference.turned()
 
 
-class Judgement(NamedTuple):
+class JudgedClaim(NamedTuple):
     """A claim with its verdict."""
 
     claim: Claim
@@ -154,7 +154,7 @@ def paired_difference(
     *,
     num_samples: int = NUM_SAMPLES,
     seed: int = 0,
-) -> Difference:
+) -> ArmDifference:
     """Compares two arms that were asked the same items.
 
     A resample draws seeds, then items, the same items for every drawn seed, since all were asked
@@ -198,10 +198,10 @@ def paired_difference(
     freedom = _degrees_of_freedom(over_seeds, num_seeds, over_items, num_groups)
     mean = float(sums.sum() / (num_seeds * counts.sum()))
     half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
-    return Difference(mean, mean - half, mean + half, stderr, freedom, *differences.shape)
+    return ArmDifference(mean, mean - half, mean + half, stderr, freedom, *differences.shape)
 
 
-def seed_difference(first: ArrayLike, second: ArrayLike) -> Difference:
+def seed_difference(first: ArrayLike, second: ArrayLike) -> ArmDifference:
     """Compares two arms by one number a seed, such as a held-out loss: Student's paired test.
 
     Args:
@@ -217,13 +217,15 @@ def seed_difference(first: ArrayLike, second: ArrayLike) -> Difference:
     differences = _differences(np.atleast_2d(first), np.atleast_2d(second))[0]
     num_seeds, mean = len(differences), float(differences.mean())
     if num_seeds == 1:
-        return Difference(mean, mean, mean, 0.0, 1.0, 1, 1)
+        return ArmDifference(mean, mean, mean, 0.0, 1.0, 1, 1)
     stderr = float(differences.std(ddof=1)) / math.sqrt(num_seeds)
     half = float(stats.t.ppf(1 - LEVEL / 2, num_seeds - 1)) * stderr
-    return Difference(mean, mean - half, mean + half, stderr, num_seeds - 1.0, num_seeds, 1)
+    return ArmDifference(mean, mean - half, mean + half, stderr, num_seeds - 1.0, num_seeds, 1)
 
 
-def judge(claims: Sequence[Claim], *, level: float = LEVEL, min_seeds: int = 2) -> list[Judgement]:
+def judge(
+    claims: Sequence[Claim], *, level: float = LEVEL, min_seeds: int = 2
+) -> list[JudgedClaim]:
     """Gives the verdict on each of several claims, which are tested together.
 
     Of all claims that are false, chance shows any at most `level` of the time (Holm's
@@ -251,7 +253,7 @@ def judge(claims: Sequence[Claim], *, level: float = LEVEL, min_seeds: int = 2) 
             verdict, reason = Verdict.CONTRADICTED, ""
         else:
             verdict, reason = Verdict.NOT_SHOWN, _why_not_shown(claim, len(claims), level)
-        found.append(Judgement(claim, verdict, p_shown, p_contradicted, reason))
+        found.append(JudgedClaim(claim, verdict, p_shown, p_contradicted, reason))
     return found
 
 

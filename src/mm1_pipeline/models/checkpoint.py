@@ -40,7 +40,7 @@ def save_model(model: MM1, directory: Path) -> None:
         model: on any device.
         directory: made if it does not exist.
     """
-    _write(model, _model_content(model.config, model.image_token_id), directory)
+    _write_model(model, _model_content(model.config, model.image_token_id), directory)
 
 
 def save_decoder(decoder: Decoder, directory: Path) -> None:
@@ -50,7 +50,7 @@ def save_decoder(decoder: Decoder, directory: Path) -> None:
         decoder: on any device.
         directory: made if it does not exist.
     """
-    _write(decoder, {"decoder": _stored_config(decoder.config)}, directory)
+    _write_model(decoder, {"decoder": _stored_config(decoder.config)}, directory)
 
 
 def load_model(
@@ -164,7 +164,7 @@ def save_vision_encoder(encoder: VisionTransformer, directory: Path) -> None:
         encoder: on any device.
         directory: made if it does not exist.
     """
-    _write(encoder, {"vision": _stored_config(encoder.config)}, directory)
+    _write_model(encoder, {"vision": _stored_config(encoder.config)}, directory)
 
 
 def load_vision_encoder(
@@ -286,7 +286,7 @@ def _check_depth(config: MM1Config | VisionConfig | DecoderConfig, directory: Pa
         )
 
 
-def _write(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
+def _write_model(module: nn.Module, content: dict[str, Any], directory: Path) -> None:
     _write_files(module.state_dict(), content, directory)
 
 

@@ -15,12 +15,12 @@ from mm1_pipeline.ground.formatting import count, decimal, interval, shorten, si
 from mm1_pipeline.reporting.differences import Difference
 from mm1_pipeline.reporting.html import render_page
 from mm1_pipeline.reporting.page import (
-    Answer,
     Block,
     Cell,
     Column,
     Example,
     Examples,
+    ModelAnswer,
     Note,
     Section,
     Table,
@@ -52,7 +52,7 @@ def render_comparison(
         predictions_dirs: artifacts of predictions, for small copies of images.
         records_dir: the artifact that holds `records/`, for the images of ingested sources.
     """
-    sections = [Section("summary", "Summary", _NOTE, (_summary(comparisons, names),))]
+    sections = [Section("summary", "Summary", _NOTE, (_summary_table(comparisons, names),))]
     for place, comparison in enumerate(comparisons):
         title = f"{comparison.task}, {comparison.shots} shots"
         lead = (
@@ -73,7 +73,7 @@ def comparison_table(
     table.add_column("Task", overflow="fold")
     for title in ("Shots", "n", "A", "B", "B − A", "95 % interval", "Flips", "p"):
         table.add_column(title, justify="right", no_wrap=True)
-    for task, shots, size, first, second, change, ends, gained, lost, p_value, _ in _rows(
+    for task, shots, size, first, second, change, ends, gained, lost, p_value, _ in _table_rows(
         comparisons
     ):
         cells = (task, shots, size, first, second, change, ends, f"+{gained} −{lost}", p_value)
@@ -113,11 +113,11 @@ def as_data(comparisons: Sequence[TaskComparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(comparisons: Sequence[TaskComparison], names: tuple[str, str]) -> Table:
+def _summary_table(comparisons: Sequence[TaskComparison], names: tuple[str, str]) -> Table:
     return Table(
         "Second run less first, on the items of both",
         _columns(names),
-        tuple(_rows(comparisons)),
+        tuple(_table_rows(comparisons)),
         note=_warnings(comparisons),
     )
 
@@ -138,7 +138,7 @@ def _columns(names: tuple[str, str]) -> tuple[Column, ...]:
     )
 
 
-def _rows(comparisons: Sequence[TaskComparison]) -> list[tuple[Cell | str, ...]]:
+def _table_rows(comparisons: Sequence[TaskComparison]) -> list[tuple[Cell | str, ...]]:
     rows = []
     for each in comparisons:
         difference = Difference(*each.difference)
@@ -198,8 +198,8 @@ def _flips(
                 for text in dict.fromkeys(flip.first.get("references", [])[:10])
             )[:3],
             answers=(
-                _answer(names[0], flip.first, flip.is_gain),
-                _answer(names[1], flip.second, not flip.is_gain),
+                _to_answer(names[0], flip.first, flip.is_gain),
+                _to_answer(names[1], flip.second, not flip.is_gain),
             ),
         )
         for flip in shown
@@ -216,10 +216,10 @@ def _chosen(flips: Sequence[Flip]) -> list[Flip]:
     return [*lost[:num_lost], *gained[: MAX_SHOWN - num_lost]]
 
 
-def _answer(name: str, row: Mapping[str, Any], is_wrong: bool) -> Answer:
+def _to_answer(name: str, row: Mapping[str, Any], is_wrong: bool) -> ModelAnswer:
     text = str(row.get("processed_output", ""))
     failure = f"not asked: {row['failure']}" if row.get("failure") else ""
-    return Answer(
+    return ModelAnswer(
         model=name,
         text=shorten(text, _SHOWN_CHARACTERS) if text else "(nothing)",
         score=failure or f"score {decimal(row['score'])}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mm1_pipeline.reporting.page import Verdict
+from mm1_pipeline.reporting.page import Tone
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Difference:
         return cls(value["mean"], value["low"], value["high"]) if value else None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Tone:
         """Good or bad only where the whole interval is on one side of zero."""
         if self.low > 0:
             return "good"

@@ -110,11 +110,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["rows"] = _rows
+    environment.filters["rows"] = _side_by_side
     return environment
 
 
-def _rows(blocks: Iterable[Block]) -> list[list[Block]]:
+def _side_by_side(blocks: Iterable[Block]) -> list[list[Block]]:
     """Gathers narrow charts that follow each other, to stand side by side."""
     rows: list[list[Block]] = []
     for block in blocks:

@@ -23,10 +23,10 @@ from mm1_pipeline.reporting.page import (
     Table,
     Tile,
     Tiles,
-    Verdict,
+    Tone,
 )
 
-_COLOURS: dict[str, Verdict] = {"shown": "good", "contradicted": "bad", "not shown": "neutral"}
+_COLOURS: dict[str, Tone] = {"shown": "good", "contradicted": "bad", "not shown": "neutral"}
 _SERIES = {"shown": 2, "contradicted": 5, "not shown": 0}
 _EXPECTED = {"higher": "first arm higher", "lower": "first arm lower", "equal": "no difference"}
 

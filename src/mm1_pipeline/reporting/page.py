@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from markupsafe import Markup
 
-Verdict = Literal["good", "bad", "neutral"]
+Tone = Literal["good", "bad", "neutral"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cell:
     text: str
     detail: str = ""
     strong: bool = False
-    verdict: Verdict | None = None
+    verdict: Tone | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What one model said to an example.
 
     Attributes:
@@ -155,7 +155,7 @@ class Answer:
     model: str
     text: str
     score: str
-    verdict: Verdict = "neutral"
+    verdict: Tone = "neutral"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Example:
     image: str
     question: str
     references: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[ModelAnswer, ...]
 
 
 @dataclass(frozen=True)

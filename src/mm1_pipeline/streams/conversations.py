@@ -81,7 +81,7 @@ def serialize_conversation(
     tokenizer: Tokenizer,
     image_tokens: int,
     *,
-    tiles: Sequence[int] | None = None,
+    num_sub_images: Sequence[int] | None = None,
     begin: bool = True,
 ) -> TokenizedDocument:
     """Turns a conversation into tokens, with the loss on the assistant's answers only.
@@ -89,12 +89,12 @@ def serialize_conversation(
     Args:
         segments: Turns in their order; neighbours of one role are one turn.
         tokenizer: Encodes the text.
-        image_tokens: Positions one square takes.
-        tiles: Squares of each image, by its index (`streams.sub_images`); None is one each.
+        image_tokens: Positions one sub-image takes.
+        num_sub_images: Of each image, by its index (`streams.sub_images`); None is one each.
         begin: Whether BOS stands first.
 
     Returns:
-        The document. Image k of `images` owns the next `tiles` runs of image tokens. A
+        The document. Image k of `images` owns the next `num_sub_images` runs of image tokens. A
         conversation that ends with the human's turn ends with the assistant's cue.
 
     Raises:
@@ -109,7 +109,9 @@ def serialize_conversation(
             if isinstance(part, str):
                 ids = tokenizer.encode(part)
             else:
-                ids = [tokenizer.image_id] * (image_tokens * (1 if tiles is None else tiles[part]))
+                ids = [tokenizer.image_id] * (
+                    image_tokens * (1 if num_sub_images is None else num_sub_images[part])
+                )
                 images.append(part)
             input_ids += ids
             loss_mask += [is_answer] * len(ids)
@@ -125,7 +127,7 @@ def fit_conversation(
     document: TokenizedDocument,
     tokenizer: Tokenizer,
     packing: PackingConfig,
-    tiles: Sequence[int],
+    num_sub_images: Sequence[int],
 ) -> TokenizedDocument | None:
     """Leaves out the last exchanges of a conversation that does not fit a sequence.
 
@@ -136,18 +138,18 @@ def fit_conversation(
         document: From `serialize_conversation`.
         tokenizer: The one it was made with.
         packing: Positions and images of a sequence.
-        tiles: Squares of each image, by its index.
+        num_sub_images: Sub-images of each image, by its index.
 
     Returns:
         The exchanges that fit; None where not even the first does.
     """
     ends = np.flatnonzero(document.input_ids == tokenizer.eos_id) + 1
     image_positions = np.cumsum(document.input_ids == tokenizer.image_id)
-    squares = np.cumsum([tiles[index] for index in document.images], dtype=np.int64)
+    shown_so_far = np.cumsum([num_sub_images[index] for index in document.images], dtype=np.int64)
     for end in ends[::-1].tolist():
-        num_squares = int(image_positions[end - 1]) // packing.image_tokens
-        if end <= packing.sequence_length and num_squares <= packing.max_images:
-            num_images = int(np.searchsorted(squares, num_squares, side="right"))
+        num_shown = int(image_positions[end - 1]) // packing.image_tokens
+        if end <= packing.sequence_length and num_shown <= packing.max_images:
+            num_images = int(np.searchsorted(shown_so_far, num_shown, side="right"))
             shown = document.images[:num_images]
             return TokenizedDocument(document.input_ids[:end], document.loss_mask[:end], shown)
     return None

@@ -27,7 +27,7 @@ class MixtureLoader(DataLoader):
     """Delivers each batch of a training once, and notices when one is missing.
 
     `dataset` keeps the place: `loader.dataset.state_dict(num_samples, from_beginning=True)`
-    and `load_state_dict` are what Composer saves and restores.
+    and `load_state_dict` are what a checkpoint saves and restores.
     """
 
     dataset: SnapshotDataset  # pyright: ignore[reportIncompatibleVariableOverride]

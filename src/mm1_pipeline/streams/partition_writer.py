@@ -7,7 +7,7 @@ Columns of a sequence of T positions; nothing is pickled:
     input_ids      int32[T]
     loss_mask      uint8[T]
     cu_seqlens     int32[num_documents + 1]   from 0 to T; padding is the last document
-    images         bytes                      encoded squares, one after the other; an image
+    images         bytes                      encoded sub-images, one after the other; an image
                                               that is decomposed gives several
     image_offsets  int32[num_images + 1]      where each begins, and where the last ends
     keys           str                        JSON list of the records' keys
@@ -20,7 +20,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,18 +29,19 @@ from typing import Any
 import numpy as np
 
 from mm1_pipeline.config.ingest import RecordKind
-from mm1_pipeline.config.shard import ShardConfig
+from mm1_pipeline.config.shard import ImageTransform, ShardConfig, SubImageConfig
+from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.records import SYNTHETIC_OF, Record
 from mm1_pipeline.ground.files import write_text
 from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
+from mm1_pipeline.streams.images import encode_image
 from mm1_pipeline.streams.mds import MDSWriter
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
 from mm1_pipeline.streams.partitions import Partition, read_partition
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import Split
 from mm1_pipeline.streams.shard_store import ShardStore
-from mm1_pipeline.streams.sub_images import num_tiles
-from mm1_pipeline.streams.tiles import prepare_tiles
+from mm1_pipeline.streams.sub_images import count_sub_images, decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 COMPLETED = "completed.json"
@@ -58,7 +59,7 @@ class SplitCounts:
     real_positions: int = 0
     image_tokens: int = 0
     images: int = 0
-    """Squares: an image, or the overview and each crop of one."""
+    """Sub-images: an image, or the overview and each crop of one."""
     truncated_positions: int = 0
     """Positions that overflow dropped, and those of exchanges that fit no sequence; else 0."""
     dropped_records: int = 0
@@ -113,7 +114,7 @@ class PartitionPlan:
 
     counts: dict[Split, SplitCounts]
     bytes_per_image: float | None
-    """Mean of the first squares, encoded; None where none was measured."""
+    """Mean of the first sub-images, encoded; None where none was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +189,10 @@ def write_partition(job: PartitionJob) -> WrittenPartition:
         for split, writer in writers.items()
     }
     for record in read_partition(job.records_dir, job.partition):
-        squares = prepare_tiles(
+        sub_images = encode_sub_images(
             [image.bytes for image in record.images], job.config.image, job.config.sub_images
         )
-        packers[split_of_record(record, job.config)].add(record, squares)
+        packers[split_of_record(record, job.config)].add(record, sub_images)
     for split, packer in packers.items():
         packer.finish()
         writers[split].finish()
@@ -241,8 +242,8 @@ class _SplitPacker:
         )
         self.counts = SplitCounts()
 
-    def add(self, record: Record, squares: list[list[bytes]]) -> None:
-        piece, num_positions = _to_piece(self._config, record, squares, self._tokenizer)
+    def add(self, record: Record, sub_images: list[list[bytes]]) -> None:
+        piece, num_positions = _to_piece(self._config, record, sub_images, self._tokenizer)
         self.counts.records += 1
         self.counts.truncated_positions += num_positions
         if piece is None:
@@ -267,29 +268,42 @@ class _SplitPacker:
 
 
 def _to_piece(
-    config: ShardConfig, record: Record, squares: list[list[bytes]], tokenizer: Tokenizer
+    config: ShardConfig, record: Record, sub_images: list[list[bytes]], tokenizer: Tokenizer
 ) -> tuple[Piece | None, int]:
     """A record as what is packed, and how many positions it had before it was cut to fit."""
-    packing, tiles = config.packing, [len(image) for image in squares]
+    packing, num_sub_images = config.packing, [len(image) for image in sub_images]
     if record.kind == RecordKind.CONVERSATION:
         whole = serialize_conversation(
-            record.segments, tokenizer, packing.image_tokens, tiles=tiles
+            record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
         )
-        tokens = fit_conversation(whole, tokenizer, packing, tiles)
+        tokens = fit_conversation(whole, tokenizer, packing, num_sub_images)
     else:
-        whole = serialize(record.segments, tokenizer, packing.image_tokens, tiles=tiles)
+        whole = serialize(
+            record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
+        )
         tokens = whole
     if tokens is None:
         return None, len(whole.input_ids)
-    in_order = tuple(square for index in tokens.images for square in squares[index])
+    in_order = tuple(each for index in tokens.images for each in sub_images[index])
     piece = Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order)
     return piece, len(whole.input_ids)
 
 
+def encode_sub_images(
+    encoded: Sequence[bytes], transform: ImageTransform, sub_images: SubImageConfig
+) -> list[list[bytes]]:
+    """Opens, decomposes and encodes the images of one record for the shards."""
+    opened = (open_image(data) for data in encoded)
+    return [
+        [encode_image(each, transform) for each in decompose(image, transform, sub_images)]
+        for image in opened
+    ]
+
+
 def _placeholders(record: Record, config: ShardConfig) -> list[list[bytes]]:
-    """As many empty squares as each image of a record will have."""
+    """As many empty sub-images as each image of a record will have."""
     sizes = ((image.width, image.height) for image in record.images)
-    return [[b""] * num_tiles(*size, config.image, config.sub_images) for size in sizes]
+    return [[b""] * count_sub_images(*size, config.image, config.sub_images) for size in sizes]
 
 
 def _bytes_per_image(job: PartitionJob) -> float | None:
@@ -300,10 +314,10 @@ def _bytes_per_image(job: PartitionJob) -> float | None:
     for record in itertools.islice(
         read_partition(job.records_dir, job.partition), _MEASURED_RECORDS
     ):
-        squares = prepare_tiles(
+        sub_images = encode_sub_images(
             [image.bytes for image in record.images], job.config.image, job.config.sub_images
         )
-        sizes += [len(square) for image in squares for square in image]
+        sizes += [len(each) for image in sub_images for each in image]
     return sum(sizes) / len(sizes) if sizes else None
 
 

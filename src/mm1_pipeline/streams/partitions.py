@@ -54,13 +54,13 @@ def record_costs(file: Path, config: ShardConfig) -> NDArray[np.int64]:
 
     Args:
         file: Of an artifact of records.
-        config: Side of a square, and how many an image may become.
+        config: Side of a sub-image, and how many an image may become.
 
     Returns:
         int64[num_records]; text counts twice, as its tokens take more room.
     """
-    squares = 1 if config.sub_images.grid == 1 else 1 + config.sub_images.grid**2
-    per_image = squares * config.image.size**2
+    num_sub_images = 1 if config.sub_images.grid == 1 else 1 + config.sub_images.grid**2
+    per_image = num_sub_images * config.image.size**2
     costs = []
     columns = ["segments.list.element.text", "images.list.element.width"]
     with pq.ParquetFile(file) as parquet:

@@ -51,7 +51,7 @@ class TokenizedDocument:
         loss_mask: bool[n], True where a token is worth predicting: text and EOS, never BOS
             or an image.
         images: Index of each image in its record, in order of appearance; image k owns the
-            k-th run of image tokens, one square's or several.
+            k-th run of image tokens, one sub-image's or several.
     """
 
     input_ids: NDArray[np.int32]
@@ -64,7 +64,7 @@ def serialize(
     tokenizer: Tokenizer,
     image_tokens: int,
     *,
-    tiles: Sequence[int] | None = None,
+    num_sub_images: Sequence[int] | None = None,
     begin: bool = True,
     end: bool = True,
 ) -> TokenizedDocument:
@@ -73,8 +73,8 @@ def serialize(
     Args:
         segments: Text and images in reading order.
         tokenizer: Encodes the text.
-        image_tokens: Positions one square takes.
-        tiles: Squares of each image, by its index (`streams.sub_images`); None is one each.
+        image_tokens: Positions one sub-image takes.
+        num_sub_images: Of each image, by its index (`streams.sub_images`); None is one each.
         begin: Whether BOS stands first.
         end: Whether EOS stands last; a prompt to be continued has none.
 
@@ -91,7 +91,9 @@ def serialize(
         if isinstance(part, str):
             ids = tokenizer.encode(part)
         else:
-            ids = [tokenizer.image_id] * (image_tokens * (1 if tiles is None else tiles[part]))
+            ids = [tokenizer.image_id] * (
+                image_tokens * (1 if num_sub_images is None else num_sub_images[part])
+            )
             images.append(part)
         input_ids += ids
         loss_mask += [isinstance(part, str)] * len(ids)

@@ -135,7 +135,7 @@ def write_shards(
         jobs = _jobs(config, records_dir, tokenizer, sources, folder, store, run)
         plan = _plan(config, jobs, run)
         plan.log()
-        written = _write(jobs, plan, run)
+        written = _write_partitions(jobs, plan, run)
         _warn_of_drops(written)
         report = _report(config, tokenizer, jobs, written)
         texts = _index_texts(config, tokenizer, jobs, written)
@@ -257,7 +257,9 @@ def _planned_bytes(config: ShardConfig, counts: Iterable[SplitCounts], per_image
     return round(sum(c.sequences * per_sequence + c.images * per_image for c in counts))
 
 
-def _write(jobs: list[PartitionJob], plan: ShardPlan, run: Run) -> dict[int, WrittenPartition]:
+def _write_partitions(
+    jobs: list[PartitionJob], plan: ShardPlan, run: Run
+) -> dict[int, WrittenPartition]:
     written: dict[int, WrittenPartition] = {}
     cost = sum(job.partition.cost for job in jobs) / 1e6
     done = sum(job.partition.cost for job in jobs if read_completed(job) is not None) / 1e6

@@ -57,10 +57,10 @@ def crop_boxes(
     return [box for box in boxes if _overlap(box, content)]
 
 
-def num_tiles(
+def count_sub_images(
     width: int, height: int, transform: ImageTransform, sub_images: SubImageConfig
 ) -> int:
-    """Squares that show an image: the overview and its crops; see `crop_boxes`."""
+    """Sub-images an image: the overview and its crops; see `crop_boxes`."""
     return 1 + len(crop_boxes(width, height, transform, sub_images))
 
 
@@ -72,7 +72,7 @@ def canvas_transform(transform: ImageTransform, sub_images: SubImageConfig) -> I
 def decompose(
     image: Image.Image, transform: ImageTransform, sub_images: SubImageConfig
 ) -> list[Image.Image]:
-    """The squares that show an image.
+    """The sub-images of an image.
 
     Args:
         image: RGB, any size.

@@ -1,1 +1,1 @@
-"""Training through Composer, behind one module; resumable, exact, loud when it fails."""
+"""Training through Composer or a loop of our own; resumable, exact, loud when it fails."""

@@ -1,8 +1,8 @@
-"""An objective and its batches in the shape that Composer's loop expects."""
+"""An objective and its batches in the shape that a training loop expects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mm1_pipeline.models.objective import Objective, ObjectiveOutput, add_terms
 from mm1_pipeline.streams.collation import split_batch
-from mm1_pipeline.training.composer_api import ComposerModel, DataSpec
 from mm1_pipeline.training.distributed import sum_counts
 
 Batch = dict[str, Any]
@@ -21,35 +20,34 @@ STEP = "step"
 """Key of a batch under which its optimizer step stands, from 0."""
 
 
-class TrainableObjective(ComposerModel):
-    """Wraps an objective; the loss is the mean over all targets of the global batch.
+class TrainableObjective:
+    """An objective with its loss: the mean over all targets of the global batch.
 
     Args:
-        objective: stays a plain module, which `state_dict` names under `objective.`.
+        objective: stays a plain module.
         loss_factor: see `sharding.loss_factor`.
-        cpu_autocast: whether a CPU multiplies in bfloat16. Composer does so on GPUs only.
+        autocast: device whose matrix products are made in bfloat16; None casts nothing.
     """
 
     def __init__(
-        self, objective: Objective, *, loss_factor: float = 1.0, cpu_autocast: bool = False
+        self, objective: Objective, *, loss_factor: float = 1.0, autocast: str | None = None
     ) -> None:
-        super().__init__()
         self.objective = objective
         self._loss_factor = loss_factor
-        self._cpu_autocast = cpu_autocast
+        self._autocast = autocast
 
-    def forward(self, batch: Batch) -> ObjectiveOutput:
+    def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Losses of everything that a microbatch predicts."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._cpu_autocast):
+        with torch.autocast(self._autocast or "cpu", torch.bfloat16, enabled=bool(self._autocast)):
             return self.objective(batch)
 
     def loss(self, outputs: ObjectiveOutput, batch: Batch) -> Tensor:
         """Mean over the targets of a microbatch, and the terms that join it.
 
-        Composer weights it by the microbatch's share of the batch's targets (see
-        `data_spec`), so the gradient is that of the mean over the whole batch, whatever the
-        size of a microbatch. A term of a microbatch is its own: an MoE's load balance is that of
-        each microbatch, as a mean of products is not the product of means.
+        The loop weights it by the microbatch's share of the batch's targets, so the gradient is
+        that of the mean over the whole batch, whatever the size of a microbatch. A term of a
+        microbatch is its own: an MoE's load balance is that of each microbatch, as a mean of
+        products is not the product of means.
         """
         mean = outputs.losses.sum() / max(1, batch[NUM_TARGETS])
         total = add_terms(mean, outputs.terms)
@@ -73,25 +71,7 @@ def prepare(batch: Batch, objective: Objective) -> Batch:
     return counted
 
 
-def data_spec(loader: Iterable[Batch], objective: Objective) -> DataSpec:
-    """Tells Composer how to count and split batches.
-
-    Composer's "tokens" are targets, here and in its timestamps: they weight the microbatches.
-
-    Args:
-        loader: yields what `streams.collation.collate` makes.
-        objective: counts the targets.
-    """
-    return DataSpec(
-        loader,
-        batch_transforms=lambda batch: prepare(batch, objective),
-        split_batch=lambda batch, size: split(batch, size, objective),
-        get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
-        get_num_tokens_in_batch=lambda batch: batch[NUM_TARGETS],
-    )
-
-
-def split(batch: Batch, microbatch_size: int | float, objective: Objective) -> Sequence[Batch]:
+def split(batch: Batch, microbatch_size: int, objective: Objective) -> Sequence[Batch]:
     """Cuts a batch into microbatches that know their numbers of targets.
 
     Args:
@@ -99,7 +79,6 @@ def split(batch: Batch, microbatch_size: int | float, objective: Objective) -> S
         microbatch_size: sequences in each but perhaps the last.
         objective: counts the targets.
     """
-    assert isinstance(microbatch_size, int), "microbatches are whole sequences"
     if microbatch_size >= len(batch["input_ids"]):
         return [batch]
     of_step = {STEP: batch[STEP]} if STEP in batch else {}

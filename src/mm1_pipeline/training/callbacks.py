@@ -1,4 +1,4 @@
-"""What is measured, checked and shown at every step of Composer's loop."""
+"""What is measured, checked and shown at every step of a training loop."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import ObjectiveOutput
 from mm1_pipeline.training.adapter import NUM_TARGETS, STEP
 from mm1_pipeline.training.checkpoints import CheckpointStore
-from mm1_pipeline.training.composer_api import Callback, Logger, State
 from mm1_pipeline.training.distributed import ALONE, World, gather, sum_counts
+from mm1_pipeline.training.engine import Callback, LoopState
 from mm1_pipeline.training.errors import TrainingStoppedError
 from mm1_pipeline.training.metrics import (
     TIMING,
@@ -39,9 +39,9 @@ _SHOWN_CHARACTERS = 100
 class StepStamp(Callback):
     """Tells every batch its optimizer step, from 0, for objectives that draw by it."""
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
+    def after_dataloader(self, state: LoopState) -> None:
         """Runs once a batch, before it is cut into microbatches."""
-        state.batch[STEP] = state.timestamp.batch.value
+        state.batch[STEP] = state.step
 
 
 class LossMeter(Callback):
@@ -51,14 +51,14 @@ class LossMeter(Callback):
         self.losses = StreamLosses(streams)
         self.terms = TermMeans()
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: LoopState) -> None:
         """Forgets the step before."""
         self.losses.reset()
         self.terms.reset()
 
-    def after_loss(self, state: State, logger: Logger) -> None:
+    def after_loss(self, state: LoopState) -> None:
         """Adds a microbatch."""
-        output, batch = state.outputs, state.batch
+        output, batch = state.output, state.batch
         assert isinstance(output, ObjectiveOutput)
         self.losses.add(output.losses, output.weights, batch["stream_ids"])
         self.terms.add(output.terms, batch[NUM_TARGETS])
@@ -99,9 +99,9 @@ class GradientGuard(Callback):
         self._world = world
         self.norm = math.nan
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: LoopState) -> None:
         """Runs between the backward pass and the optimizer."""
-        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        parameters = [p for p in state.objective.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # `clip_grad_norm_` adds its epsilon to each rank's part of a norm that is not whole yet.
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -113,7 +113,7 @@ class GradientGuard(Callback):
         elif self._spikes is not None and self._spikes.judge(loss).is_spike:
             self._handle_spike(state, loss, self._spikes)
 
-    def _stop_for_good(self, state: State, loss: float, by_stream: dict[str, float]) -> None:
+    def _stop_for_good(self, state: LoopState, loss: float, by_stream: dict[str, float]) -> None:
         bad_streams = [name for name, value in by_stream.items() if not math.isfinite(value)]
         raise TrainingStoppedError(
             f"Found a loss of {loss:.4g} and a gradient norm of {self.norm:.4g} at step "
@@ -124,7 +124,7 @@ class GradientGuard(Callback):
             "optimizer.max_grad_norm."
         )
 
-    def _handle_spike(self, state: State, loss: float, spikes: SpikeDetector) -> None:
+    def _handle_spike(self, state: LoopState, loss: float, spikes: SpikeDetector) -> None:
         config = spikes.config
         found = (
             f"Found a loss of {loss:.4g} at step {_step(state)}, {spikes.last.score:.1f} robust "
@@ -139,7 +139,7 @@ class GradientGuard(Callback):
             )
         if config.action == "skip":
             # AdamW passes over weights without a gradient: neither they nor its averages move.
-            for parameter in state.model.parameters():
+            for parameter in state.objective.parameters():
                 parameter.grad = None
         if self._world.leads:
             taken = "left out" if config.action == "skip" else "taken"
@@ -147,7 +147,7 @@ class GradientGuard(Callback):
                 "%sThe step was %s (%d found so far).", found, taken, spikes.num_found
             )
 
-    def _samples(self, state: State, loss: float, reason: str) -> str:
+    def _samples(self, state: LoopState, loss: float, reason: str) -> str:
         """Writes the keys of the global batch and says where; every rank has to call it."""
         step = _step(state)
         keys = [key for of_rank in gather(list(state.batch["sample_keys"])) for key in of_rank]
@@ -165,7 +165,7 @@ class GradientGuard(Callback):
 class LoaderGuard(Callback):
     """Makes a short batch or an early end of the data an error.
 
-    At an early end of the data Composer would quietly begin them anew, so that a training ends
+    At an early end of the data Composer would quietly begin them anew, and a training would end
     well on a part of its data.
 
     Args:
@@ -179,7 +179,7 @@ class LoaderGuard(Callback):
         self._batch_size = batch_size
         self._rows = batch_size // world.size
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
+    def after_dataloader(self, state: LoopState) -> None:
         """Checks a batch that was read."""
         found = len(state.batch["input_ids"])
         if found != self._rows:
@@ -190,17 +190,17 @@ class LoaderGuard(Callback):
                 "again if one is missing."
             )
 
-    def epoch_end(self, state: State, logger: Logger) -> None:
+    def data_end(self, state: LoopState) -> None:
         """Runs when the loader has no more batches."""
         self.check_complete(state)
 
-    def check_complete(self, state: State) -> None:
+    def check_complete(self, state: LoopState) -> None:
         """Checks that all planned steps were made.
 
         Raises:
             TrainingStoppedError: when the data ended before the plan did.
         """
-        steps, samples = state.timestamp.batch.value, state.timestamp.sample.value
+        steps, samples = state.step, state.samples
         if steps != self._num_steps or samples != self._num_steps * self._batch_size:
             raise TrainingStoppedError(
                 f"Found the end of the data after {steps} steps and {samples} sequences, expected "
@@ -260,11 +260,11 @@ class MetricsRecorder(Callback):
         self._started = time.perf_counter()
         self._batch_read = self._started
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: LoopState) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
+    def after_dataloader(self, state: LoopState) -> None:
         """Describes the batch while it is still whole and on the CPU."""
         self._batch_read = time.perf_counter()
         flops = self._count_flops(state.batch)
@@ -276,13 +276,13 @@ class MetricsRecorder(Callback):
             ),
         }
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: LoopState) -> None:
         """Notes the learning rate before the schedule moves on."""
-        self._of_batch["lr"] = float(state.optimizers[0].param_groups[0]["lr"])
+        self._of_batch["lr"] = float(state.optimizer.param_groups[0]["lr"])
 
-    def batch_end(self, state: State, logger: Logger) -> None:
+    def batch_end(self, state: LoopState) -> None:
         """Makes the row."""
-        step = state.timestamp.batch.value
+        step = state.step
         row = self._row(step)
         if self._display is not None:
             self._display.update(
@@ -291,7 +291,7 @@ class MetricsRecorder(Callback):
         if self._log is not None and (step % self._interval_steps == 0 or step == self._num_steps):
             self._log.append(row)
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: LoopState) -> None:
         """Restarts the clock; the next step's time includes a checkpoint written here."""
         self._started = time.perf_counter()
 
@@ -332,8 +332,8 @@ class MetricsRecorder(Callback):
         }
 
 
-def _step(state: State) -> int:
-    return state.timestamp.batch.value + 1
+def _step(state: LoopState) -> int:
+    return state.step + 1
 
 
 def _shorten(key: str) -> str:

@@ -223,7 +223,7 @@ class CheckpointStore:
         temporary, replaced = final.with_suffix(".tmp"), final.with_suffix(_REPLACED)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            _write(temporary, state, model, optimizer)
+            _write_files(temporary, state, model, optimizer)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)  # its room may be all there is
             raise TrainingStoppedError(
@@ -297,7 +297,7 @@ class CheckpointStore:
             shutil.rmtree(leaving)
 
 
-def _write(
+def _write_files(
     folder: Path,
     state: TrainingState,
     model: Mapping[str, Tensor],

@@ -2,7 +2,7 @@
 
 torch's object collectives pickle what they send and unpickle what comes, which runs whatever code
 a pickle names. This project calls none of them, but torch itself (for the shapes of weights that
-it shards) and Composer do. Here JSON with a few marked types takes pickle's place.
+it shards) and Composer do where it trains. Here JSON with a few marked types takes pickle's place.
 """
 
 from __future__ import annotations

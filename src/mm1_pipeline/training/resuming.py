@@ -1,4 +1,4 @@
-"""Puts a checkpoint into Composer's loop, and takes one out of it."""
+"""Puts a checkpoint into a training loop, and takes one out of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mm1_pipeline.training.checkpoints import (
     state_as_plain,
     state_of_plain,
 )
-from mm1_pipeline.training.composer_api import Callback, Logger, State
 from mm1_pipeline.training.distributed import ALONE, World, gather, share, sum_counts
+from mm1_pipeline.training.engine import Callback, LoopState
 from mm1_pipeline.training.errors import TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.random_state import random_state, restore_random_state
@@ -25,8 +25,8 @@ from mm1_pipeline.training.termination import Termination
 class Checkpointing(Callback):
     """Resumes from a checkpoint and writes new ones, on any number of ranks.
 
-    Composer's own loading is not used: it runs code from the file, and it does not restore
-    the random state when a dataset resumes by itself.
+    Either engine goes on from what the other wrote. Composer's own loading is not used: it runs
+    code from the file, and it does not restore the random state when a dataset resumes by itself.
 
     Args:
         store: where checkpoints lie.
@@ -61,28 +61,24 @@ class Checkpointing(Callback):
         self._world = world
         self._termination = termination
 
-    def after_load(self, state: State, logger: Logger) -> None:
-        """Puts the checkpoint into the trainer, at the place where Composer would."""
+    def after_load(self, state: LoopState) -> None:
+        """Puts the checkpoint into weights, optimizer, schedule and data."""
         checkpoint, self._checkpoint = self._checkpoint, None
         plain = share(state_as_plain(checkpoint.state) if checkpoint else None)
         if plain is None:
             return
         found = state_of_plain(plain)
-        restore_state(_objective(state), state.optimizers[0], found.groups, checkpoint)
+        restore_state(state.objective, state.optimizer, found.groups, checkpoint)
         self._spikes.load_state_dict(found.loss_spikes)
         self._rng = found.random_states
-        (scheduler,) = state.schedulers
         # Another version of torch may know other fields; none of the file's is added to them.
-        known = scheduler.state_dict()
+        known = state.scheduler.state_dict()
         known |= {key: value for key, value in found.scheduler.items() if key in known}
-        parts = {
-            "schedulers": {type(scheduler).__qualname__: known},
-            "timestamp": {type(state.timestamp).__qualname__: _timestamp(found)},
-            "dataset_state": {"train": found.dataset, "eval": {}},
-        }
-        state.load_state_dict(parts, logger, strict=True)
+        state.scheduler.load_state_dict(known)
+        state.dataset.load_state_dict(found.dataset)
+        state.step, state.samples, state.targets = found.step, found.samples, found.targets
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
+    def after_dataloader(self, state: LoopState) -> None:
         """Restores the random state once the first batch is read, when reading is done with it.
 
         A rank that the checkpoint does not know keeps the state that its seed gave.
@@ -93,13 +89,13 @@ class Checkpointing(Callback):
         if (rank := self._world.rank) < len(states):
             restore_random_state(states[rank])
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: LoopState) -> None:
         """Writes a checkpoint when one is due, or when the training has to end.
 
         Raises:
             TrainingTerminatedError: a rank was asked to end; the step is saved.
         """
-        step = state.timestamp.batch.value
+        step = state.step
         asked = self._termination is not None and self._termination.is_requested
         ends = sum_counts([int(asked)]) != [0]
         if ends or step % self._interval_steps == 0 or step == self._num_steps:
@@ -111,50 +107,21 @@ class Checkpointing(Callback):
                 "call goes on from there"
             )
 
-    def _save(self, state: State) -> None:
-        model, optimizer, groups = gather_state(_objective(state), state.optimizers[0])
+    def _save(self, state: LoopState) -> None:
+        model, optimizer, groups = gather_state(state.objective, state.optimizer)
         rng = gather(random_state())
         if self._log is None:
             return
         self._log.sync()
-        (scheduler,) = state.schedulers
-        stamp = state.timestamp
         stated = TrainingState(
-            step=stamp.batch.value,
-            samples=stamp.sample.value,
-            targets=stamp.token.value,
+            step=state.step,
+            samples=state.samples,
+            targets=state.targets,
             num_rows=self._log.num_rows,
             groups=groups,
-            scheduler=scheduler.state_dict(),
-            dataset=_dataset(state).state_dict(stamp.sample.value, from_beginning=True),
+            scheduler=state.scheduler.state_dict(),
+            dataset=state.dataset.state_dict(state.samples, from_beginning=True),
             loss_spikes=self._spikes.state_dict(),
             random_states=rng,
         )
-        counts = stamp.state_dict()
-        counts = {key: value for key, value in counts.items() if not key.endswith("_wct")}
-        assert counts == _timestamp(stated), "a training is one epoch"
         self._store.save(stated, model, optimizer)
-
-
-def _objective(state: State) -> Any:
-    """The module whose weights are kept; Composer's wrapper is not part of their names."""
-    return getattr(state.model, "objective", state.model)
-
-
-def _dataset(state: State) -> Any:
-    """What keeps the place in the data."""
-    loader: Any = state.train_dataloader
-    return loader.dataset
-
-
-def _timestamp(state: TrainingState) -> dict[str, int]:
-    """Where a training is, as Composer counts it: in one epoch of one iteration."""
-    counts = {"batch": state.step, "sample": state.samples, "token": state.targets}
-    return {
-        "iteration": 0,
-        "epoch": 0,
-        **counts,
-        "epoch_in_iteration": 0,
-        "token_in_iteration": state.targets,
-        **{f"{key}_in_epoch": value for key, value in counts.items()},
-    }

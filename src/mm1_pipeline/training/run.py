@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +14,6 @@ from mm1_pipeline.models.objective import Objective
 from mm1_pipeline.streams.leftovers import TemporaryFolder, remove_leftovers
 from mm1_pipeline.streams.loader import build_loader
 from mm1_pipeline.streams.shard_index import ShardIndex
-from mm1_pipeline.training.adapter import TrainableObjective, data_spec
 from mm1_pipeline.training.callbacks import (
     GradientGuard,
     LoaderGuard,
@@ -25,26 +23,27 @@ from mm1_pipeline.training.callbacks import (
 )
 from mm1_pipeline.training.checkpoints import CheckpointStore
 from mm1_pipeline.training.compilation import compile_layers
-from mm1_pipeline.training.composer_api import Callback, Trainer
 from mm1_pipeline.training.device import peak_flops
 from mm1_pipeline.training.distributed import ALONE, World, gather, share
+from mm1_pipeline.training.engine import (
+    Callback,
+    Engine,
+    EngineName,
+    Plan,
+    build_engine,
+    choose_engine,
+)
 from mm1_pipeline.training.errors import TrainingStoppedError, TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
 from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler
-from mm1_pipeline.training.sharding import check_sharded, loss_factor, mark_units
+from mm1_pipeline.training.sharding import check_sharded, loss_factor
 from mm1_pipeline.training.spikes import SpikeDetector
 from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
 logger = logging.getLogger(__name__)
-
-_COMPOSER_DEVICES = {"cpu": "cpu", "cuda": "gpu"}
-
-_SHARDED = {"fsdp": {"mixed_precision": "FULL"}}
-"""FSDP2 whose own types stay float32, autocast alone choosing types: the same numbers as in one
-process. FSDP2's casts would also take the rotary angles to bfloat16."""
 
 
 class TrainingRun:
@@ -75,6 +74,7 @@ class TrainingRun:
         self._index = ShardIndex.read(shards_dir)
         self._shards_dir, self._stage, self._device = shards_dir, stage, device
         self._work_dir = work_dir
+        self._engine_name: EngineName = choose_engine(config.engine)
         self._num_steps = config.schedule.num_steps
         self._store = CheckpointStore(work_dir / "checkpoints", keep=config.checkpoint.keep)
         self._checkpoint = self._store.newest_good() if world.leads else None
@@ -131,18 +131,18 @@ class TrainingRun:
         self._display.say(f"finished {steps} steps in {self._display.elapsed}{loss}")
 
     def _fit(self, cache_dir: Path) -> None:
-        trainer = self._trainer(cache_dir)
+        engine = self._engine(cache_dir)
         try:
             check_sharded(self._objective, self._world)
             if self._first_step < self._num_steps:
                 with self._termination.noted():
-                    trainer.fit()
-            self._loader_guard.check_complete(trainer.state)
+                    engine.fit()
+            self._loader_guard.check_complete(engine.state)
         except TrainingHangsError:
             raise TrainingStoppedError(self._watchdog.message) from None
         finally:
             self._watchdog.stop()
-            trainer.close()
+            engine.close()
 
     def _rewind_log(self) -> None:
         """Brings the metrics back to the checkpoint."""
@@ -164,14 +164,11 @@ class TrainingRun:
         steps = self._store.steps()
         return f"the same call resumes after step {steps[-1]}" if steps else "no checkpoint yet"
 
-    def _trainer(self, cache_dir: Path) -> Trainer:
+    def _engine(self, cache_dir: Path) -> Engine:
         config = self._config
         optimizer = build_optimizer(self._objective, config.optimizer, self._peak_learning_rate())
         if config.compile:
             compile_layers(self._objective)
-        if is_sharded := self._world.size > 1:
-            mark_units(self._objective)
-            os.environ["FSDP_VERSION"] = "2"  # else Composer takes FSDP1, which needs a GPU
         loader = build_loader(
             self._shards_dir,
             config.mixture,
@@ -185,28 +182,21 @@ class TrainingRun:
             timeout_seconds=config.timeouts.loader_seconds,
             start_worker=outlive_termination,
         )
-        return Trainer(
-            model=TrainableObjective(
-                self._objective,
-                loss_factor=loss_factor(),
-                cpu_autocast=config.precision == "bfloat16" and self._device == "cpu",
-            ),
-            train_dataloader=data_spec(loader, self._objective),
-            max_duration=f"{self._num_steps}ba",
-            optimizers=optimizer,
-            schedulers=build_scheduler(optimizer, config.schedule),
-            step_schedulers_every_batch=True,
-            device=_COMPOSER_DEVICES[self._device],
-            precision=_composer_precision(config.precision, self._device),
-            device_train_microbatch_size=config.microbatch_size or config.global_batch_size,
-            accumulate_train_batch_on_tokens=True,
-            seed=config.seed,
-            run_name=self._stage,
+        plan = Plan(
+            loader,
+            num_steps=self._num_steps,
+            microbatch_size=config.microbatch_size or config.global_batch_size,
             callbacks=self._callbacks(),
-            progress_bar=False,
-            parallelism_config=_SHARDED if is_sharded else None,
-            dist_timeout=config.timeouts.collective_seconds,
+            seed=config.seed,
+            device=self._device,
+            is_bfloat16=config.precision == "bfloat16",
+            loss_factor=loss_factor(),
+            world=self._world,
+            stage=self._stage,
+            collective_seconds=config.timeouts.collective_seconds,
         )
+        scheduler = build_scheduler(optimizer, config.schedule)
+        return build_engine(self._engine_name, self._objective, optimizer, scheduler, plan)
 
     def _callbacks(self) -> list[Callback]:
         """In the order in which they run at every event."""
@@ -268,13 +258,8 @@ class TrainingRun:
             f"training {compact(parameters)} parameters{of_law}, peak learning rate "
             f"{self._peak_learning_rate():.2e}, {self._num_steps} steps of "
             f"{config.global_batch_size} sequences ({compact(positions)} positions), "
-            f"on {self._device} in {config.precision}{sharded}{resuming}"
+            f"on {self._device} in {config.precision} by {self._engine_name}{sharded}{resuming}"
         )
-
-
-def _composer_precision(precision: str, device: str) -> str:
-    """Composer refuses bfloat16 on a CPU; there the adapter does it."""
-    return "amp_bf16" if precision == "bfloat16" and device == "cuda" else "fp32"
 
 
 def metrics_file(work_dir: Path, stage: str) -> Path:

@@ -1,8 +1,8 @@
 """Weights and optimizer state split over the ranks, and put together again.
 
 Sharding is PyTorch's FSDP2: every weight becomes a DTensor, of which a rank holds a slice of
-the first axis. Composer applies it; which modules are units of it, whether it took place and how
-its state is saved is decided here.
+the first axis. Composer applies it, or `shard` does; which modules are units of it, whether it took
+place and how its state is saved is decided here.
 
 State is saved whole, by name, so that a checkpoint does not know how many ranks wrote it.
 """
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 
@@ -41,11 +43,36 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     return [layer for layers in lists for layer in layers]
 
 
-def mark_units(objective: nn.Module) -> None:
-    """Tells Composer which modules to shard one by one; the rest is one unit."""
-    units = set(layers_of(objective))
-    # Composer asks the module that it wraps for a function of this name.
-    objective.fsdp_wrap_fn = lambda module: module in units  # pyright: ignore
+def shard(objective: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+    """Splits weights over the ranks: each layer is a unit of FSDP2, and the rest is one.
+
+    Its own types stay float32, autocast alone choosing types: the same numbers as in one process.
+
+    Args:
+        objective: whole on rank 0; on other ranks it may lie on `meta`.
+        optimizer: of its weights, without state; it gets the split ones.
+        device: of this rank.
+    """
+    # Detached: FSDP2 moves the weights themselves, of which a GPU need not hold all.
+    named = _weights_and_buffers(objective) if dist.get_rank() == 0 else ()
+    whole = {name: tensor.detach() for name, tensor in named}
+    old = dict(objective.named_parameters())
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in [*layers_of(objective), objective]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    objective.to_empty(device=device)
+    new = dict(objective.named_parameters())
+    with torch.no_grad():
+        for name, tensor in _weights_and_buffers(objective):
+            tensor.copy_(_like(tensor, whole.get(name)))
+    moved = {id(weight): new[name] for name, weight in old.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [moved[id(weight)] for weight in group["params"]]
+
+
+def _weights_and_buffers(objective: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from objective.named_parameters()
+    yield from objective.named_buffers()
 
 
 def check_sharded(objective: nn.Module, world: World) -> None:
@@ -65,7 +92,8 @@ def check_sharded(objective: nn.Module, world: World) -> None:
         raise RuntimeError(
             f"Found {len(whole)} weights that are not sharded over the {world.size} ranks "
             f"({', '.join(whole[:3])}), expected none. FSDP2 was not applied: this installation "
-            "of Composer does not do what the project was tested with (mosaicml 0.32.1)."
+            "of Composer does not do what the project was tested with (mosaicml 0.32.1). Set "
+            "engine: torch, which gives the same losses."
         )
 
 

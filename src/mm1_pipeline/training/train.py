@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mm1_pipeline.streams.shard_index import ShardIndex, verify_shards
 from mm1_pipeline.training.authenticated import read_secret
 from mm1_pipeline.training.device import choose_device, choose_num_processes
 from mm1_pipeline.training.distributed import check_single_process
+from mm1_pipeline.training.engine import choose_engine
 from mm1_pipeline.training.launch import launch
 from mm1_pipeline.training.metrics import MetricsLog, Row
 from mm1_pipeline.training.nodes import Node, num_nodes
@@ -90,7 +92,7 @@ def train(
     What can be wrong is checked before the first step: parameters, whether weights and shards
     fit, every byte of the shards. A call with the same arguments resumes a training that was
     stopped at any moment, and gives what it would have given uninterrupted (bit for bit on a
-    CPU in one process).
+    CPU in one process), whichever engine goes on.
 
     With one device the training runs here; with several, a process is started for each (see
     `launch`), and the weights are brought back here when they are done.
@@ -121,6 +123,8 @@ def train(
         read_secret()
     device = choose_device(config)
     num_processes = choose_num_processes(config, device)
+    # Chosen once for all ranks, of which some machine may have no Composer.
+    config = dataclasses.replace(config, engine=choose_engine(config.engine))
     index = ShardIndex.read(shards_dir)
     check_needs(objective.needs, index)
     _check_objective(config, objective)

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from mm1_pipeline.training.composer_api import Callback, Logger, State
+from mm1_pipeline.training.engine import Callback, LoopState
 
 _CHECKS = 20
 """How often a time limit is looked at while it runs."""
@@ -46,30 +46,30 @@ class Watchdog(Callback):
         self.message: str | None = None
         """Set once it has fired."""
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: LoopState) -> None:
         """Begins to watch."""
         self._target = threading.get_ident()
         self._touch(state)
         threading.Thread(target=self._watch, name="training-watchdog", daemon=True).start()
 
-    def batch_end(self, state: State, logger: Logger) -> None:
+    def batch_end(self, state: LoopState) -> None:
         """A step is done."""
         self._touch(state)
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: LoopState) -> None:
         """A checkpoint, if one was due, is written."""
         self._touch(state)
 
-    def close(self, state: State, logger: Logger) -> None:
-        """Ends the watch; Composer calls it however a training ends."""
+    def close(self, state: LoopState) -> None:
+        """Ends the watch; called however a training ends."""
         self.stop()
 
     def stop(self) -> None:
         """Ends the watch; may be called twice."""
         self._ended.set()
 
-    def _touch(self, state: State) -> None:
-        self._last, self._step = time.monotonic(), state.timestamp.batch.value
+    def _touch(self, state: LoopState) -> None:
+        self._last, self._step = time.monotonic(), state.step
 
     def _watch(self) -> None:
         pause = min(self._limit / _CHECKS, _LONGEST_PAUSE_SECONDS)

@@ -39,7 +39,7 @@ from mm1_pipeline.training.sharding import state_tensors
 def main() -> None:
     """Runs this rank to the end; an error is written where the parent looks."""
     try:
-        _run(World.of_environment())
+        _run_rank(World.of_environment())
     except TrainingTerminatedError as end:
         _end(end, 128 + signal.SIGTERM)
     except Exception as error:
@@ -55,7 +55,7 @@ def _end(error: BaseException, status: int) -> NoReturn:
     os._exit(status)
 
 
-def _run(world: World) -> None:
+def _run_rank(world: World) -> None:
     pipe = sys.stdin.buffer
     order = order_of_json(pipe.read(int.from_bytes(pipe.read(8), "big")))
     end_with_parent(pipe)

@@ -16,7 +16,7 @@ from mm1_pipeline.config.corpus_rules import ClipScoreConfig
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.corpus import caption_scores
 from mm1_pipeline.corpus.caption_scores import Checked, reject_low_scores
-from mm1_pipeline.corpus.filters import Verdict
+from mm1_pipeline.corpus.filters import FilterResult
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.readers.base import RejectedRecord
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
@@ -52,11 +52,11 @@ def checked(number: int | None, size: int) -> Checked:
     item = RejectedRecord("k", Rejected(Reason.EMPTY_FILE))
     if number is None:
         why = Rejected(Reason.TOO_FEW_WORDS)
-        return Checked(item, Verdict(None, why, (), 1) if size % 2 else None, None)
+        return Checked(item, FilterResult(None, why, (), 1) if size % 2 else None, None)
     image = RecordImage(bytes(size), None, "0" * 64, 1, 1)
     segments = (Segment.of_image(0), Segment.of_text(f"caption {number}"))
     record = Record(NAME, str(number), RecordKind.CAPTION, segments, (image,))
-    return Checked(item, Verdict(record, None, (), 1), str(number).encode())
+    return Checked(item, FilterResult(record, None, (), 1), str(number).encode())
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(0, 99), st.integers(0, 9)), max_size=120))
@@ -73,7 +73,7 @@ def test_every_record_comes_out_once_in_its_order(numbers: list[tuple[int | None
         if number is None or (number >= 50 and number != 13):
             assert new is old
             continue
-        assert (new.item, new.looks) == (old.item, old.looks)
+        assert (new.item, new.perceptual_hash) == (old.item, old.perceptual_hash)
         assert new.verdict is not None
         assert new.verdict.why is not None
         assert (new.verdict.record, new.verdict.num_images) == (None, 1)

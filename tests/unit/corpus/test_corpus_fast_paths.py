@@ -41,7 +41,9 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy:
     [
         RECORD_SCHEMA,
         QUARANTINE_SCHEMA,
-        pa.schema([("order", pa.int64()), ("looks", pa.binary(4)), ("name", pa.large_string())]),
+        pa.schema(
+            [("order", pa.int64()), ("perceptual_hash", pa.binary(4)), ("name", pa.large_string())]
+        ),
     ],
     ids=["records", "quarantine", "keys"],
 )

@@ -134,7 +134,7 @@ def read_all(folder: Path, source_format: str) -> tuple[int, int]:
     config = make_config({"s": options}, limits={"max_line_bytes": 100_000})
     settings = config.sources["s"]
     source = Source("s", settings, open_files(settings), config.limits)
-    checker = ImageChecker(settings.image_rules, wants_looks=True)
+    checker = ImageChecker(settings.image_rules, wants_hashes=True)
     read = rejected = 0
     for item in count_passed_over(read_source(source), Counter()):
         read += 1

@@ -63,7 +63,7 @@ GOLDEN = {
         "Start[/real.jpg]\n\na[/original.jpg]\n\nb[/l.jpg]\n\nc[/x2.jpg]\n\nd[/p.webp]\n\ne"
         "[/noscript.jpg]\n\nf\n\ng[data:image/png;base64,AAAA]",
     ),
-    "furniture is left out whatever it is made of": (
+    "boilerplate is left out whatever it is made of": (
         body(f"""
             <div class="navbar"><a href="/">Start</a></div>
             <div id="breadcrumbs"><a href="/">Start</a> &gt; <a href="/a">Articles</a></div>
@@ -84,7 +84,7 @@ GOLDEN = {
             <div class="comments"><p>First!</p></div>"""),
         f"{' '.join(LONG.split())}\n\nName",
     ),
-    "what is named like furniture and holds most of the page is content": (
+    "what is named like boilerplate and holds most of the page is content": (
         body(f"""<div class="page has-sidebar" id="search-wrapper"><p>{LONG}</p>
             <div class="sidebar">Side</div></div>"""),
         " ".join(LONG.split()),

@@ -105,8 +105,15 @@ def test_workers_change_no_byte(tmp_path):
 def test_a_killed_run_makes_only_the_partitions_that_are_missing(tmp_path, monkeypatch):
     config = config_of(tmp_path / "raw", partition_bytes=1)
     expected = ingest(config, tmp_path / "whole")
-    real = {name: getattr(steps, name) for name in ("_read", "_judge", "_write")}
-    for name, at in (("_read", 2), ("_judge", 2), ("_write", 3), ("_read", 3)):
+    real = {
+        name: getattr(steps, name) for name in ("_read_source", "_judge_partition", "_write_kept")
+    }
+    for name, at in (
+        ("_read_source", 2),
+        ("_judge_partition", 2),
+        ("_write_kept", 3),
+        ("_read_source", 3),
+    ):
         calls = []
 
         def die(task, folder, *, name=name, at=at, calls=calls):
@@ -123,9 +130,9 @@ def test_a_killed_run_makes_only_the_partitions_that_are_missing(tmp_path, monke
 
     def count(task, folder):
         made.append((task.name, task.number))
-        real["_read"](task, folder)
+        real["_read_source"](task, folder)
 
-    monkeypatch.setattr(steps, "_read", count)
+    monkeypatch.setattr(steps, "_read_source", count)
     report = ingest(config, tmp_path / "last", work_dir=tmp_path / "work")
     assert made == [("words", 2), ("words", 3), *(("web", n) for n in range(4))]
     assert report == expected

@@ -103,7 +103,7 @@ def test_documents_of_the_web_are_clean(result):
         assert all(min(image.width, image.height) >= 100 for image in record.images)
         texts += [segment.text for segment in record.segments if segment.text]
     whole = "\n".join(texts)
-    for furniture in (
+    for boilerplate in (
         "Generated on",  # footers of OpenCV's pages
         "Next Tutorial:",
         "Click here to download",  # notes of scikit-image's gallery
@@ -111,7 +111,7 @@ def test_documents_of_the_web_are_clean(result):
         "¶",
         "<div",
     ):
-        assert furniture not in whole, furniture
+        assert boilerplate not in whole, boilerplate
     assert "import numpy as np\nimport matplotlib.pyplot as plt" in whole
     assert "- Use the OpenCV function cv::boundingRect" in whole
 

@@ -19,7 +19,7 @@ from mm1_pipeline.corpus.records import Role, Segment
 from mm1_pipeline.evaluation.chat import ChatModel, Conversation
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
-from mm1_pipeline.evaluation.prompts.resolution import square_keys
+from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.staleness.errors import StalenessError
@@ -68,11 +68,13 @@ def greedy(chat: ChatModel, segments: list[Segment], images: list[bytes]) -> str
         for data in images
         for square in decompose(Image.open(io.BytesIO(data)).convert("RGB"), TRANSFORM, GRID)
     ]
-    tiles = [
+    num_sub_images = [
         len(decompose(Image.open(io.BytesIO(data)).convert("RGB"), TRANSFORM, GRID))
         for data in images
     ]
-    ids = serialize_conversation(segments, chat.tokenizer, 4, tiles=tiles).input_ids.tolist()
+    ids = serialize_conversation(
+        segments, chat.tokenizer, 4, num_sub_images=num_sub_images
+    ).input_ids.tolist()
     pixels, answer = to_pixel_values(squares, TRANSFORM), []
     never = [chat.tokenizer.pad_id, chat.tokenizer.bos_id, chat.tokenizer.image_id]
     for _ in range(chat.max_new_tokens):
@@ -115,7 +117,7 @@ def test_crops_change_what_the_model_sees(chat: ChatModel) -> None:
     data = picture(32, 32)
     features = ImageFeatures(chat.model, {"x": data}, TRANSFORM, sub_images=GRID)
     with torch.no_grad():
-        found = features(square_keys("x", 5))
+        found = features(sub_image_keys("x", 5))
         squares = decompose(Image.open(io.BytesIO(data)), TRANSFORM, GRID)
         pixels = to_pixel_values(squares, TRANSFORM)
         expected = chat.model.connector(chat.model.vision(pixels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -70,7 +71,11 @@ STOCK = replace(
 SCRIPT = Path(__file__).with_name("use_exported.py")
 CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), re.MULTILINE)
 
-VERSIONS = {"4.57": ("accelerate",), "5": ("transformers5",)}
+_INSTALLED = importlib.metadata.version("transformers")
+VERSIONS = {
+    version: ("accelerate",) if _INSTALLED.startswith(f"{version}.") else ("other-transformers",)
+    for version in ("4.57", "5")
+}
 """Folders of the environment that go before it, by the transformers that is then found."""
 
 CHATS: list[tuple[list[dict[str, Any]], list[Segment]]] = []
@@ -255,8 +260,10 @@ def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         seeds = [segment.image for segment in segments if segment.image is not None]
         pictures = [picture(seed) for seed in seeds]
         plan["chat_images"].append(seeds)
-        tiles = [len(decompose(each, TRANSFORM, SUB_IMAGES)) for each in pictures]
-        document = serialize_conversation(segments, tokenizer, NUM_TOKENS, tiles=tiles)
+        num_sub_images = [len(decompose(each, TRANSFORM, SUB_IMAGES)) for each in pictures]
+        document = serialize_conversation(
+            segments, tokenizer, NUM_TOKENS, num_sub_images=num_sub_images
+        )
         expected[f"chat {index}"] = torch.from_numpy(document.input_ids.astype(np.int64))
     squashed = replace(TRANSFORM, resize=Resize.SQUASH)
     expected["llava"] = to_pixel_values([resize_image(picture(1), squashed)], squashed)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mm1_pipeline.lab.statistics import (
+    ArmDifference,
     Claim,
-    Difference,
     Verdict,
     holm,
     judge,
@@ -139,15 +139,15 @@ def test_equal_scores_differ_by_nothing():
 
 
 def test_the_sign_turns_the_claim_round():
-    difference = Difference(-2.0, -2.5, -1.5, 0.2, 50.0, 3, 60)
+    difference = ArmDifference(-2.0, -2.5, -1.5, 0.2, 50.0, 3, 60)
     down, up = judge([Claim("down", difference, -1), Claim("up", difference, 1)])
     assert (down.verdict, up.verdict) == (Verdict.SHOWN, Verdict.CONTRADICTED)
     assert down.as_json()["delta"] == -2.0
 
 
 def test_a_verdict_that_only_the_correction_withholds_says_so():
-    likely = Difference(2.0, 0.3, 3.7, 0.4, 2.0, 3, 60)
-    others = [Claim(f"{n}", Difference(0.0, -1.7, 1.7, 0.4, 2.0, 3, 60), 1) for n in range(9)]
+    likely = ArmDifference(2.0, 0.3, 3.7, 0.4, 2.0, 3, 60)
+    others = [Claim(f"{n}", ArmDifference(0.0, -1.7, 1.7, 0.4, 2.0, 3, 60), 1) for n in range(9)]
     up, down = Claim("up", likely, 1), Claim("down", likely, -1)
     assert judge([up])[0].verdict == Verdict.SHOWN
     found, other, *_ = judge([up, *others])
@@ -190,7 +190,7 @@ def test_what_cannot_be_compared_is_refused(first, second, groups, message):
 
 
 def test_claims_that_contradict_themselves_are_refused():
-    difference = Difference(0, 0, 0, 0, 1, 2, 2)
+    difference = ArmDifference(0, 0, 0, 0, 1, 2, 2)
     with pytest.raises(ValueError, match="margin above 0"):
         Claim("L6", difference, 0)
     with pytest.raises(ValueError, match="found sign 2"):

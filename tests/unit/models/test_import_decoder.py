@@ -15,6 +15,7 @@ from torch import Tensor
 from mm1_pipeline.models.attention import DocumentLayout, KVCache, packed_attention
 from mm1_pipeline.models.checkpoint import load_decoder, save_decoder
 from mm1_pipeline.models.convert.decoder import grow_vocabulary, import_decoder, imported_config
+from mm1_pipeline.models.convert.families import Family, decoder_config
 from mm1_pipeline.models.decoder import Decoder
 
 TOLERANCE = 1e-5
@@ -260,3 +261,13 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
     assert load_file(directory / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
     assert import_decoder(directory).final_norm.weight.dtype == torch.float32
     assert import_decoder(directory, dtype=torch.bfloat16).final_norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("number", [2**70, 2.0, 0])
+@pytest.mark.parametrize("family", list(Family))
+def test_a_damaged_number_of_layers_is_refused_before_they_are_counted(
+    family: Family, number: float
+) -> None:
+    content = {**SHAPE, "model_type": family.value, "num_hidden_layers": number}
+    with pytest.raises(ValueError, match=r"num_hidden_layers: found .*from 1 to 10,000"):
+        decoder_config(content)

@@ -87,3 +87,30 @@ def test_an_unknown_field_is_refused(model: MM1, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="num_experts"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("vision", "num_layers"),
+        ("connector", "num_blocks"),
+        ("decoder", "num_layers"),
+        ("decoder", "moe", "num_experts"),
+    ],
+)
+def test_a_damaged_number_of_what_is_built_one_by_one_is_refused_at_once(
+    place: tuple[str, ...], model: MM1, tmp_path: Path
+) -> None:
+    save_model(model, tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model"]["decoder"]["moe"] = {"num_experts": 4}
+    *parents, last = place
+    inner = content["model"]
+    for name in parents:
+        inner = inner[name]
+    inner[last] = 2**70  # found by a mutant: its layers were counted up to
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"config\.json|{last}") as error:
+        load_model(tmp_path)
+    assert ".".join(place) in str(error.value).replace("\n", ".")
+    assert "10000" in str(error.value)

@@ -116,9 +116,9 @@ def naflex(images: Tensor) -> dict[str, Tensor]:
     """Patches as Siglip2's image processor cuts them: rows, columns, colours."""
     count, _, size, _ = images.shape
     grid = size // 7
-    tiles = images.view(count, 3, grid, 7, grid, 7).permute(0, 2, 4, 3, 5, 1)
+    num_sub_images = images.view(count, 3, grid, 7, grid, 7).permute(0, 2, 4, 3, 5, 1)
     return {
-        "pixel_values": tiles.reshape(count, grid**2, -1),
+        "pixel_values": num_sub_images.reshape(count, grid**2, -1),
         "pixel_attention_mask": torch.ones(count, grid**2, dtype=torch.int64),
         "spatial_shapes": torch.tensor([[grid, grid]] * count),
     }
@@ -340,8 +340,8 @@ def test_aim_v1_is_what_its_paper_and_names_say(tmp_path: Path) -> None:
         scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
         return torch.nn.functional.layer_norm(x, (32,), scale, shift, 1e-6)
 
-    tiles = golden.images(28).unfold(2, 7, 7).unfold(3, 7, 7)  # [2, 3, 4, 4, 7, 7]
-    patches = tiles.permute(0, 2, 3, 1, 4, 5).reshape(2, 16, -1)
+    num_sub_images = golden.images(28).unfold(2, 7, 7).unfold(3, 7, 7)  # [2, 3, 4, 4, 7, 7]
+    patches = num_sub_images.permute(0, 2, 3, 1, 4, 5).reshape(2, 16, -1)
     x = patches @ weights["preprocessor.patchifier.proj.weight"].flatten(1).T
     x = norm(x + weights["preprocessor.patchifier.proj.bias"], "preprocessor.patchifier.norm")
     rates = 10_000.0 ** -(torch.arange(8) / 8)

@@ -28,7 +28,7 @@ from mm1_pipeline.streams.conversations import (
 from mm1_pipeline.streams.loader import read_sequences
 from mm1_pipeline.streams.shard_index import ShardIndex, Split, dataset_directory
 from mm1_pipeline.streams.shards import write_shards
-from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.sub_images import count_sub_images
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
 H, A, S = Role.HUMAN, Role.ASSISTANT, Role.SYSTEM
@@ -55,16 +55,18 @@ def test_the_rule(tokenizer: Tokenizer) -> None:
     segments = [text(" be brief ", S), *exchange("what?", "a cat", 0), *exchange("sure?", "yes")]
     expected = "BSystem: be brief\nUser:## what?\nAssistant: a catEUser: sure?\nAssistant: yesE"
     assert shown(tokenizer, segments) == expected
-    assert shown(tokenizer, segments, tiles=[3]) == expected.replace("##", "######")
+    assert shown(tokenizer, segments, num_sub_images=[3]) == expected.replace("##", "######")
     two = [text("is", H), image(0, H), text("or", H), image(1, H), text("red", A)]
     assert shown(tokenizer, two) == "BUser: is\n## or\n##\nAssistant: redE"
 
 
 def test_a_prompt_is_the_beginning_of_a_trained_conversation(tokenizer: Tokenizer) -> None:
     segments = [*exchange("what?", "a cat", 0), *exchange("sure?", "yes")]
-    whole = serialize_conversation(segments, tokenizer, 4, tiles=[5]).input_ids.tolist()
+    whole = serialize_conversation(segments, tokenizer, 4, num_sub_images=[5]).input_ids.tolist()
     for end in (2, 4):  # after the first question, after the second
-        prompt = serialize_conversation(segments[:end], tokenizer, 4, tiles=[5]).input_ids.tolist()
+        prompt = serialize_conversation(
+            segments[:end], tokenizer, 4, num_sub_images=[5]
+        ).input_ids.tolist()
         assert whole[: len(prompt)] == prompt
         assert tokenizer.decode(prompt).endswith("Assistant:")
 
@@ -86,20 +88,24 @@ def test_segments_without_a_role_are_refused(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("limit", ["positions", "images"])
 def test_the_last_exchanges_are_left_out(tokenizer: Tokenizer, limit: str) -> None:
     parts = [exchange(f"q {n}?", "a cat", n) for n in range(3)]
-    tiles = [1, 3, 1]
-    whole = serialize_conversation(joined(parts), tokenizer, 4, tiles=tiles)
+    num_sub_images = [1, 3, 1]
+    whole = serialize_conversation(joined(parts), tokenizer, 4, num_sub_images=num_sub_images)
     lengths = [
-        len(serialize_conversation(joined(parts[:n]), tokenizer, 4, tiles=tiles).input_ids)
+        len(
+            serialize_conversation(
+                joined(parts[:n]), tokenizer, 4, num_sub_images=num_sub_images
+            ).input_ids
+        )
         for n in range(4)
     ]
     for kept in range(4):
-        squares = sum(tiles[:kept])
+        squares = sum(num_sub_images[:kept])
         packing = (
             PackingConfig(sequence_length=max(1, lengths[kept] + 3), image_tokens=4)
             if limit == "positions"
             else PackingConfig(sequence_length=500, max_images=max(squares, 1), image_tokens=4)
         )
-        found = fit_conversation(whole, tokenizer, packing, tiles)
+        found = fit_conversation(whole, tokenizer, packing, num_sub_images)
         kept = max(kept, 1) if limit == "images" else kept
         if kept == 0:
             assert found is None
@@ -186,8 +192,8 @@ def test_shards_of_conversations(
                 assert ids[-1] == tokenizer.eos_id
                 learned = tokenizer.decode(ids[mask.astype(bool)].tolist()).split(" the dog")
                 assert set("".join(learned).split()) <= {"no", "cat", "sleeps", "the", "dog"}
-            num_squares = (sample["input_ids"] == tokenizer.image_id).sum() / 4
-            assert num_squares == len(sample["image_offsets"]) - 1 <= 7
+            num_sub_images = (sample["input_ids"] == tokenizer.image_id).sum() / 4
+            assert num_sub_images == len(sample["image_offsets"]) - 1 <= 7
 
 
 def test_a_conversation_that_fits_no_sequence_is_counted(
@@ -207,8 +213,8 @@ def test_a_conversation_that_fits_no_sequence_is_counted(
     assert "left out; raise packing.sequence_length" in caplog.text
 
 
-def test_the_number_of_tiles_follows_from_the_recorded_size(conversations_dir: Path) -> None:
-    """Evaluation counts tiles from a record's width and height, before it decodes anything."""
+def test_the_number_of_sub_images_follows_from_the_recorded_size(conversations_dir: Path) -> None:
+    """Evaluation counts sub-images from a record's width and height, before it decodes anything."""
     from mm1_pipeline.config.shard import ImageTransform
     from mm1_pipeline.corpus.images import open_image
     from mm1_pipeline.corpus.records import read_records
@@ -219,6 +225,6 @@ def test_the_number_of_tiles_follows_from_the_recorded_size(conversations_dir: P
     for record in read_records(conversations_dir, "chats"):
         for found in record.images:
             squares = decompose(open_image(found.bytes), transform, grid)
-            assert num_tiles(found.width, found.height, transform, grid) == len(squares)
+            assert count_sub_images(found.width, found.height, transform, grid) == len(squares)
             seen.add(len(squares))
     assert seen == {1, 5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,10 @@ import xxhash
 import zstandard
 
 from mm1_pipeline.streams.mds import MDSWriter, compress, index_text, read_index, read_sequences
+
+STORED = Path(__file__).parents[2] / "golden" / "mds" / "streaming_0_13_0.json"
+"""The index.json of mosaicml-streaming 0.13.0's writer, by compression, for the samples below. Made
+by `python tests/unit/streams/test_streams_mds.py` where that is installed."""
 
 COLUMNS = {
     "input_ids": "ndarray:int32:7",
@@ -39,25 +44,30 @@ def samples() -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("compression", ["", "zstd:3"])
-def test_files_are_those_of_streaming(tmp_path: Path, compression: str) -> None:
-    from streaming.base.compression import decompress
+def index_of_streaming(compression: str, folder: Path) -> dict:
     from streaming.base.format.mds import MDSWriter as StreamingWriter
 
-    ours = MDSWriter(tmp_path / "ours", COLUMNS, "shard", compression, 900)
     theirs = StreamingWriter(
         columns=COLUMNS,
-        out=str(tmp_path / "theirs"),
+        out=str(folder),
         compression=compression or None,
         hashes=["sha1", "xxh64"],
         size_limit=900,
     )
     for sample in samples():
-        ours.write(sample)
         theirs.write(sample)
-    ours.finish()
     theirs.finish()
-    expected = json.loads((tmp_path / "theirs/index.json").read_text())
+    return json.loads((folder / "index.json").read_text())
+
+
+@pytest.mark.parametrize("compression", ["", "zstd:3"])
+def test_files_are_those_of_streaming(tmp_path: Path, compression: str) -> None:
+    """Its index has the checksums of all that it wrote."""
+    ours = MDSWriter(tmp_path / "ours", COLUMNS, "shard", compression, 900)
+    for sample in samples():
+        ours.write(sample)
+    ours.finish()
+    expected = json.loads(STORED.read_text())[compression]
     found = json.loads(index_text(ours.shards))
     assert len(found["shards"]) == len(expected["shards"]) > 3
     for mine, yours in zip(found["shards"], expected["shards"], strict=True):
@@ -66,10 +76,24 @@ def test_files_are_those_of_streaming(tmp_path: Path, compression: str) -> None:
         stored = (mine.pop("zip_data") or raw)["basename"]
         data = (tmp_path / "ours" / stored).read_bytes()
         # Levels and versions of zstd may pack differently; what comes out may not.
-        unpacked = decompress(compression, data) if compression else data
+        unpacked = zstandard.decompress(data, raw["bytes"]) if compression else data
         assert len(unpacked) == raw["bytes"]
+        for name, expected_hash in other["hashes"].items():
+            algorithm = hashlib.sha1 if name == "sha1" else xxhash.xxh64
+            assert algorithm(unpacked).hexdigest() == expected_hash
         yours.pop("zip_data")
         assert mine == yours
+
+
+@pytest.mark.parametrize("compression", ["", "zstd:3"])
+def test_what_is_stored_of_streaming_is_what_it_writes(tmp_path: Path, compression: str) -> None:
+    pytest.importorskip("streaming", reason="a part of the pinned stack only")
+    found, expected = index_of_streaming(compression, tmp_path), json.loads(STORED.read_text())
+    for index in (found, expected[compression]):
+        for shard in index["shards"]:
+            if compression:
+                shard["zip_data"] = None
+    assert found == expected[compression]
 
 
 def equal(found: dict, expected: dict) -> bool:
@@ -99,12 +123,11 @@ def test_streamings_own_dataset_reads_the_same(
     shards_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real shards, of images and text; whoever has Streaming can use them without this project."""
-    from streaming import StreamingDataset
-
+    streaming = pytest.importorskip("streaming", reason="a part of the pinned stack only")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where it leaves its locks
     directory = shards_copy / "pages" / "train"
     ours = list(read_sequences(directory))
-    theirs = StreamingDataset(local=str(directory), batch_size=1, shuffle=False)
+    theirs = streaming.StreamingDataset(local=str(directory), batch_size=1, shuffle=False)
     assert len(ours) == len(theirs) > 5
     assert all(equal(sample, theirs[number]) for number, sample in enumerate(ours))
 
@@ -193,3 +216,13 @@ def test_a_writing_process_needs_neither_torch_nor_streaming() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        stored = {
+            compression: index_of_streaming(compression, Path(place) / str(number))
+            for number, compression in enumerate(["", "zstd:3"])
+        }
+    STORED.parent.mkdir(exist_ok=True)
+    STORED.write_text(json.dumps(stored, indent=1) + "\n")

@@ -20,13 +20,13 @@ from mm1_pipeline.config.shard import (
     SubImageConfig,
 )
 from mm1_pipeline.streams.images import mean_colour, resize_image
+from mm1_pipeline.streams.partition_writer import encode_sub_images
 from mm1_pipeline.streams.sub_images import (
     canvas_transform,
+    count_sub_images,
     crop_boxes,
     decompose,
-    num_tiles,
 )
-from mm1_pipeline.streams.tiles import prepare_tiles
 
 TRANSFORM = ImageTransform(size=8, encoding="png")
 GRID = SubImageConfig(grid=2)
@@ -78,7 +78,7 @@ def test_the_crops_are_the_canvas(width, height, grid, resize, anchor, skip_empt
     np.testing.assert_array_equal(reassemble(crops, grid, 8), canvas)
     sparing = replace(whole, skip_empty=skip_empty)
     boxes = crop_boxes(width, height, transform, sparing)
-    assert num_tiles(width, height, transform, sparing) == 1 + len(boxes)
+    assert count_sub_images(width, height, transform, sparing) == 1 + len(boxes)
     # What is left out shows nothing: the rest of the canvas is the padding's one colour.
     rest = canvas.copy()
     for left, top, right, bottom in boxes:
@@ -102,17 +102,17 @@ def test_aspect_ratio_is_kept_by_padding_and_given_up_by_squashing() -> None:
 def test_empty_crops_may_be_left_out() -> None:
     sparing = replace(GRID, skip_empty=True)
     top_left = replace(TRANSFORM, anchor="top_left")
-    assert num_tiles(40, 10, top_left, sparing) == 3
-    assert num_tiles(40, 10, TRANSFORM, sparing) == 5, "in the centre it lies in all four"
-    assert num_tiles(10, 40, top_left, sparing) == 3
+    assert count_sub_images(40, 10, top_left, sparing) == 3
+    assert count_sub_images(40, 10, TRANSFORM, sparing) == 5, "in the centre it lies in all four"
+    assert count_sub_images(10, 40, top_left, sparing) == 3
     assert crop_boxes(40, 10, top_left, sparing) == [(0, 0, 8, 8), (8, 0, 16, 8)]
 
 
 def test_an_image_that_fits_the_overview_is_shown_by_it_alone() -> None:
-    assert num_tiles(8, 5, TRANSFORM, GRID) == 1
-    assert num_tiles(9, 5, TRANSFORM, GRID) == 5
-    assert num_tiles(8, 5, TRANSFORM, replace(GRID, enlarge=True)) == 5
-    assert num_tiles(800, 500, TRANSFORM, SubImageConfig()) == 1
+    assert count_sub_images(8, 5, TRANSFORM, GRID) == 1
+    assert count_sub_images(9, 5, TRANSFORM, GRID) == 5
+    assert count_sub_images(8, 5, TRANSFORM, replace(GRID, enlarge=True)) == 5
+    assert count_sub_images(800, 500, TRANSFORM, SubImageConfig()) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_papers_resolutions(side: int, resolution: int, grid: int, tokens: i
     transform, sub_images = ImageTransform(size=side), SubImageConfig(grid=grid, enlarge=True)
     assert canvas_transform(transform, sub_images).size == resolution
     for width, height in ((4000, 3000), (100, 100)):
-        assert 144 * num_tiles(width, height, transform, sub_images) == tokens
+        assert 144 * count_sub_images(width, height, transform, sub_images) == tokens
 
 
 def test_records_get_their_squares_in_order() -> None:
@@ -131,9 +131,9 @@ def test_records_get_their_squares_in_order() -> None:
         buffer = io.BytesIO()
         numbered(*size).save(buffer, "PNG")
         encoded.append(buffer.getvalue())
-    tiles = prepare_tiles(encoded, TRANSFORM, GRID)
-    assert [len(squares) for squares in tiles] == [5, 1]
-    last = Image.open(io.BytesIO(tiles[0][4]))
+    num_sub_images = encode_sub_images(encoded, TRANSFORM, GRID)
+    assert [len(squares) for squares in num_sub_images] == [5, 1]
+    last = Image.open(io.BytesIO(num_sub_images[0][4]))
     assert last.getpixel((0, 0)) == (8, 8, 7)
 
 

@@ -113,7 +113,7 @@ def test_a_batch_without_labels_is_refused_with_its_samples(batch, objective):
 
 def test_autocast_on_a_cpu_multiplies_in_bfloat16(batch, objective):
     expected = TrainableObjective(objective)(batch).losses
-    found = TrainableObjective(objective, cpu_autocast=True)(batch).losses
+    found = TrainableObjective(objective, autocast="cpu")(batch).losses
     assert found.dtype == torch.float32
     assert not torch.equal(found, expected)
     # bfloat16 has 8 bits: worst seen 7.9e-3 for a loss of 5.6.

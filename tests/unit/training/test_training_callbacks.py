@@ -27,13 +27,7 @@ from mm1_pipeline.training.callbacks import (
     TrainingStoppedError,
 )
 from mm1_pipeline.training.checkpoints import CheckpointStore
-from mm1_pipeline.training.composer_api import (
-    Callback,
-    ComposerModel,
-    DataSpec,
-    Trainer,
-    keep_signal_handlers,
-)
+from mm1_pipeline.training.engine import Callback, Plan, build_engine
 from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
 from mm1_pipeline.training.resuming import Checkpointing
@@ -75,11 +69,10 @@ def toy_batch(step: int) -> dict:
         "labels": labels,
         "stream_ids": torch.tensor([0, 0, 0, 1]),
         "sample_keys": [f"key-{step}-{row}" for row in range(BATCH)],
-        "num_targets": int((labels != -100).sum()),
     }
 
 
-class ToyModel(ComposerModel):
+class ToyModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(7)
@@ -110,21 +103,23 @@ class ToyModel(ComposerModel):
         terms = {"step": Term(torch.tensor(float(batch.get("step", -1))), 0.0)}
         return ObjectiveOutput(losses, batch["labels"] != -100, terms)
 
-    def loss(self, outputs, batch):
-        return outputs.losses.sum() / outputs.weights.sum()
+    def count_targets(self, batch):
+        return int((batch["labels"] != -100).sum())
 
 
 class StopAfter(Callback):
     def __init__(self, step) -> None:
         self.step = step
 
-    def batch_checkpoint(self, state, logger):
-        if state.timestamp.batch.value == self.step:
+    def batch_checkpoint(self, state):
+        if state.step == self.step:
             raise InterruptedError
 
 
 class Toy:
     """A training in a directory; calling `run` again resumes it."""
+
+    engine = "torch"
 
     def __init__(
         self,
@@ -144,7 +139,7 @@ class Toy:
         self.data = data or ToyData()
         self.model = ToyModel()
 
-    def run(self, *, stop_after: int | None = None):
+    def run(self, *, stop_after: int | None = None, engine: str | None = None):
         torch.manual_seed(12345)  # whatever the process did before must not matter
         resume_from = self.store.newest_good()
         self.log.rewind(resume_from.state.step if resume_from else 0)
@@ -186,39 +181,36 @@ class Toy:
         if stop_after:
             callbacks.append(StopAfter(stop_after))
         optimizer = build_optimizer(self.model, OptimizerConfig(), 1e-2)
-        spec = DataSpec(
+        plan = Plan(
             torch.utils.data.DataLoader(self.data, batch_size=None),
-            get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
-        )
-        trainer = Trainer(
-            model=self.model,
-            train_dataloader=spec,
-            max_duration=f"{STEPS}ba",
-            optimizers=optimizer,
-            schedulers=build_scheduler(optimizer, SCHEDULE),
-            step_schedulers_every_batch=True,
-            device="cpu",
-            device_train_microbatch_size=BATCH,
+            num_steps=STEPS,
+            microbatch_size=BATCH,
             callbacks=callbacks,
-            progress_bar=False,
             seed=3,
-            run_name="toy",
         )
+        scheduler = build_scheduler(optimizer, SCHEDULE)
+        loop = build_engine(engine or self.engine, self.model, optimizer, scheduler, plan)
         try:
             with termination.noted():
-                trainer.fit()
+                loop.fit()
         finally:
-            trainer.close()
+            loop.close()
             self.log.close()
-        loader_guard.check_complete(trainer.state)
+        loader_guard.check_complete(loop.state)
         return self.log.rows()
 
     def weights(self):
         return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def of_engine(engine):
+    """All that is tested here holds for each engine."""
+    Toy.engine = engine
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, of_engine):
     toy = Toy(tmp_path_factory.mktemp("undisturbed"))
     return toy, toy.run()
 
@@ -231,6 +223,20 @@ def test_a_resumed_training_is_the_uninterrupted_one(undisturbed, tmp_path, stop
     again = Toy(tmp_path)
     resumed = again.run()
     assert without_timing(resumed) == without_timing(rows)
+    assert torch.equal(again.weights(), whole.weights())
+
+
+@pytest.mark.parametrize("stop_after", [1, 6, 8])
+def test_either_engine_goes_on_where_the_other_stopped(undisturbed, engine, tmp_path, stop_after):
+    """Inside an interval of checkpoints, and at one: losses and weights have the same bits."""
+    whole, rows = undisturbed
+    pytest.importorskip("composer")
+    with pytest.raises(InterruptedError):
+        Toy(tmp_path).run(
+            stop_after=stop_after, engine={"composer": "torch"}.get(engine, "composer")
+        )
+    again = Toy(tmp_path)
+    assert without_timing(again.run(engine=engine)) == without_timing(rows)
     assert torch.equal(again.weights(), whole.weights())
 
 
@@ -267,7 +273,8 @@ def test_gradient_norm_is_that_before_clipping(tmp_path):
     with pytest.raises(InterruptedError):
         toy.run(stop_after=1)
     np.random.seed(3)
-    reference.loss(reference(toy_batch(0)), toy_batch(0)).backward()
+    output = reference(toy_batch(0))
+    (output.losses.sum() / output.weights.sum()).backward()
     norm = gradient(reference).norm()
     assert norm > 1, "so that clipping does something"
     # torch divides by norm + 1e-6, so what is clipped is as much shorter than 1.
@@ -300,8 +307,7 @@ def test_data_that_ends_early_is_an_error(tmp_path):
 def test_a_short_batch_is_an_error(tmp_path, monkeypatch):
     def short(step):
         batch = toy_batch(step)
-        rows = {key: value[:3] for key, value in batch.items() if key != "num_targets"}
-        return {**rows, "num_targets": 15} if step == 4 else batch
+        return {key: value[:3] for key, value in batch.items()} if step == 4 else batch
 
     class Short(ToyData):
         def __iter__(self):
@@ -322,7 +328,7 @@ def test_random_state_really_matters_to_the_toy(undisturbed, tmp_path, monkeypat
 
 
 def test_a_checkpoint_sets_nothing_but_what_a_training_knows(tmp_path):
-    """Composer evaluates the names of algorithms in its own checkpoints as Python."""
+    """Composer's own loading evaluates names of algorithms in checkpoints as Python."""
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(stop_after=4)
     toy = Toy(tmp_path)
@@ -397,7 +403,11 @@ def test_a_process_that_reads_outlives_it_for_a_while(monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_composer_does_not_keep_the_signal_handlers():
+def test_composer_does_not_keep_the_signal_handlers(engine):
+    if engine != "composer":
+        pytest.skip("of Composer's import only")
+    from mm1_pipeline.training.composer_engine import keep_signal_handlers
+
     # A process that was started in the background ignores SIGINT, so set what is expected.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

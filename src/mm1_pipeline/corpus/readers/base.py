@@ -102,12 +102,13 @@ def no_problems(source: Source) -> list[str]:
     return []
 
 
-class ParameterError(ValueError):
+class SourceParameterError(ValueError):
     """The parameters do not fit the files: a user's mistake, which no record is rejected for."""
 
 
 _NOT_THE_FILES_FAULT = (
-    ParameterError, MemoryError, PermissionError, FileNotFoundError, TimeoutError, ConnectionError
+    SourceParameterError, MemoryError, PermissionError, FileNotFoundError, TimeoutError,
+    ConnectionError,
 )  # fmt: skip
 _EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 

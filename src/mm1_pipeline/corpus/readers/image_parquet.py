@@ -13,10 +13,10 @@ from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
-    ParameterError,
     Reader,
     RejectedRecord,
     Source,
+    SourceParameterError,
     caption_record,
     read_each_file,
     read_one,
@@ -32,7 +32,7 @@ def read(source: Source) -> Iterator[Found]:
 
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
     if found := problems(source, file, parquet.read_schema(source, file)):
-        raise ParameterError("\n".join(found))
+        raise SourceParameterError("\n".join(found))
     needed = (source.config.image_column, source.config.text_column)
     for item in parquet.read_rows(source, file, needed):
         if isinstance(item, RejectedRecord):

@@ -27,12 +27,12 @@ from mm1_pipeline.corpus.readers import parquet
 from mm1_pipeline.corpus.readers.base import (
     Found,
     Item,
-    ParameterError,
     RawImage,
     RawRecord,
     Reader,
     RejectedRecord,
     Source,
+    SourceParameterError,
     read_each_file,
     read_one,
 )
@@ -54,7 +54,7 @@ def read(source: Source) -> Iterator[Found]:
 def _read_table(source: Source, file: SourceFile) -> Iterator[Item]:
     schema = parquet.read_schema(source, file)
     if found := problems(source, file, schema):
-        raise ParameterError("\n".join(found))
+        raise SourceParameterError("\n".join(found))
     to_record, needed = _parallel, (TEXTS, IMAGES)
     if _is_mmc4(schema):
         to_record, needed = _matched, (SENTENCES, IMAGE_INFO)

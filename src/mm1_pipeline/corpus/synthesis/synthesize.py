@@ -86,7 +86,7 @@ def synthesize(
         "concepts": _provenance(config, concepts),
     }
     if config.sources:
-        report |= _write(config, writer, concepts, records_dir, output_dir)
+        report |= _write_records(config, writer, concepts, records_dir, output_dir)
     text = json.dumps(content, indent=2) + "\n"
     (output_dir / SOURCES).write_text(text, encoding="utf-8")
     return report
@@ -119,7 +119,7 @@ def _provenance(
     }
 
 
-def _write(
+def _write_records(
     config: SynthesisConfig,
     writer: CaptionWriter,
     concepts: Sequence[ConceptSource],

@@ -67,18 +67,18 @@ class ContrastiveScorer:
     def score(self, records: Sequence[Record]) -> list[float | Rejected]:
         """The cosine of each record's caption and first image, -1 to 1."""
         scores: list[float | Rejected] = []
-        squares = []
+        resized = []
         for record in records:
             try:
                 image = open_image(record.images[0].bytes)
             except Rejected as error:
                 scores.append(error)
                 continue
-            squares.append(resize_image(image, self._transform))
+            resized.append(resize_image(image, self._transform))
             scores.append(0.0)
         places = [place for place, score in enumerate(scores) if not isinstance(score, Rejected)]
         if places:
-            pixel_values = to_pixel_values(squares, self._transform)
+            pixel_values = to_pixel_values(resized, self._transform)
             texts = self._texts([records[place] for place in places])
             for place, cosine in zip(places, self._cosines(pixel_values, texts), strict=True):
                 scores[place] = cosine

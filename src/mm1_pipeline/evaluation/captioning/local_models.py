@@ -21,14 +21,14 @@ from mm1_pipeline.evaluation.chat import ChatModel
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
-from mm1_pipeline.evaluation.prompts.resolution import square_keys
+from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
 from mm1_pipeline.ground.files import hash_file
 from mm1_pipeline.ground.rejects import Reason, Rejected
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, check_finite
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import SHARDS_FILE
-from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.sub_images import count_sub_images
 
 _STOP = ("\n",)
 
@@ -158,16 +158,22 @@ class ModelCaptioner:
     def _prompt(self, image: RecordImage) -> Prompt:
         chat = self._chat
         tokens = chat.model.config.connector.num_tokens
-        tiles = (num_tiles(image.width, image.height, chat.transform, chat.sub_images),)
+        num_sub_images = (
+            count_sub_images(image.width, image.height, chat.transform, chat.sub_images),
+        )
         if self._config.style == "chat":
             turn = [Segment.of_image(0, Role.HUMAN), Segment.of_text(self._text, Role.HUMAN)]
-            document = serialize_conversation(turn, chat.tokenizer, tokens, tiles=tiles)
+            document = serialize_conversation(
+                turn, chat.tokenizer, tokens, num_sub_images=num_sub_images
+            )
         else:
             text = [Segment.of_text(self._text)] if self._text.strip() else []
             segments = [Segment.of_image(0), *text]
-            document = serialize(segments, chat.tokenizer, tokens, tiles=tiles, end=False)
-        squares = tuple(square_keys(image.sha256, tiles[0]))
-        return Prompt(image.sha256, (), "", image.sha256, document.input_ids, squares)
+            document = serialize(
+                segments, chat.tokenizer, tokens, num_sub_images=num_sub_images, end=False
+            )
+        keys = tuple(sub_image_keys(image.sha256, num_sub_images[0]))
+        return Prompt(image.sha256, (), "", image.sha256, document.input_ids, keys)
 
 
 def _concept(text: str) -> dict[str, str]:

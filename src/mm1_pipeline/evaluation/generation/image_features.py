@@ -20,7 +20,7 @@ MAX_CACHE_BYTES = 1 << 30
 """Image tokens kept: 1 GiB is 450 images of 144 tokens, 4,096 wide, in float32. Our choice."""
 
 WHOLE = SubImageConfig()
-"""One square an image."""
+"""One sub-image an image."""
 
 _IMAGES_TOGETHER = 32
 _BLANK = ""
@@ -49,7 +49,7 @@ class ImageFeatures:
         model: Its encoder and connector are used.
         images: Encoded images by SHA-256.
         transform: How they become pixels; the same as in training.
-        sub_images: Which squares show a large image; see `resolution.square_keys`.
+        sub_images: Which sub-images show a large image; see `resolution.sub_image_keys`.
         blind: Blanks every image to the mean colour, which is 0 after normalisation. The
             encoder then runs once.
         max_bytes: Image tokens kept; those unused for longest make room.
@@ -156,18 +156,20 @@ class ImageFeatures:
         if key in self._failures:
             return None
         try:
-            square = self._square(key)
+            sub_image = self._sub_image(key)
         except Rejected as error:
             self._failures[key] = str(error)
             return None
-        return to_pixel_values([square], self._transform)
+        return to_pixel_values([sub_image], self._transform)
 
-    def _square(self, key: str) -> Image.Image:
-        """One square of an image; neighbours are often of the same, which is kept open."""
+    def _sub_image(self, key: str) -> Image.Image:
+        """One sub-image of an image; neighbours are often of the same, which is kept open."""
         image, _, place = key.partition("/")
         if image not in self._images:
             raise Rejected(Reason.IMAGE_MISSING, "found no such image in the task's records")
         if self._opened[0] != image:
-            squares = decompose(open_image(self._images[image]), self._transform, self._sub_images)
-            self._opened = (image, squares)
+            sub_images = decompose(
+                open_image(self._images[image]), self._transform, self._sub_images
+            )
+            self._opened = (image, sub_images)
         return self._opened[1][int(place or 0)]

@@ -1,6 +1,6 @@
 r"""Prompts of a fine-tuned model: conversations in the words of its training.
 
-A worked example, one shot of an image of five squares, two tokens a square:
+A worked example, one shot of an image of five sub-images, two tokens each:
 
     <bos> "User:" <img> x 10 " what is it?\nAnswer ... phrase.\nAssistant:" " a cat" <eos>
           "User:" <img> x 10 " what is it?\nAnswer ... phrase.\nAssistant:"
@@ -33,10 +33,10 @@ from mm1_pipeline.evaluation.prompts.prompts import (
     join_parts,
 )
 from mm1_pipeline.evaluation.prompts.resolution import (
-    ImageSquares,
+    SubImageCounter,
     high_resolution,
-    square_keys,
-    tiles_per_example,
+    sub_image_keys,
+    sub_images_per_example,
 )
 from mm1_pipeline.evaluation.tasks import Task, TaskItem
 from mm1_pipeline.streams.conversations import serialize_conversation
@@ -50,13 +50,13 @@ class ChatPrompts:
     Args:
         task: Items, shots, images and the human's words.
         tokenizer: The one the model was trained with.
-        index: Of the shards that the model was fine-tuned on: squares and their tokens.
+        index: Of the shards that the model was fine-tuned on: sub-images and their tokens.
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer, index: ShardIndex) -> None:
         self._task, self._tokenizer, self._index = task, tokenizer, index
         sub_images = high_resolution(task.config.resolution, index.sub_images)
-        self._squares = ImageSquares(task.images, index.image, sub_images)
+        self._count_sub_images = SubImageCounter(task.images, index.image, sub_images)
 
     def build_all(self, num_shots: int, seed: int) -> list[Prompt]:
         """The prompts of all items that can be asked, in their order, set of shots by set.
@@ -81,8 +81,8 @@ class ChatPrompts:
         """
         task = self._task
         examples = [*(task.pool[key] for key in shots), item]
-        per_example = tiles_per_example(
-            [example.images for example in examples], task.config.resolution, self._squares
+        per_example = sub_images_per_example(
+            [example.images for example in examples], task.config.resolution, self._count_sub_images
         )
         segments: list[Segment] = []
         images: list[str] = []
@@ -92,11 +92,16 @@ class ChatPrompts:
                 answer = example.shown_answer(task.config.metric)
                 segments.append(Segment.of_text(answer, Role.ASSISTANT))
             images += example.images
-        tiles = [count for example in per_example for count in example]
+        num_sub_images = [count for example in per_example for count in example]
         tokens = self._index.packing.image_tokens
-        document = serialize_conversation(segments, self._tokenizer, tokens, tiles=tiles)
+        document = serialize_conversation(
+            segments, self._tokenizer, tokens, num_sub_images=num_sub_images
+        )
         content = json.dumps(
-            [s.text if s.image is None else [images[s.image], tiles[s.image]] for s in segments],
+            [
+                s.text if s.image is None else [images[s.image], num_sub_images[s.image]]
+                for s in segments
+            ],
             ensure_ascii=False,
         )
         return Prompt(
@@ -106,9 +111,11 @@ class ChatPrompts:
             sha256=hashlib.sha256(content.encode("utf-8")).hexdigest(),
             input_ids=document.input_ids,
             images=tuple(
-                key for index in document.images for key in square_keys(images[index], tiles[index])
+                key
+                for index in document.images
+                for key in sub_image_keys(images[index], num_sub_images[index])
             ),
-            tiles=per_example,
+            num_sub_images=per_example,
             draw=draw,
         )
 

@@ -21,7 +21,11 @@ import numpy as np
 
 from mm1_pipeline.config.evaluation import TaskConfig
 from mm1_pipeline.corpus.records import Segment
-from mm1_pipeline.evaluation.prompts.resolution import Tiles, square_keys, tiles_per_example
+from mm1_pipeline.evaluation.prompts.resolution import (
+    SubImageCounts,
+    sub_image_keys,
+    sub_images_per_example,
+)
 from mm1_pipeline.evaluation.prompts.shots import ShotPool
 from mm1_pipeline.evaluation.tasks import FilePool, Task, TaskItem, option_lines
 from mm1_pipeline.streams.serialization import serialize
@@ -44,8 +48,9 @@ class Prompt:
         content: The prompt as JSON: texts, and images by SHA-256.
         sha256: Of `content`.
         input_ids: int32[length], image tokens at the images' places.
-        images: The squares of the images in order (`square_keys`); each takes the same positions.
-        tiles: Squares of each image of each example, the query last.
+        images: Sub-images of the images in order (`sub_image_keys`); each takes the same
+            positions.
+        num_sub_images: Sub-images of each image of each example, the query last.
     """
 
     key: str
@@ -54,7 +59,7 @@ class Prompt:
     sha256: str
     input_ids: np.ndarray
     images: tuple[str, ...]
-    tiles: Tiles = ()
+    num_sub_images: SubImageCounts = ()
     draw: int = 0
 
     def __len__(self) -> int:
@@ -161,7 +166,7 @@ def join_parts(parts: Iterable[str | int]) -> list[str | int]:
     return joined
 
 
-def one_square(_image: str) -> int:
+def one_sub_image(_image: str) -> int:
     """An image is shown whole."""
     return 1
 
@@ -173,7 +178,7 @@ def build_prompt(
     tokenizer: Tokenizer,
     image_tokens: int,
     draw: int = 0,
-    squares: Callable[[str], int] = one_square,
+    count_sub_images: Callable[[str], int] = one_sub_image,
 ) -> Prompt:
     """Builds the prompt of one item.
 
@@ -182,27 +187,32 @@ def build_prompt(
         item: What is asked.
         shots: Keys of the items shown, in order.
         tokenizer: Encodes the text.
-        image_tokens: Positions one square of an image takes.
+        image_tokens: Positions one sub-image of an image takes.
         draw: Number of the set of shots.
-        squares: Squares of an image at high resolution.
+        count_sub_images: Sub-images of an image at high resolution.
     """
     examples = [*(task.pool[key] for key in shots), item]
-    per_example = tiles_per_example([e.images for e in examples], task.config.resolution, squares)
+    per_example = sub_images_per_example(
+        [e.images for e in examples], task.config.resolution, count_sub_images
+    )
     segments: list[Segment] = []
     images: list[str] = []
     for example in examples:
         answer = None if example is item else example.shown_answer(task.config.metric)
         segments += item_segments(task.config, example, len(images), answer)
         images += example.images
-    tiles = [count for example in per_example for count in example]
+    num_sub_images = [count for example in per_example for count in example]
     # An image that is shown whole is named alone, so digests do not hang on this choice.
     shown = [
-        image if count == 1 else [image, count] for image, count in zip(images, tiles, strict=True)
+        image if count == 1 else [image, count]
+        for image, count in zip(images, num_sub_images, strict=True)
     ]
     content = json.dumps(
         [shown[s.image] if s.image is not None else s.text for s in segments], ensure_ascii=False
     )
-    document = serialize(segments, tokenizer, image_tokens, tiles=tiles, end=False)
+    document = serialize(
+        segments, tokenizer, image_tokens, num_sub_images=num_sub_images, end=False
+    )
     return Prompt(
         key=item.key,
         shots=tuple(shots),
@@ -210,9 +220,11 @@ def build_prompt(
         sha256=_sha256(content),
         input_ids=document.input_ids,
         images=tuple(
-            key for index in document.images for key in square_keys(images[index], tiles[index])
+            key
+            for index in document.images
+            for key in sub_image_keys(images[index], num_sub_images[index])
         ),
-        tiles=per_example,
+        num_sub_images=per_example,
         draw=draw,
     )
 
@@ -223,7 +235,7 @@ def build_prompts(
     seed: int,
     tokenizer: Tokenizer,
     image_tokens: int,
-    squares: Callable[[str], int] = one_square,
+    count_sub_images: Callable[[str], int] = one_sub_image,
 ) -> list[Prompt]:
     """Builds the prompts of all items that can be asked, in their order, set of shots by set.
 
@@ -232,14 +244,14 @@ def build_prompts(
         num_shots: Shots of a prompt.
         seed: Same seed, same shots.
         tokenizer: Encodes the text.
-        image_tokens: Positions one square of an image takes.
-        squares: Squares of an image at high resolution, as in training.
+        image_tokens: Positions one sub-image of an image takes.
+        count_sub_images: Sub-images of an image at high resolution, as in training.
 
     Raises:
         ValueError: If the source has too few other examples to show.
     """
     return [
-        build_prompt(task, item, shots, tokenizer, image_tokens, draw, squares)
+        build_prompt(task, item, shots, tokenizer, image_tokens, draw, count_sub_images)
         for draw, item, shots in drawn_shots(task, num_shots, seed)
     ]
 

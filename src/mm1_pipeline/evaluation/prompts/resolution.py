@@ -19,19 +19,19 @@ from typing import Protocol
 from mm1_pipeline.config.evaluation import MixedResolution
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig
 from mm1_pipeline.corpus.images import check_image
-from mm1_pipeline.streams.sub_images import num_tiles
+from mm1_pipeline.streams.sub_images import count_sub_images
 
-Tiles = tuple[tuple[int, ...], ...]
-"""Squares of each image of each example of a prompt, the query last."""
+SubImageCounts = tuple[tuple[int, ...], ...]
+"""Sub-images of each image of each example of a prompt, the query last."""
 
 
-class ImageSquares:
-    """How many squares show an image at high resolution; each image is looked at once.
+class SubImageCounter:
+    """How many sub-images show an image at high resolution; each image is looked at once.
 
     Args:
         images: Encoded images by SHA-256.
-        transform: How images become squares.
-        sub_images: Which squares show a large image.
+        transform: How images become sub-images.
+        sub_images: Which sub-images show a large image.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class ImageSquares:
         self._known: dict[str, int] = {}
 
     def __call__(self, image: str) -> int:
-        """Squares of one image, by its SHA-256."""
+        """Sub-images of one image, by its SHA-256."""
         if self._sub_images.grid == 1:
             return 1
         if image not in self._known:
             width, height = check_image(self._images[image])
-            self._known[image] = num_tiles(width, height, self._transform, self._sub_images)
+            self._known[image] = count_sub_images(width, height, self._transform, self._sub_images)
         return self._known[image]
 
 
@@ -57,7 +57,7 @@ class _Prompt(Protocol):
     """What the budget reads of a prompt."""
 
     @property
-    def tiles(self) -> Tiles: ...
+    def num_sub_images(self) -> SubImageCounts: ...
 
     def __len__(self) -> int: ...
 
@@ -65,33 +65,33 @@ class _Prompt(Protocol):
 def high_resolution(
     resolution: MixedResolution | None, trained_with: SubImageConfig
 ) -> SubImageConfig:
-    """The squares of an image at high resolution: a task's own, else those of the training."""
+    """The sub-images of an image at high resolution: a task's own, else those of the training."""
     if resolution is None or resolution.sub_images is None:
         return trained_with
     return resolution.sub_images
 
 
-def tiles_per_example(
+def sub_images_per_example(
     images: Sequence[Sequence[str]],
     resolution: MixedResolution | None,
-    squares: Callable[[str], int],
-) -> Tiles:
-    """Squares of each image: all it has in the last examples, one in those before.
+    count: Callable[[str], int],
+) -> SubImageCounts:
+    """Sub-images of each image: all it has in the last examples, one in those before.
 
     Args:
         images: SHA-256 of the images of each example, the query last.
         resolution: How many examples stay high; None keeps all.
-        squares: Squares of an image at high resolution.
+        count: Sub-images of an image at high resolution.
     """
     first_high = 0 if resolution is None else len(images) - 1 - resolution.num_high_shots
     return tuple(
-        tuple(squares(image) if place >= first_high else 1 for image in example)
+        tuple(count(image) if place >= first_high else 1 for image in example)
         for place, example in enumerate(images)
     )
 
 
-def square_keys(image: str, count: int) -> list[str]:
-    """Names of the squares that show an image; each is then an image to the model.
+def sub_image_keys(image: str, count: int) -> list[str]:
+    """Names of the sub-images of an image; each is then an image to the model.
 
     Args:
         image: SHA-256 of the encoded image.
@@ -113,7 +113,7 @@ def check_budget(
         name: Name of the task.
         prompts: All prompts with this number of shots.
         resolution: The task's.
-        image_tokens: Positions of one square.
+        image_tokens: Positions of one sub-image.
         max_new_tokens: Positions of an answer.
 
     Raises:
@@ -122,11 +122,11 @@ def check_budget(
     longest = max(prompts, key=len, default=None)
     if longest is None or len(longest) + max_new_tokens <= resolution.max_positions:
         return
-    rest = len(longest) + max_new_tokens - image_tokens * _num_squares(longest.tiles)
+    rest = len(longest) + max_new_tokens - image_tokens * _total(longest.num_sub_images)
     raise ValueError(
-        f"tasks.{name}.resolution: found {len(longest.tiles) - 1} shots whose images take "
-        f"{_formula(longest.tiles, image_tokens)} positions, beside {rest:,} of text and answer; "
-        f"allowed are {resolution.max_positions:,} together. "
+        f"tasks.{name}.resolution: found {len(longest.num_sub_images) - 1} shots whose images take "
+        f"{_formula(longest.num_sub_images, image_tokens)} positions, beside {rest:,} of text and "
+        f"answer; allowed are {resolution.max_positions:,} together. "
         f"{_what_fits(prompts, resolution, image_tokens, max_new_tokens)}"
     )
 
@@ -137,17 +137,17 @@ def _what_fits(
     """The most shots that can stay high, else the most shots at all."""
 
     def needed(prompt: _Prompt, num_high: int) -> int:
-        saved = _num_squares(prompt.tiles) - _num_squares(_lowered(prompt.tiles, num_high))
+        saved = _total(prompt.num_sub_images) - _total(_lowered(prompt.num_sub_images, num_high))
         return len(prompt) + max_new_tokens - image_tokens * saved
 
-    room, num_shots = resolution.max_positions, len(prompts[0].tiles) - 1
+    room, num_shots = resolution.max_positions, len(prompts[0].num_sub_images) - 1
     for num_high in reversed(range(min(num_shots, resolution.num_high_shots))):
         longest = max(prompts, key=lambda prompt: needed(prompt, num_high))
         if needed(longest, num_high) <= room:
-            formula = _formula(_lowered(longest.tiles, num_high), image_tokens)
+            formula = _formula(_lowered(longest.num_sub_images, num_high), image_tokens)
             return f"With num_high_shots: {num_high}, the images take {formula}, which fits."
     longest = max(prompts, key=lambda prompt: needed(prompt, 0))
-    query = image_tokens * sum(longest.tiles[-1]) + max_new_tokens
+    query = image_tokens * sum(longest.num_sub_images[-1]) + max_new_tokens
     if num_shots == 0 or query > room:
         return "Not even the query alone fits."
     # Each shot takes its image's positions and those of its text, which are not counted here.
@@ -157,18 +157,20 @@ def _what_fits(
     return f"Even with num_high_shots: 0, at most {most} shots fit."
 
 
-def _lowered(tiles: Tiles, num_high_shots: int) -> Tiles:
-    """The squares with so many shots left high."""
-    border = max(0, len(tiles) - 1 - num_high_shots)
-    return tuple((1,) * len(example) for example in tiles[:border]) + tiles[border:]
+def _lowered(num_sub_images: SubImageCounts, num_high_shots: int) -> SubImageCounts:
+    """The sub-images with so many shots left high."""
+    border = max(0, len(num_sub_images) - 1 - num_high_shots)
+    return (
+        tuple((1,) * len(example) for example in num_sub_images[:border]) + num_sub_images[border:]
+    )
 
 
-def _num_squares(tiles: Tiles) -> int:
-    return sum(map(sum, tiles))
+def _total(num_sub_images: SubImageCounts) -> int:
+    return sum(map(sum, num_sub_images))
 
 
-def _formula(tiles: Tiles, image_tokens: int) -> str:
+def _formula(num_sub_images: SubImageCounts, image_tokens: int) -> str:
     """The sum as a person checks it: `5 x 144 + 4 x 720 = 3,600`."""
-    counts = Counter(count for example in tiles for count in example)
+    counts = Counter(count for example in num_sub_images for count in example)
     terms = (f"{number} x {image_tokens * count}" for count, number in sorted(counts.items()))
-    return f"{' + '.join(terms)} = {image_tokens * _num_squares(tiles):,}"
+    return f"{' + '.join(terms)} = {image_tokens * _total(num_sub_images):,}"

@@ -12,7 +12,7 @@ class MM1HFConfig(PretrainedConfig):
 
     Args:
         shape: the fields of `MM1Config`, nested; without it the config describes no model.
-        image_token_id: the placeholder; each square of an image takes `num_tokens` of them.
+        image_token_id: the placeholder; each sub-image of an image takes `num_tokens` of them.
         **kwargs: what transformers keeps in every config.
     """
 

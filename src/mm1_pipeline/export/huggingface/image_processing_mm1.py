@@ -37,7 +37,7 @@ _URL_TIMEOUT_SECONDS = 20
 
 
 class MM1ImageProcessor(BaseImageProcessor):
-    """Makes each image squares of the encoder's size (one, or an overview and crops).
+    """Makes each image sub-images of the encoder's size (one, or an overview and crops).
 
     Args:
         transform: the fields of `ImageTransform`.
@@ -73,8 +73,8 @@ class MM1ImageProcessor(BaseImageProcessor):
                 shape if not given.
 
         Returns:
-            pixel_values float32[N, 3, S, S], the squares of all images; num_tiles int64[images],
-            squares of each.
+            pixel_values float32[N, 3, S, S], the sub-images of all images; num_sub_images
+            int64[images], those of each.
 
         Raises:
             ValueError: something is no image, or nothing says what its values mean.
@@ -82,14 +82,18 @@ class MM1ImageProcessor(BaseImageProcessor):
         assert self.transform is not None, "preprocessor_config.json has no transform"
         transform = build(ImageTransform, self.transform)
         sub_images = build(SubImageConfig, self.sub_images or {})
-        tiles = [
+        decomposed = [
             decompose(image, transform, sub_images)
             for image in read_images(images, input_data_format)
         ]
-        squares = [square for each in tiles for square in each]
-        num_tiles = torch.tensor([len(each) for each in tiles], dtype=torch.int64)
+        num_sub_images = torch.tensor([len(each) for each in decomposed], dtype=torch.int64)
         return BatchFeature(
-            {"pixel_values": to_pixel_values(squares, transform), "num_tiles": num_tiles},
+            {
+                "pixel_values": to_pixel_values(
+                    [one for each in decomposed for one in each], transform
+                ),
+                "num_sub_images": num_sub_images,
+            },
             tensor_type=return_tensors,
         )
 

@@ -177,8 +177,8 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_new = length - num_past if length > num_past else input_ids.shape[1]
         num_seen = input_ids.shape[1] - num_new
         if pixel_values is not None and num_seen:
-            seen = self._num_squares(input_ids[:, :num_seen])
-            rows = pixel_values.split(self._num_squares(input_ids))
+            seen = self._num_sub_images(input_ids[:, :num_seen])
+            rows = pixel_values.split(self._num_sub_images(input_ids))
             pixel_values = torch.cat([row[n:] for row, n in zip(rows, seen, strict=True)])
         has_images = pixel_values is not None and len(pixel_values) > 0
         return {
@@ -193,14 +193,14 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Repeats each row with its images, of which it may have several or none."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and input_ids is not None:
-            rows = pixel_values.split(self._num_squares(input_ids))
+            rows = pixel_values.split(self._num_sub_images(input_ids))
             pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, input_ids=input_ids, **kwargs
         )
         return input_ids, {**kwargs, "pixel_values": pixel_values}
 
-    def _num_squares(self, input_ids: Tensor) -> list[int]:
+    def _num_sub_images(self, input_ids: Tensor) -> list[int]:
         """How many of `pixel_values` belong to each row."""
         is_placeholder = input_ids == self.model.image_token_id
         return (is_placeholder.sum(1) // self.model.config.connector.num_tokens).tolist()

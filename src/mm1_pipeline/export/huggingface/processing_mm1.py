@@ -30,7 +30,7 @@ class MM1Processor(ProcessorMixin):
     Args:
         image_processor: makes pixel values.
         tokenizer: makes token ids.
-        image_tokens: positions that a square of an image takes.
+        image_tokens: positions that a sub-image takes.
         image_token: what stands for an image in a text.
         chat_template: see transformers.
         **kwargs: what transformers passes to every processor.
@@ -96,17 +96,17 @@ class MM1Processor(ProcessorMixin):
         if unknown := options.keys() - _OPTIONS:
             logger.warning(f"{type(self).__name__} passes over {', '.join(sorted(unknown))}.")
         content: dict[str, Any] = {}
-        num_tiles: list[int] = []
+        num_sub_images: list[int] = []
         if images is not None:
             processed = self.image_processor(
                 images, input_data_format=options.get("input_data_format")
             )
             content["pixel_values"] = processed["pixel_values"]
-            num_tiles = processed["num_tiles"].tolist()
+            num_sub_images = processed["num_sub_images"].tolist()
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            self._check_counts(texts, images, len(num_tiles))
-            counts = iter(num_tiles)
+            self._check_counts(texts, images, len(num_sub_images))
+            counts = iter(num_sub_images)
             rows = [self._token_ids(each, counts, options) for each in texts]
             content = {**self._padded(rows, options), **content}
         return BatchFeature(content, tensor_type=options["return_tensors"])

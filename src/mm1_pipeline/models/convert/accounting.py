@@ -98,6 +98,18 @@ class Fields:
             raise ValueError(f"{self._source}, {name}: found {value!r}, expected a number.")
         return value
 
+    def count(self, name: str, largest: int) -> int:
+        """The value of a field that says how many of something there are.
+
+        Raises:
+            ValueError: it is missing, no whole number, or not from 1 to `largest`.
+        """
+        value = self.number(name)
+        if not isinstance(value, int) or not 1 <= value <= largest:
+            expected = f"a whole number from 1 to {largest:,}"
+            raise ValueError(f"{self._source}, {name}: found {value!r}, expected {expected}.")
+        return value
+
     def expect(self, name: str, *allowed: Any) -> None:
         """Refuses a field that has another value than one of these; null and missing are fine.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from mm1_pipeline.config._base import MOST_LAYERS
 from mm1_pipeline.config.model import (
     DecoderConfig,
     GateActivation,
@@ -140,7 +141,7 @@ def decoder_config(hf: HFConfig) -> tuple[Family, DecoderConfig]:
     fields = Fields(hf, "config.json")
     fields.skip(_UNREAD)
     num_heads, d_model = fields.number("num_attention_heads"), fields.number("hidden_size")
-    num_layers = fields.number("num_hidden_layers")
+    num_layers = fields.count("num_hidden_layers", MOST_LAYERS)
     head_dim = fields.read("head_dim", defaults.head_dim) or d_model // num_heads
     kv_heads = fields.read("num_key_value_heads", defaults.num_key_value_heads) or num_heads
     window, window_layers = _windows(fields, family, num_layers)

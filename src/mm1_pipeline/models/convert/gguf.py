@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm1_pipeline.config._base import MOST_LAYERS
 from mm1_pipeline.config.model import (
     DecoderConfig,
     MoEConfig,
@@ -165,7 +166,7 @@ def _config(file: _GGUFFile) -> DecoderConfig:
     config = DecoderConfig(
         vocab_size=rows,
         d_model=d_model,
-        num_layers=fields.number("block_count"),
+        num_layers=fields.count("block_count", MOST_LAYERS),
         num_heads=num_heads,
         num_kv_heads=fields.number("attention.head_count_kv", num_heads),
         d_ff=fields.number("feed_forward_length"),

@@ -43,7 +43,7 @@ _ACTIVATIONS = {
 }
 
 
-class Piece(NamedTuple):
+class StoredTensor(NamedTuple):
     """One tensor as it is stored, and where its numbers come from."""
 
     name: str
@@ -156,7 +156,7 @@ def llava_config(config: MM1Config, image_token_id: int) -> dict[str, Any]:
     }
 
 
-def llava_pieces(config: MM1Config, shapes: dict[str, tuple[int, ...]]) -> Iterator[Piece]:
+def llava_pieces(config: MM1Config, shapes: dict[str, tuple[int, ...]]) -> Iterator[StoredTensor]:
     """Every tensor of the class, in the order of its parts.
 
     Args:
@@ -167,7 +167,7 @@ def llava_pieces(config: MM1Config, shapes: dict[str, tuple[int, ...]]) -> Itera
     for ours, theirs in (("connector.up", "linear_1"), ("connector.output", "linear_2")):
         for kind in ("weight", "bias"):
             name = f"{ours}.{kind}"
-            yield Piece(f"{_PROJECTOR}.{theirs}.{kind}", shapes[name], name)
+            yield StoredTensor(f"{_PROJECTOR}.{theirs}.{kind}", shapes[name], name)
     family = _family(config.decoder)
     assert family is not None, "see why_not_llava"
     for entry in entries(config.decoder, family):
@@ -176,17 +176,23 @@ def llava_pieces(config: MM1Config, shapes: dict[str, tuple[int, ...]]) -> Itera
         yield from _cut(ours, names, shapes[ours], _heights(config.decoder, entry.ours))
 
 
-def _encoder_pieces(vision: VisionConfig, shapes: dict[str, tuple[int, ...]]) -> Iterator[Piece]:
+def _encoder_pieces(
+    vision: VisionConfig, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[StoredTensor]:
     d_model, patch = vision.d_model, vision.patch_size
     embeddings = f"{_ENCODER}.embeddings"
-    yield Piece(f"{embeddings}.class_embedding", (d_model,), "vision.class_embedding")
+    yield StoredTensor(f"{embeddings}.class_embedding", (d_model,), "vision.class_embedding")
     kernel = (d_model, 3, patch, patch)
-    yield Piece(f"{embeddings}.patch_embedding.weight", kernel, "vision.patch_embedding.weight")
+    yield StoredTensor(
+        f"{embeddings}.patch_embedding.weight", kernel, "vision.patch_embedding.weight"
+    )
     positions = "vision.position_embeddings"
-    yield Piece(f"{embeddings}.position_embedding.weight", shapes[positions], positions)
+    yield StoredTensor(f"{embeddings}.position_embedding.weight", shapes[positions], positions)
     for kind in ("weight", "bias"):
-        yield Piece(f"{_ENCODER}.pre_layrnorm.{kind}", (d_model,), f"vision.embedding_norm.{kind}")
-        yield Piece(f"{_ENCODER}.post_layernorm.{kind}", (d_model,))
+        yield StoredTensor(
+            f"{_ENCODER}.pre_layrnorm.{kind}", (d_model,), f"vision.embedding_norm.{kind}"
+        )
+        yield StoredTensor(f"{_ENCODER}.post_layernorm.{kind}", (d_model,))
     maps = {
         "attention_norm": ("layer_norm1",),
         "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -205,13 +211,13 @@ def _encoder_pieces(vision: VisionConfig, shapes: dict[str, tuple[int, ...]]) ->
 
 def _cut(
     ours: str, names: list[str], shape: tuple[int, ...], heights: list[int]
-) -> Iterator[Piece]:
+) -> Iterator[StoredTensor]:
     """One tensor as several, one below the other; equally high unless heights are given."""
     heights = heights or [shape[0] // len(names)] * len(names)
     first = 0
     for name, height in zip(names, heights, strict=True):
         rows = None if len(names) == 1 else (first, first + height)
-        yield Piece(name, (height, *shape[1:]), ours, rows)
+        yield StoredTensor(name, (height, *shape[1:]), ours, rows)
         first += height
     assert first == shape[0], ours
 

@@ -51,7 +51,7 @@ def import_vision_encoder(source: Path, config: VisionConfig) -> VisionTransform
     """
     file = _EncoderFile(source)
     facts = file.describe()
-    _check(facts, config, source)
+    _check_config(facts, config, source)
     file.check_tensors(config)
     untold = [name for name in ("num_heads", "activation", "norm_eps") if name not in facts]
     if untold:
@@ -86,7 +86,7 @@ def check_vision_file(source: Path, config: VisionConfig) -> None:
     """
     if not is_saved_vision_encoder(source):
         file = _EncoderFile(source)
-        _check(file.describe(), config, source)
+        _check_config(file.describe(), config, source)
         file.check_tensors(config)
 
 
@@ -286,7 +286,7 @@ class _EncoderFile:
         return weight.flatten(1).contiguous()
 
 
-def _check(found: Mapping[str, Any], config: VisionConfig, source: Path) -> None:
+def _check_config(found: Mapping[str, Any], config: VisionConfig, source: Path) -> None:
     differences = [
         f"model.vision.{name}: {_plain(getattr(config, name))} -> {_plain(value)}"
         for name, value in found.items()

@@ -12,7 +12,7 @@ from typing import Any
 from mm1_pipeline.corpus.records import Record, SegmentType
 from mm1_pipeline.ground.formatting import MISSING, count, decimal, shorten
 from mm1_pipeline.reporting.inputs import BLIND_SUFFIX, ReportInputs, metric_name
-from mm1_pipeline.reporting.page import Answer, Example, Examples, Section, Verdict
+from mm1_pipeline.reporting.page import Example, Examples, ModelAnswer, Section, Tone
 from mm1_pipeline.reporting.predictions import (
     Prediction,
     choose_examples,
@@ -85,9 +85,9 @@ def _task_examples(inputs: ReportInputs, directory: Path, model: str, task: str)
                 question=example_question(row, records.get(row["key"])),
                 references=_references(_named_options(row), graded),
                 answers=(
-                    _answer(model, row, metric, graded),
+                    _to_answer(model, row, metric, graded),
                     *(
-                        _answer("blind twin", other, metric, graded)
+                        _to_answer("blind twin", other, metric, graded)
                         for other in [blind.get(row["key"])]
                         if other
                     ),
@@ -164,9 +164,9 @@ def _references(references: Sequence[str], graded: bool) -> tuple[str, ...]:
     return (shorten(answer, _SHOWN_CHARACTERS) + agreed,)
 
 
-def _answer(name: str, row: Prediction, metric: str, graded: bool) -> Answer:
+def _to_answer(name: str, row: Prediction, metric: str, graded: bool) -> ModelAnswer:
     text = str(row["processed_output"])
-    return Answer(
+    return ModelAnswer(
         model=name,
         text=shorten(text, _SHOWN_CHARACTERS) if text else "(nothing)",
         score=_score_text(row, metric, graded),
@@ -174,7 +174,7 @@ def _answer(name: str, row: Prediction, metric: str, graded: bool) -> Answer:
     )
 
 
-def _verdict(row: Prediction) -> Verdict:
+def _verdict(row: Prediction) -> Tone:
     return "good" if row["score"] >= _RIGHT else "bad"
 
 

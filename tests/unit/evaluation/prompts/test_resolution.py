@@ -18,10 +18,10 @@ from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.chat_prompts import ChatPrompts
 from mm1_pipeline.evaluation.prompts.prompts import build_prompts
 from mm1_pipeline.evaluation.prompts.resolution import (
-    ImageSquares,
+    SubImageCounter,
     check_budget,
-    square_keys,
-    tiles_per_example,
+    sub_image_keys,
+    sub_images_per_example,
 )
 from mm1_pipeline.streams.shard_index import ShardIndex
 
@@ -32,18 +32,20 @@ GRID = SubImageConfig(grid=2)
 class _Prompt:
     """A prompt of 144 positions a square."""
 
-    tiles: tuple[tuple[int, ...], ...]
+    num_sub_images: tuple[tuple[int, ...], ...]
     num_text: int
 
     def __len__(self) -> int:
-        return 144 * sum(map(sum, self.tiles)) + self.num_text
+        return 144 * sum(map(sum, self.num_sub_images)) + self.num_text
 
 
 def check(num_shots: int, num_high: int, num_text: int, max_new_tokens: int = 0) -> None:
     resolution = MixedResolution(num_high_shots=num_high)
-    tiles = tiles_per_example([["x"]] * (num_shots + 1), resolution, lambda _image: 5)
-    short = _Prompt(tiles, num_text // 2)
-    check_budget("t", [short, _Prompt(tiles, num_text), short], resolution, 144, max_new_tokens)
+    num_sub_images = sub_images_per_example([["x"]] * (num_shots + 1), resolution, lambda _image: 5)
+    short = _Prompt(num_sub_images, num_text // 2)
+    check_budget(
+        "t", [short, _Prompt(num_sub_images, num_text), short], resolution, 144, max_new_tokens
+    )
 
 
 def test_the_papers_arithmetic():
@@ -82,20 +84,20 @@ def test_what_is_named_fits_and_one_more_does_not(num_shots, num_text):
 
 def test_images_that_need_no_crops_are_not_counted_as_if_they_had_some():
     resolution = MixedResolution(num_high_shots=8)
-    small = tiles_per_example([["x"]] * 9, resolution, lambda _image: 1)
+    small = sub_images_per_example([["x"]] * 9, resolution, lambda _image: 1)
     check_budget("t", [_Prompt(small, 2000)], resolution, 144, 0)
 
 
 def test_last_shots_and_query_stay_high():
-    def tiles(images, num_high):
+    def num_sub_images(images, num_high):
         resolution = None if num_high is None else MixedResolution(num_high_shots=num_high)
-        return tiles_per_example(images, resolution, {"a": 5, "b": 5, "small": 1}.__getitem__)
+        return sub_images_per_example(images, resolution, {"a": 5, "b": 5, "small": 1}.__getitem__)
 
-    assert tiles([["a"], ["b"], ["a"], ["b"]], 1) == ((1,), (1,), (5,), (5,))
-    assert tiles([["a"], ["b"]], 3) == ((5,), (5,))
-    assert tiles([["a"], ["b"], ["small"]], 0) == ((1,), (1,), (1,))
-    assert tiles([["a"], ["small"], ["b"]], None) == ((5,), (1,), (5,))
-    assert tiles([["a", "small"], ["b", "a"]], 0) == ((1, 1), (5, 5))
+    assert num_sub_images([["a"], ["b"], ["a"], ["b"]], 1) == ((1,), (1,), (5,), (5,))
+    assert num_sub_images([["a"], ["b"]], 3) == ((5,), (5,))
+    assert num_sub_images([["a"], ["b"], ["small"]], 0) == ((1,), (1,), (1,))
+    assert num_sub_images([["a"], ["small"], ["b"]], None) == ((5,), (1,), (5,))
+    assert num_sub_images([["a", "small"], ["b", "a"]], 0) == ((1, 1), (5, 5))
 
 
 @pytest.fixture
@@ -112,22 +114,24 @@ def test_prompts_have_the_positions_of_each_image(make_task, tokenizer, index, i
         tokens = index.packing.image_tokens
         if is_chat:
             return ChatPrompts(task, tokenizer, index).build_all(3, 0)
-        squares = ImageSquares(task.images, index.image, sub_images or index.sub_images)
+        squares = SubImageCounter(task.images, index.image, sub_images or index.sub_images)
         return build_prompts(task, 3, 0, tokenizer, tokens, squares)
 
     trained = prompts_of(None, 1)
     assert [p.content for p in prompts_of(GRID, 1)] == [p.content for p in trained]
     for prompt, low in zip(trained, prompts_of(None, 0), strict=True):
-        assert prompt.tiles == ((1,), (1,), (5,), (5,))
+        assert prompt.num_sub_images == ((1,), (1,), (5,), (5,))
         runs = np.flatnonzero(np.diff(prompt.input_ids == tokenizer.image_id))
         assert list(np.diff(runs)[::2]) == [4, 4, 20, 20]
         # The same images in the same order; the last two shots differ by the crops of one.
         shown = [image for image in prompt.images if "/" not in image]
         assert shown == [image for image in low.images if "/" not in image]
-        assert prompt.images[2:7] == tuple(square_keys(shown[2], 5))
+        assert prompt.images[2:7] == tuple(sub_image_keys(shown[2], 5))
         assert len(prompt) - len(low) == 4 * 4
         assert prompt.sha256 != low.sha256  # or a log of the one would answer the other
-    assert {p.tiles for p in prompts_of(SubImageConfig(grid=3), 1)} == {((1,), (1,), (10,), (10,))}
+    assert {p.num_sub_images for p in prompts_of(SubImageConfig(grid=3), 1)} == {
+        ((1,), (1,), (10,), (10,))
+    }
 
 
 def test_documents_are_answered_with_the_crops_of_their_task(world, tmp_path, monkeypatch):
@@ -187,4 +191,4 @@ def test_parameters_are_checked():
         MixedResolution(sub_images=SubImageConfig())
     with pytest.raises(ValueError, match="num_high_shots: found -1"):
         MixedResolution(num_high_shots=-1)
-    assert ImageSquares({}, ImageTransform(size=16), SubImageConfig())("unread") == 1
+    assert SubImageCounter({}, ImageTransform(size=16), SubImageConfig())("unread") == 1

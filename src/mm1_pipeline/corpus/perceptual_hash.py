@@ -1,7 +1,7 @@
 """What a picture looks like, in 288 numbers that survive resizing and compression.
 
-A fingerprint is a picture of 16 x 16 luminances and one of 4 x 4 colours. Two are compared by
-their difference relative to the contrast, and found by keys: coarse steps of the fingerprint with
+A perceptual hash is a picture of 16 x 16 luminances and one of 4 x 4 colours. Two are compared by
+their difference relative to the contrast, and found by keys: coarse steps of the hash with
 several offsets, of which two copies of a picture share at least one nearly always.
 """
 
@@ -20,7 +20,7 @@ CHROMA_SIDE = 4
 BLOCKS = CHROMA_SIDE**2
 """Blocks of 4 x 4 luminances."""
 NUM_BYTES = LUMA_SIDE**2 + 2 * CHROMA_SIDE**2
-"""Of a stored fingerprint."""
+"""Of a stored perceptual hash."""
 
 _FLAT_LUMA = 4.0
 _FLAT_CHROMA = 8.0
@@ -38,7 +38,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
+class PerceptualHash:
     """What a picture looks like."""
 
     luma: np.ndarray
@@ -51,17 +51,17 @@ class Fingerprint:
         return self.luma.tobytes() + self.chroma.tobytes()
 
 
-def fingerprint(image: Image.Image) -> Fingerprint:
-    """Computes the fingerprint of a picture.
+def perceptual_hash(image: Image.Image) -> PerceptualHash:
+    """Computes the perceptual hash of a picture.
 
     Args:
         image: in mode RGB, of any size; one that was decoded at a fraction of its size will do.
     """
-    return next(fingerprints(image, [(0, 0, *image.size)]))
+    return next(perceptual_hashes(image, [(0, 0, *image.size)]))
 
 
-def fingerprints(image: Image.Image, boxes: Iterable[Box]) -> Iterator[Fingerprint]:
-    """Computes the fingerprints of parts of a picture.
+def perceptual_hashes(image: Image.Image, boxes: Iterable[Box]) -> Iterator[PerceptualHash]:
+    """Computes the perceptual hashes of parts of a picture.
 
     Args:
         image: in mode RGB.
@@ -74,7 +74,7 @@ def fingerprints(image: Image.Image, boxes: Iterable[Box]) -> Iterator[Fingerpri
     for left, top, right, bottom in boxes:
         box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
         chroma = np.asarray(_shrink(planes, CHROMA_SIDE, box))[..., 1:]
-        yield Fingerprint(np.asarray(_shrink(luma, LUMA_SIDE, box)), chroma)
+        yield PerceptualHash(np.asarray(_shrink(luma, LUMA_SIDE, box)), chroma)
 
 
 def _shrink(image: Image.Image, side: int, box: Box) -> Image.Image:
@@ -85,7 +85,7 @@ def _shrink(image: Image.Image, side: int, box: Box) -> Image.Image:
 
 
 def from_bytes(stored: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Stored fingerprints as arrays.
+    """Stored perceptual hashes as arrays.
 
     Returns:
         uint8[N, 16, 16] and uint8[N, 4, 4, 2].
@@ -150,10 +150,10 @@ def blocks(values: np.ndarray) -> np.ndarray:
 
 
 def lookup_keys(stored: Sequence[bytes]) -> list[list[int]]:
-    """Keys of 63 bits of stored fingerprints; copies of a picture share one nearly always.
+    """Keys of 63 bits of stored perceptual hashes; copies of a picture share one nearly always.
 
     Returns:
-        The same number of keys for each fingerprint; equal ones are in the same place.
+        The same number of keys for each perceptual hash; equal ones are in the same place.
     """
     luma, chroma = from_bytes(stored)
     means = [blocks(luma.astype(np.float32)), chroma.mean(axis=(1, 2))]
