@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
 from annotated_types import GroupedMetadata
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -48,12 +56,6 @@ MOST = 2**53
 """The largest count: up to it JSON keeps whole numbers as they are."""
 
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("no_number", "found a truth value, expected a number")
-    return value
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class bounds(GroupedMetadata):  # noqa: N801 - it is written like a function, as Field is
     """Metadata of a number: what it may be, both ends. Every number of a parameter has it.
@@ -74,8 +76,20 @@ class bounds(GroupedMetadata):  # noqa: N801 - it is written like a function, as
     lt: float | None = None
 
     def __iter__(self) -> Iterator[object]:
-        yield BeforeValidator(_no_truth_value)
         yield Field(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)
+        yield WrapValidator(self._say)
+
+    def _say(self, value: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        """Has pydantic check, and says what it refuses as everything else of parameters is said."""
+        if not isinstance(value, bool):
+            try:
+                return check(value)
+            except ValidationError:
+                pass
+        said = {"name": info.field_name or "number", "found": repr(value), "expected": str(self)}
+        raise PydanticCustomError(
+            "out_of_bounds", "{name}: found {found}, expected {expected}.", said
+        )
 
     def __str__(self) -> str:
         low = f"at least {self.ge}" if self.ge is not None else f"more than {self.gt}"
@@ -111,7 +125,10 @@ NgramWords = Annotated[int, bounds(ge=1, le=1_000)]
 """Words of an n-gram."""
 Width = Annotated[int, bounds(ge=1, le=2**24)]
 """Of a layer or a grid of tokens, heads included."""
-Layers = Annotated[int, bounds(ge=1, le=10_000)]
+MOST_LAYERS = 10_000
+Layers = Annotated[int, bounds(ge=1, le=MOST_LAYERS)]
+"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
+2^70 is refused, not counted up to."""
 Pixels = Annotated[int, bounds(ge=1, le=65_536)]
 """Of a side of an image."""
 

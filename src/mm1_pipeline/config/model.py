@@ -20,15 +20,6 @@ from mm1_pipeline.config._base import (
     parameters,
 )
 
-MOST_LAYERS = 10_000
-"""Of layers, blocks and experts, which are built one by one: a damaged or hostile config that says
-2^70 is refused, not counted up to."""
-
-MOST_LAYERS = 10_000
-Count = Annotated[int, Field(le=MOST_LAYERS)]
-"""How many of what is built one by one, layers or experts: a damaged or hostile config that says
-2^70 is refused, not counted up to."""
-
 
 class Activation(StrEnum):
     """Non-linearity of the encoder's feed-forward layers."""
@@ -129,7 +120,6 @@ class VisionConfig:
         return self.grid**2
 
     def __post_init__(self) -> None:
-        _check_count("num_layers", self.num_layers)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: found {self.image_size}, not a multiple of the patch size "
@@ -175,7 +165,6 @@ class ConnectorConfig:
         return math.isqrt(self.num_tokens)
 
     def __post_init__(self) -> None:
-        _check_count("num_blocks", self.num_blocks)
         if self.token_grid**2 != self.num_tokens:
             raise ValueError(
                 f"num_tokens: found {self.num_tokens}, expected a square number; "
@@ -261,7 +250,7 @@ class MoEConfig:
     Source: MM1, Mixture of experts (top-2, both loss weights).
     """
 
-    num_experts: Width
+    num_experts: Layers
     every_n_layers: Layers = 1
     """Every n-th layer has experts, the n-th being the first: 2 makes it layers 1, 3, 5, ..."""
     top_k: Width = 2
@@ -278,8 +267,7 @@ class MoEConfig:
     None has none. For imported decoders."""
 
     def __post_init__(self) -> None:
-        _check_count("num_experts", self.num_experts)
-        if not 1 <= self.top_k <= self.num_experts:
+        if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k: found {self.top_k}, expected 1..num_experts ({self.num_experts})."
             )
@@ -394,7 +382,6 @@ class DecoderConfig:
         return self.moe is not None and (layer + 1) % self.moe.every_n_layers == 0
 
     def __post_init__(self) -> None:
-        _check_count("num_layers", self.num_layers)
         if self.d_head is None:
             _check_heads(self.d_model, self.num_heads)
         if self.moe is not None and self.moe.every_n_layers > self.num_layers:
@@ -461,11 +448,6 @@ class MM1Config:
                 f"connector.num_heads: found {self.connector.num_heads}, which does not divide "
                 f"decoder.d_model ({self.decoder.d_model})."
             )
-
-
-def _check_count(name: str, found: int) -> None:
-    if found > MOST_LAYERS:
-        raise ValueError(f"{name}: found {found}, expected at most {MOST_LAYERS:,}.")
 
 
 def _check_heads(d_model: int, num_heads: int) -> None:

@@ -84,20 +84,15 @@ def _describe(name: str, cls: type, problem: Any) -> str:
         case "value_error":
             # A group's own message starts with the field it is about.
             return f"{path}.{problem['ctx']['error']}"
-        case kind if kind in _NUMBER_PROBLEMS:
+        case "out_of_bounds":
             is_key = problem["loc"][-1:] == ("[key]",)
             path = ".".join(str(part) for part in (name, *problem["loc"][: -2 if is_key else None]))
-            allowed = _allowed_number(cls, problem["loc"], is_above=kind.startswith("less"))
-            return f"{path}: found {problem['input']!r}, expected {allowed}."
+            found = problem["input"]
+            is_above = isinstance(found, int) and found > MOST
+            allowed = _allowed_number(cls, problem["loc"], is_above=is_above)
+            return f"{path}: found {found!r}, expected {allowed}."
         case _:
             return f"{path}: found {problem['input']!r}. {problem['msg']}."
-
-
-_NUMBER_PROBLEMS = {
-    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number",
-    "no_number", "int_parsing", "int_type", "int_from_float", "int_parsing_size", "float_parsing",
-    "float_type",
-}  # fmt: skip
 
 
 def _allowed_number(cls: type, loc: tuple[Any, ...], *, is_above: bool) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ import mm1_pipeline.config as config
 from mm1_pipeline.config._base import MOST, bounds
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
+from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 
@@ -106,6 +108,13 @@ def test_a_learning_rate_is_more_than_0_and_at_most_1(value):
         f"optimizer.learning_rate: found {value!r}, expected a number of more than 0 and at most "
         "1, or null."
     ]
+
+
+@pytest.mark.parametrize("value", [0, 9, 1.5, True, "x"])
+def test_a_group_that_is_built_in_code_says_the_same(value):
+    said = f"grid: found {value!r}, expected at least 1 and at most 8."
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SubImageConfig(grid=value)
 
 
 def test_all_that_is_out_of_range_is_said_at_once():

@@ -21,7 +21,7 @@ def task(**changes) -> TaskConfig:
         ({"prompt": CAPTION_PROMPT}, r"expected '\{question\}' 1 time"),
         ({"metric": Metric.CIDER}, r"expected '\{question\}' 0 time"),
         ({"shots": ()}, r"shots: found \(\)"),
-        ({"shots": (0, -1)}, "expected different numbers from 0"),
+        ({"shots": (0, -1)}, "shots: found -1, expected at least 0"),
         ({"shots": (4, 4)}, "expected different numbers from 0"),
         ({"stop": ("\n", "")}, "an empty string would end every answer"),
         ({"max_new_tokens": 0}, "max_new_tokens: found 0"),

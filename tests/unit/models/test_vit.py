@@ -117,7 +117,7 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("feature_layer", [0, -4])
 def test_feature_layer_must_exist(feature_layer: int) -> None:
-    with pytest.raises(ValueError, match="feature_layer"):
+    with pytest.raises(ValueError, match="feature_layer: found"):
         dataclasses.replace(CONFIG, feature_layer=feature_layer)
 
 

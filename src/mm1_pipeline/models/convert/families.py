@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from mm1_pipeline.config._base import MOST_LAYERS
 from mm1_pipeline.config.model import (
-    MOST_LAYERS,
     DecoderConfig,
     GateActivation,
     MoEConfig,

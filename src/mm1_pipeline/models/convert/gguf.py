@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm1_pipeline.config._base import MOST_LAYERS
 from mm1_pipeline.config.model import (
-    MOST_LAYERS,
     DecoderConfig,
     MoEConfig,
     QKNorm,
