@@ -202,7 +202,7 @@ def find_repeats(
 
     Args:
         config: which methods are on.
-        tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `perceptual_hash`
+        tables: by name: `exact`, `captions`, `near`, `pictures` (KEY_SCHEMA), `perceptual_hashes`
             (HASH_SCHEMA) and `names` (NAME_SCHEMA); a method without its table is off.
         output: gets the repeats of every partition, and DROPPED; must not exist.
         work: folder for tables in between; must not exist.
@@ -231,7 +231,7 @@ def find_repeats(
         found += repeated("near", Reason.NEAR_DUPLICATE, before)
     if config.perceptual and "pictures" in tables:
         pairs = repeated("pictures", Reason.IMAGE_DUPLICATE, before)
-        hashes, allowed = table("perceptual_hash"), config.max_picture_difference
+        hashes, allowed = table("perceptual_hashes"), config.max_picture_difference
         found.append(_verify_pictures(pairs, hashes, allowed, work))
     if _num_rows(found):
         _write_named(found, tables["names"], earlier, output / "repeats")

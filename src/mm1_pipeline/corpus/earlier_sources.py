@@ -20,7 +20,7 @@ _METHODS: dict[str, Callable[[DeduplicationConfig], object]] = {
     "exact": lambda methods: methods.exact or None,
     "near": lambda methods: methods.near,
     "pictures": lambda methods: methods.perceptual or None,
-    "perceptual_hash": lambda methods: methods.perceptual or None,
+    "perceptual_hashes": lambda methods: methods.perceptual or None,
 }
 """What a table was made with; None if it was not made."""
 

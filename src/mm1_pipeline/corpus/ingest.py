@@ -281,7 +281,7 @@ def _find_repeats(
     if source.kind == RecordKind.CAPTION:
         tables["captions"] = [step / "captions.parquet" for step in judged]
         tables["pictures"] = [step / "pictures.parquet" for step in judged]
-        tables["perceptual_hash"] = [
+        tables["perceptual_hashes"] = [
             task.step("read") / "perceptual_hashes.parquet" for task in tasks
         ]
     elif source.kind in (RecordKind.INTERLEAVED, RecordKind.TEXT):
