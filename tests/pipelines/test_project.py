@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import CatalogProtocol
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = sorted(
@@ -21,8 +25,20 @@ def project():
     bootstrap_project(ROOT)
 
 
-def open_context(environment: str):
-    return KedroSession.create(ROOT, env=environment).load_context()
+class Opened(NamedTuple):
+    params: Mapping[str, Any]
+    catalog: CatalogProtocol
+
+
+@functools.cache
+def open_context(environment: str) -> Opened:
+    """Only looked at, so that one will do for all tests.
+
+    The catalogue is made at once: resolvers of globals are the process's, so that later it would
+    be resolved by the globals of the environment that was opened last.
+    """
+    context = KedroSession.create(ROOT, env=environment).load_context()
+    return Opened(context.params, context.catalog)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -120,7 +120,7 @@ def test_only_captions_to_learn_from_are_scored() -> None:
     for source in (text, evaluation):
         with pytest.raises(ValidationError, match="only captions to learn from"):
             make_config({NAME: source})
-    with pytest.raises(ValidationError, match="a cosine, -1 to 1"):
+    with pytest.raises(ValidationError, match="found 20, expected at least -1 and at most 1"):
         make_config({NAME: source_of(Path("x"), clip_score={**MODEL, "threshold": 20})})
 
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.files import hash_file, hash_text
@@ -72,6 +73,14 @@ class _Found:
     reached_from: dict[Target, Target | None] = field(default_factory=dict)
 
 
+class _Recorded(NamedTuple):
+    """What a definition adds to every closure that reaches it, found once for all nodes."""
+
+    hashes: dict[str, str]
+    files: tuple[Target, ...]
+    library: str | None
+
+
 class CodeIndex:
     """Reads first-party source files and follows their names.
 
@@ -93,6 +102,7 @@ class CodeIndex:
         self._summaries: dict[str, ModuleSummary | None] = {}
         self._files: dict[str, Path | None] = {}
         self._edges: dict[Target, tuple[Target, ...]] = {}
+        self._recorded: dict[Target, _Recorded] = {}
 
     def is_first_party(self, module: str) -> bool:
         """Whether a module belongs to the packages that are followed."""
@@ -297,40 +307,50 @@ class CodeIndex:
     # Hashes
 
     def _record(self, target: Target, found: _Found) -> None:
+        if target not in self._recorded:
+            self._recorded[target] = self._hashes(target)
+        hashes, files, library = self._recorded[target]
+        found.parts.update(hashes)
+        for file in files:
+            found.reached_from.setdefault(file, target)
+        if library is not None:
+            found.libraries.add(library)
+
+    def _hashes(self, target: Target) -> _Recorded:
+        """What one definition adds to every closure that reaches it."""
         summary = self.summary(target.module)
         if not target.name:
-            if target.module not in self._locations:
-                found.libraries.add(target.module)
-        elif summary is None:
-            return
+            is_library = target.module not in self._locations
+            return _Recorded({}, (), target.module if is_library else None)
+        hashes: dict[str, str] = {}
+        paths: list[Path] = []
+        if summary is None:
+            pass
         elif target.name == _WHOLE:
             if self.is_package(target.module):  # Named by text, perhaps for its templates.
-                self._record_data(target, _data_files(self._folder(target.module)), found)
+                paths += _data_files(self._folder(target.module))
         else:
             is_effect = target.name == _EFFECTS
             parts = summary.effects if is_effect else summary.definitions[target.name]
             if parts:
-                key = f"{target.module}:{target.name}"
-                found.parts[key] = _combine([part.hash for part in parts])
+                hashes[f"{target.module}:{target.name}"] = _combine([part.hash for part in parts])
             for part in parts:
-                self._record_files(target, part, found)
+                paths += self._named_files(target.module, part)
+        folder = self._folder(target.module) if paths else Path()
+        files = [Target(target.module, path.relative_to(folder).as_posix()) for path in paths]
+        for file, path in zip(files, paths, strict=True):
+            hashes[f"{file.module}:{file.name}"] = hash_file(path)
+        return _Recorded(hashes, tuple(files), None)
 
-    def _record_files(self, target: Target, part: Part, found: _Found) -> None:
-        """Adds templates and tables beside the module that a definition names."""
-        folder = self._folder(target.module)
+    def _named_files(self, module: str, part: Part) -> list[Path]:
+        """Templates and tables beside the module that a definition names."""
+        if not part.paths and not part.locates:
+            return []
+        folder = self._folder(module)
         named = [
             path for name in part.paths if ".." not in name for path in _data_files(folder / name)
         ]
-        if part.locates and not named:
-            named = list(_data_files(folder))
-        self._record_data(target, named, found)
-
-    def _record_data(self, target: Target, paths: Iterable[Path], found: _Found) -> None:
-        folder = self._folder(target.module)
-        for path in paths:
-            file = Target(target.module, path.relative_to(folder).as_posix())
-            found.parts[f"{file.module}:{file.name}"] = hash_file(path)
-            found.reached_from.setdefault(file, target)
+        return named or (list(_data_files(folder)) if part.locates else [])
 
     def _folder(self, module: str) -> Path:
         file = self._file(module)
