@@ -378,9 +378,9 @@ class DummyProject:
     def status(self) -> dict[str, maintenance.StatusRow]:
         return {row.node: row for row in maintenance.status(self.planner())}
 
-    def planner(self) -> Planner:
+    def planner(self, **options: Any) -> Planner:
         pipeline, catalog = self.load()
-        return Planner(build_graph(pipeline, catalog), self.data_root, self.settings)
+        return Planner(build_graph(pipeline, catalog), self.data_root, self.settings, **options)
 
     @property
     def settings(self) -> Settings:

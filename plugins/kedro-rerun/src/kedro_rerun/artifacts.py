@@ -209,6 +209,39 @@ def publish(
     return Artifact(workspace.version, manifest)
 
 
+def adopt(
+    root: Path, name: str, fetch: Callable[[str, Path], bool], names: Collection[str]
+) -> bool:
+    """Makes a version that was published elsewhere the current one here.
+
+    Args:
+        root: the artifact's root.
+        name: of the version's folder.
+        fetch: writes the file with a relative name to a path; tells whether it could.
+        names: of all files, the manifest among them.
+
+    Returns:
+        Whether the version is here now; one that differs from its manifest is not.
+    """
+    workspace = Workspace(root, name)
+    workspace.discard_staging()
+    staging = workspace.staging
+    try:
+        if not all(fetch(file, staging / file) for file in names):
+            return False
+        manifest = read_manifest(staging)
+        if manifest is None or not manifest["fingerprint"].startswith(name):
+            return False
+        if compare(staging, manifest, deep=True):
+            return False
+        _make_durable(staging, manifest["files"])
+        _move_into_place(workspace, staging)
+        _point_to(root, name)
+    finally:
+        workspace.discard_staging()
+    return True
+
+
 def current(root: Path) -> Artifact | None:
     """The version in use; None where nothing usable is published."""
     name = current_name(root)

@@ -135,6 +135,30 @@ def accept(
 
 
 @rerun.command(cls=UserErrorCommand)
+@pipeline_option
+@params_option
+@env_option
+@conf_source_option
+@click.pass_context
+def push(
+    ctx: click.Context,
+    pipeline: str | None,
+    params: dict[str, Any],
+    env: str,
+    conf_source: str | None,
+) -> None:
+    """Gives the shared cache all that is fresh. Exit code 1 if something could not be given."""
+    from kedro_rerun import maintenance
+
+    given = maintenance.push(open_session(env, conf_source, params).planner(pipeline))
+    missing = [name for name, is_there in given.items() if not is_there]
+    click.echo(f"The cache holds the outputs of {len(given) - len(missing)} nodes.")
+    if missing:
+        click.echo(f"Not those of: {', '.join(missing)}.")
+    ctx.exit(1 if missing else 0)
+
+
+@rerun.command(cls=UserErrorCommand)
 @click.option("--keep-runs", default=2, show_default=True, help="Runs to remember for each node.")
 @click.option("--dry-run", is_flag=True, help="Only tells what would go.")
 @env_option

@@ -6,19 +6,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kedro_rerun.code import Closure, CodeIndex
 from kedro_rerun.environment import ABSENT, library_versions, version_of
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.fingerprint import Cause
 from kedro_rerun.functions import FunctionView, describe_function
-from kedro_rerun.graph import Dataset, Graph, StaleNode, Storage, bare
+from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
 from kedro_rerun.inputs import Selection, path_digest, path_state
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.parameters import FlatParameters, flatten_parameters
 
-UNKNOWN = "unknown"
-"""Digest of an input that nobody can tell; it never equals an earlier one."""
 _ALL_PARAMETERS = "parameters"
 
 
@@ -32,12 +31,17 @@ class Settings:
     """First-party modules that change no result."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Libraries whose versions count: distribution by import name."""
-    switches: frozenset[str] = frozenset({"allow_expensive", "when_busy"})
+    switches: frozenset[str] = frozenset({"allow_expensive", "when_busy", "rerun_cache"})
     """Parameters of a single run that steer the runner and are no input of any node."""
     history: int = 10
     """Runs remembered for each node."""
     max_stored_bytes: int = 64 * 1024 * 1024
     """Size above which no copy of a file is kept."""
+    cache: str | None = None
+    """Where outputs are shared with other machines: a path or any URL that fsspec opens. The run
+    parameter `rerun_cache` goes before it."""
+    cache_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the cache's file system, as fsspec takes them."""
     command: str = "kedro rerun"
     """The command group that texts tell people to use; a project may have one of its own."""
 

@@ -40,7 +40,7 @@ def hash_file(path: Path, algorithm: str = CONTENT_HASH) -> str:
     Raises:
         StalenessError: for an unknown algorithm.
     """
-    digest = _new_hash(algorithm)
+    digest = new_hash(algorithm)
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
@@ -106,7 +106,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
         durable: waits until the content is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_name(path)
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -129,11 +129,16 @@ def write_cache(path: Path, text: str) -> None:
 def copy_atomically(source: Path, target: Path) -> None:
     """Replaces a file with a copy of another in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_name(target)
     shutil.copyfile(source, temporary)
     sync_file(temporary)
     os.replace(temporary, target)
     sync_directory(target.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside a file or folder that `remove_temporaries` knows."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
 
 
 def sync_file(path: Path) -> None:
@@ -176,6 +181,8 @@ def remove_temporaries(directory: Path, name: str = "*") -> None:
     for path in directory.glob(f".{name}.*{_TEMPORARY}"):
         pid = path.name.removesuffix(_TEMPORARY).rpartition(".")[2]
         if pid.isdigit() and (int(pid) == os.getpid() or not is_running(int(pid))):
+            if path.is_dir():
+                shutil.rmtree(path)
             path.unlink(missing_ok=True)
 
 
@@ -214,7 +221,8 @@ def _walk(directory: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
             yield name, entry.stat()
 
 
-def _new_hash(algorithm: str) -> Any:
+def new_hash(algorithm: str) -> Any:
+    """An empty hash of `hashlib` or `xxhash`, by name; see `hash_file`."""
     if algorithm in xxhash.algorithms_available:
         return getattr(xxhash, algorithm)()
     if algorithm in hashlib.algorithms_available:

@@ -11,6 +11,9 @@ from typing import Any
 
 from kedro_rerun.errors import StalenessError, unknown_name
 
+UNKNOWN = "unknown"
+"""Digest of an input that nobody can tell; it never equals an earlier one."""
+
 
 class Storage(StrEnum):
     """Where a dataset's content is, which decides how its digest is found."""
@@ -37,6 +40,8 @@ class Dataset:
     storage: Storage
     location: Callable[[], str] | None = None
     """Root, path or URL; looked up when needed, as versioned files move."""
+    next_location: Callable[[], str] | None = None
+    """Where new content goes, if that is not its location: a version of its own."""
     value: Any = None
     """A parameter's value."""
     digest: Callable[[], str] | None = None
@@ -51,6 +56,13 @@ class Dataset:
         """Local path of an artifact's root or of a file."""
         assert self.location is not None, f"{self.name} has no location"
         return Path(self.location().removeprefix("file://"))
+
+    @property
+    def next_path(self) -> Path:
+        """Local path that new content goes to."""
+        if self.next_location is None:
+            return self.path
+        return Path(self.next_location().removeprefix("file://"))
 
     @property
     def is_local(self) -> bool:

@@ -74,6 +74,8 @@ def _describe_dataset(name: str, catalog: CatalogProtocol) -> Dataset:
     if callable(getattr(dataset, "content_digest", None)):
         return Dataset(name, Storage.CUSTOM, digest=dataset.content_digest, **common)
     if (location := _find_location(dataset)) is not None:
+        if getattr(dataset, "_version", None) is not None:
+            common["next_location"] = lambda: str(_next_version(dataset))
         return Dataset(name, Storage.PATH, location=location, **common)
     return Dataset(name, Storage.OPAQUE, digest=_existence(dataset), **common)
 
@@ -107,6 +109,13 @@ def _versioned_path(dataset: Any) -> Any:
         return dataset._get_load_path()
     except DatasetError:  # No version yet.
         return None
+
+
+def _next_version(dataset: Any) -> Any:
+    """Path of the version that this run would write of a dataset that Kedro versions by time."""
+    place = dataset._get_versioned_path(dataset.resolve_save_version())
+    dataset.release()  # It remembers which version is the newest.
+    return place
 
 
 def _existence(dataset: Any) -> Callable[[], str]:

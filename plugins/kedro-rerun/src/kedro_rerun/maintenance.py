@@ -17,7 +17,8 @@ from kedro_rerun.manifests import MANIFEST
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.planning import Planner
 from kedro_rerun.run_lock import WhenBusy, hold_run_lock
-from kedro_rerun.verdict import State, Verdict
+from kedro_rerun.shared_cache import share
+from kedro_rerun.verdict import Action, State, Verdict
 
 EXIT_FRESH = 0
 EXIT_DAMAGED = 1
@@ -137,6 +138,37 @@ def accept(planner: Planner, node: str) -> StatusRow:
         planner.write_lock(planner.lock(node).completed(run, planner.settings.history))
         planner.save_caches()
     return _row(planner, planner.plan()[node])
+
+
+def push(planner: Planner) -> dict[str, bool]:
+    """Gives the shared cache what is fresh here, for instance what was made before there was one.
+
+    Args:
+        planner: of the pipeline, with a cache.
+
+    Returns:
+        By fresh node, whether the cache has its outputs now.
+
+    Raises:
+        StalenessError: when the project names no cache.
+    """
+    if planner.cache is None:
+        raise StalenessError(
+            "Found no cache: expected Settings(cache=...) in settings.py, or the parameter "
+            "`rerun_cache`, to name a path or a URL."
+        )
+    given = {}
+    with hold_run_lock(planner.data_root):
+        plan = planner.plan()
+        for node in planner.graph.nodes:
+            verdict = plan[node.name]
+            if verdict.action is Action.SKIP and verdict.fingerprint is not None:
+                run = planner.lock(node.name).run(verdict.fingerprint.digest)
+                assert run is not None, "only recorded runs are fresh"
+                outputs = planner.datasets(node.outputs)
+                given[node.name] = share(planner.cache, run, outputs, planner.outputs)
+        planner.save_caches()
+    return given
 
 
 def collect_garbage(

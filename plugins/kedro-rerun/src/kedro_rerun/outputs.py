@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from kedro_rerun import artifacts
 from kedro_rerun.errors import StalenessError
-from kedro_rerun.files import copy_atomically, hash_file
+from kedro_rerun.files import (
+    CONTENT_HASH,
+    copy_atomically,
+    hash_file,
+    remove_directory,
+    sync_directory,
+    temporary_name,
+    walk_files,
+)
 from kedro_rerun.graph import Dataset, Storage
 from kedro_rerun.hash_cache import HashCache
 from kedro_rerun.inputs import ABSENT, Selection, artifact_digest, path_digest
 from kedro_rerun.locks import OutputRecord
-from kedro_rerun.manifests import expected_hashes
+from kedro_rerun.manifests import MANIFEST, expected_hashes
 from kedro_rerun.run_lock import STATE_FOLDER
 
 _STORE = "outputs"
 MEMORY = "memory"
+
+FileContent = tuple[str, str, Path]
+"""Algorithm and hash of a file's content, and where the file is."""
 
 
 class OutputStore:
@@ -102,7 +116,83 @@ class OutputStore:
             assert record.version is not None
             artifacts.activate(dataset.path, record.version)
         elif self.problems(dataset, record):
-            copy_atomically(self.folder / record.digest, dataset.path)
+            copy_atomically(self.folder / record.digest, dataset.next_path)
+
+    def contents(self, dataset: Dataset, record: OutputRecord) -> dict[str, FileContent] | None:
+        """The files of a whole output, to be shared with other machines.
+
+        Args:
+            dataset: the output.
+            record: what a run left there.
+
+        Returns:
+            What each file holds, and where it is, by relative name (empty for an output that is
+            one file); None for an output that lies on a store of its own.
+        """
+        match dataset.storage:
+            case Storage.ARTIFACT:
+                assert record.version is not None
+                artifact = artifacts.version(dataset.path, record.version)
+                assert artifact is not None, "whole"
+                manifest = artifact / MANIFEST
+                listed = [
+                    (name, algorithm, value)
+                    for name, algorithm, value, _ in expected_hashes(
+                        artifact.path, artifact.manifest
+                    )
+                ]
+                listed.append((MANIFEST, CONTENT_HASH, hash_file(manifest)))
+                root = artifact.path
+            case Storage.PATH if dataset.is_local and dataset.path.is_dir():
+                root = dataset.path
+                listed = [
+                    (name, CONTENT_HASH, self.hashes.hash(root / name))
+                    for name, _ in walk_files(root)
+                ]
+            case Storage.PATH if dataset.is_local:
+                return {"": (CONTENT_HASH, record.digest, dataset.path)}
+            case _:
+                return None
+        return {name: (algorithm, value, root / name) for name, algorithm, value in listed}
+
+    def bring(
+        self,
+        dataset: Dataset,
+        record: OutputRecord,
+        fetch: Callable[[str, Path], bool],
+        *names: str,
+    ) -> bool:
+        """Puts an output in place whose files come from elsewhere: all of them, or nothing.
+
+        Args:
+            dataset: the output.
+            record: what its files are together.
+            fetch: writes the file with a relative name to a path; tells whether it could.
+            names: the relative names; one that is empty for an output that is a file.
+
+        Returns:
+            Whether the output is in place now, and is what the record says.
+        """
+        if dataset.storage is Storage.ARTIFACT:
+            assert record.version is not None
+            return artifacts.adopt(dataset.path, record.version, fetch, names)
+        target = dataset.next_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(target)
+        try:
+            if not all(fetch(name, temporary / name if name else temporary) for name in names):
+                return False
+            if names == ("",):
+                os.replace(temporary, target)
+            else:
+                remove_directory(target, temporary.with_name(f"{temporary.name}.old"))
+                os.rename(temporary, target)
+            sync_directory(target.parent)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            temporary.unlink(missing_ok=True)
+        return not self.problems(dataset, record)
 
     def is_in_place(self, dataset: Dataset, record: OutputRecord) -> bool:
         """Whether a whole output is also the current one."""

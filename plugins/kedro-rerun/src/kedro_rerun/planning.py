@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kedro_rerun.components import UNKNOWN, ComponentReader, Settings
+from kedro_rerun.components import ComponentReader, Settings
 from kedro_rerun.fingerprint import Cause, Fingerprint
-from kedro_rerun.graph import Dataset, Graph, StaleNode, Storage, bare
+from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
 from kedro_rerun.hash_cache import HashCache
 from kedro_rerun.locks import LockStore, NodeLock
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.run_lock import STATE_FOLDER
+from kedro_rerun.shared_cache import CachedRun, SharedCache
 from kedro_rerun.verdict import (
     Action,
     Reason,
@@ -35,13 +36,21 @@ class Planner:
         graph: the pipeline.
         data_root: the environment's folder.
         settings: what the project declares.
+        cache: outputs that other machines share.
         returns: whether somebody takes what the run returns: results in memory that no node
             reads. From the command line nobody does.
     """
 
     def __init__(
-        self, graph: Graph, data_root: Path, settings: Settings, *, returns: bool = False
+        self,
+        graph: Graph,
+        data_root: Path,
+        settings: Settings,
+        *,
+        cache: SharedCache | None = None,
+        returns: bool = False,
     ) -> None:
+        self.cache = cache
         self._returns = returns
         self.graph = graph
         self.data_root = data_root
@@ -103,9 +112,28 @@ class Planner:
         outputs = self.datasets(node.outputs)
         verdict = judge(node.name, fingerprint, self.lock(node.name), outputs, self.outputs)
         always = _reasons_to_run_always(known)
-        if not always or verdict.action is Action.RUN:
-            return verdict
-        return replace(verdict, state=State.STALE, action=Action.RUN, reasons=always)
+        if always:
+            is_told = verdict.action is Action.RUN
+            reasons = verdict.reasons if is_told else always
+            state = verdict.state if is_told else State.STALE
+            return replace(verdict, state=state, action=Action.RUN, reasons=reasons)
+        if verdict.action is Action.RUN and self.shared_run(node, fingerprint.digest) is not None:
+            return replace(verdict, state=State.FRESH, action=Action.FETCH, reasons=())
+        return verdict
+
+    def shared_run(self, node: StaleNode, fingerprint: str) -> CachedRun | None:
+        """The run in the shared cache from which a node's outputs can be taken."""
+        shared = self.cache.find(fingerprint) if self.cache is not None else None
+        if shared is None or shared.run.outputs.keys() != set(node.outputs):
+            return None
+        for output in self.datasets(node.outputs):
+            record = shared.run.outputs[output.name]
+            if output.storage is Storage.ARTIFACT and record.version is None:
+                return None
+            is_elsewhere = output.name not in shared.files and output.storage is not Storage.MEMORY
+            if is_elsewhere and self.outputs.problems(output, record):
+                return None
+        return shared
 
     def _judge_pending(
         self, node: StaleNode, known: Mapping[str, str], pending: list[str]
@@ -142,6 +170,9 @@ class Planner:
         if verdict.action is Action.RUN:
             return None
         run = self.lock(node.name).run(verdict.fingerprint.digest)
+        if verdict.action is Action.FETCH:
+            shared = self.shared_run(node, verdict.fingerprint.digest)
+            run = shared.run if shared is not None else None
         assert run is not None, "only recorded runs are fresh"
         return run.outputs[output].digest
 

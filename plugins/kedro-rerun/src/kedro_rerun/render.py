@@ -75,6 +75,8 @@ def _reasons(row: StatusRow) -> list[str]:
         reasons.append("the last run was interrupted")
     if row.action == "activate":
         reasons.append("an earlier run's outputs will be put back")
+    if row.action == "fetch":
+        reasons.append("its outputs will be taken from the cache")
     return reasons
 
 

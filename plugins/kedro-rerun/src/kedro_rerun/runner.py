@@ -32,6 +32,7 @@ from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.locks import RunRecord
 from kedro_rerun.planning import Planner
 from kedro_rerun.run_lock import STATE_FOLDER, WhenBusy, hold_run_lock
+from kedro_rerun.shared_cache import CachedFile, SharedCache, share
 from kedro_rerun.verdict import Action, Reason, Verdict
 
 LOGGER = "kedro.rerun"
@@ -53,6 +54,8 @@ class RunOptions:
     """Runs every node, fresh or not."""
     returns: bool = True
     """Whether somebody takes what the run returns; see `Planner`."""
+    cache: SharedCache | None = None
+    """Outputs are taken from here, and given to it."""
     provenance: Mapping[str, Any] | None = None
     """Goes into manifests and records: environment, commit."""
 
@@ -124,7 +127,13 @@ class _Run:
         self._log = runner._logger
         self._done: set[str] = set()
         graph = build_graph(pipeline, catalog)
-        self.planner = Planner(graph, options.data_root, options.settings, returns=options.returns)
+        self.planner = Planner(
+            graph,
+            options.data_root,
+            options.settings,
+            cache=None if options.force else options.cache,
+            returns=options.returns,
+        )
         self._loads = Counter(name for node in pipeline.nodes for name in node.inputs)
 
     def execute(self) -> None:
@@ -137,13 +146,17 @@ class _Run:
         self._refuse_expensive(plan.values())
         ran = 0
         for node in self._pipeline.nodes:
-            verdict = plan[node.name]
             view = self.planner.graph.node(node.name)
+            if plan[node.name].action is Action.FETCH and not self._fetch(view, plan[node.name]):
+                plan = self._plan()
+            verdict = plan[node.name]
             if verdict.action is Action.SKIP:
                 self._log.info("Skipped %s: fresh.", node.name)
             elif verdict.action is Action.ACTIVATE:
                 self._activate(view, verdict)
                 self._log.info("Skipped %s: put back the outputs of an earlier run.", node.name)
+            elif verdict.action is Action.FETCH:
+                self._log.info("Skipped %s: took its outputs from the cache.", node.name)
             else:
                 self._refuse_expensive([verdict])
                 self._run_node(node, view, verdict)
@@ -218,6 +231,37 @@ class _Run:
                 self.planner.outputs.put_back(output, run.outputs[output.name])
         self.planner.write_lock(lock.activated(digest))
 
+    def _fetch(self, node: StaleNode, verdict: Verdict) -> bool:
+        """Takes a node's outputs from the shared cache; False if they are not what they should be.
+
+        The record comes last, so a run that is killed between takes them again.
+        """
+        assert verdict.fingerprint is not None, "only known fingerprints are found"
+        cache, digest = self.planner.cache, verdict.fingerprint.digest
+        shared = self.planner.shared_run(node, digest)
+        assert cache is not None
+        assert shared is not None, "found when it was planned"
+        lock = self.planner.lock(node.name)
+        self.planner.write_lock(lock.attempting(digest))
+        for output in self.planner.datasets(node.outputs):
+            record, files = shared.run.outputs[output.name], shared.files.get(output.name)
+            if files is None or not self.planner.outputs.problems(output, record):
+                if output.storage is Storage.ARTIFACT:
+                    self.planner.outputs.put_back(output, record)
+                continue
+
+            def fetch(name: str, target: Path, files: Mapping[str, CachedFile] = files) -> bool:
+                return cache.fetch(files[name], target)
+
+            if not self.planner.outputs.bring(output, record, fetch, *files):
+                cache.forget(digest)
+                return False
+            if output.storage is Storage.ARTIFACT:
+                self.planner.outputs.remember(output)
+        run = replace(shared.run, provenance={**shared.run.provenance, "from_cache": True})
+        self.planner.write_lock(lock.completed(run, self._options.settings.history))
+        return True
+
     def _run_node(self, node: Any, view: StaleNode, verdict: Verdict) -> None:
         fingerprint = verdict.fingerprint
         assert fingerprint is not None, "every node before this one has run"
@@ -277,6 +321,10 @@ class _Run:
         run = RunRecord(fingerprint.digest, fingerprint.components, outputs, provenance)
         lock = self.planner.lock(node.name)
         self.planner.write_lock(lock.completed(run, self._options.settings.history))
+        if self._options.cache is not None:
+            share(
+                self._options.cache, run, self.planner.datasets(node.outputs), self.planner.outputs
+            )
 
     def _refuse_changed_code(self, node: StaleNode) -> None:
         if self.planner.reader.code_changed(node):

@@ -32,7 +32,9 @@ from kedro_rerun.selection import (
     check_node,
     refuse_runner,
 )
+from kedro_rerun.shared_cache import SharedCache
 
+CACHE_PARAMETER = "rerun_cache"
 DataRoot = Callable[[KedroContext], Path]
 
 
@@ -139,7 +141,8 @@ class StalenessSession(KedroSession):
         if node is not None:
             check_node("NODE", node, [pipeline], registered)
         graph = build_graph(registered[pipeline], context.catalog)
-        return Planner(graph, type(self).find_data_root(context), self._settings())
+        root = type(self).find_data_root(context)
+        return Planner(graph, root, self._settings(), cache=self._cache(context))
 
     def data_root(self) -> Path:
         """The folder of the session's environment."""
@@ -178,8 +181,22 @@ class StalenessSession(KedroSession):
             self._settings(),
             force,
             returns=click.get_current_context(silent=True) is None,
+            cache=self._cache(self._context),
             provenance=provenance,
         )
+
+    def _cache(self, context: KedroContext) -> SharedCache | None:
+        """The shared cache that the run's parameters or the settings name; none as a rule."""
+        settings = self._settings()
+        url = context.params.get(CACHE_PARAMETER, settings.cache)
+        if not url:
+            return None
+        if not isinstance(url, str):
+            raise StalenessError(
+                f"{CACHE_PARAMETER}: found {url!r}, expected a path or URL of a cache, or nothing."
+            )
+        place = url if "://" in url else str(Path(context.project_path) / url)
+        return SharedCache(place, settings.cache_options)
 
     def _settings(self) -> Settings:
         """What the project declares; of a project that names no packages, its own counts."""

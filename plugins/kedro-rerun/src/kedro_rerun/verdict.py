@@ -30,6 +30,8 @@ class Action(StrEnum):
     SKIP = "skip"
     ACTIVATE = "activate"
     """Puts the outputs of an earlier run back in place."""
+    FETCH = "fetch"
+    """Takes the outputs from the shared cache."""
     RUN = "run"
 
 
