@@ -6,7 +6,6 @@ gradients of microbatches and steps the optimizer; on a CPU both give the same b
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Sequence
@@ -26,11 +25,6 @@ from mm1_pipeline.training.distributed import ALONE, World
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["composer", "torch"]
-
-_MODULES = {
-    "composer": "mm1_pipeline.training.composer_engine",
-    "torch": "mm1_pipeline.training.torch_engine",
-}
 
 
 @dataclass
@@ -153,7 +147,7 @@ def choose_engine(wanted: Literal["auto", "composer", "torch"]) -> EngineName:
         problem = f"Composer {version} works with torch {limits} by its own word" if limits else ""
     if version is not None and not problem:
         try:
-            importlib.import_module(_MODULES["composer"])
+            _import_composer()
         except Exception as error:  # whatever an import of others' code may raise
             problem = f"Composer {version} cannot be imported ({type(error).__name__}: {error})"
             logger.warning("%s; trainings take the engine torch.", problem)
@@ -181,7 +175,16 @@ def build_engine(
         scheduler: of the optimizer.
         plan: everything else.
     """
-    return importlib.import_module(_MODULES[name]).build(objective, optimizer, scheduler, plan)
+    # By statements: of a module that is named by a value, staleness has to take any one as meant.
+    if name == "composer":
+        from mm1_pipeline.training.composer_engine import build
+    else:
+        from mm1_pipeline.training.torch_engine import build
+    return build(objective, optimizer, scheduler, plan)
+
+
+def _import_composer() -> None:
+    from mm1_pipeline.training import composer_engine  # noqa: F401
 
 
 def _unmet_limits() -> str | None:

@@ -28,14 +28,13 @@ def composer(monkeypatch):
             raise importlib.metadata.PackageNotFoundError(name)
         return answers["version"]
 
-    def import_module(name):
-        assert name == "mm1_pipeline.training.composer_engine"
+    def import_composer():
         if answers["error"] is not None:
             raise answers["error"]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: answers["requires"])
-    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(engine, "_import_composer", import_composer)
     monkeypatch.setattr(torch, "__version__", "2.7.0+cu126")
     return answers
 
