@@ -14,7 +14,7 @@ from kedro.io import DatasetError
 
 from kedro_rerun import artifacts
 from kedro_rerun.artifacts import current, sweep, verify
-from kedro_rerun.run_lock import WhenBusy, hold_run_lock
+from kedro_rerun.run_lock import STATE_FOLDER, WhenBusy, hold_run_lock
 from staleness_dummy import DummyProject
 from test_staleness_artifacts import A, B, make
 from test_staleness_edits import read_outputs
@@ -238,8 +238,9 @@ def test_a_second_run_may_refuse_to_wait(tmp_path):
         pytest.raises(ValueError, match=rf"another run in progress \(process {os.getpid()} on"),
     ):
         project.run()
-    pid = start(lambda: _hold(project.data_root, 0.3))
-    while not _is_held(project.data_root):
+    pid = start(lambda: _hold(project.data_root, 1))
+    lock = project.data_root / STATE_FOLDER / "run.lock"
+    while f'"pid": {pid},' not in lock.read_text():  # It is held a moment before it says by whom.
         time.sleep(0.01)
     with hold_run_lock(project.data_root, tell=told.append):
         pass
