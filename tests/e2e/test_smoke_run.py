@@ -275,6 +275,9 @@ def test_ended_and_killed_training_resumes_with_the_same_losses(finished, make_s
     """SIGTERM, to the run alone as `kill` sends it; then SIGKILL, to all of its processes."""
     undisturbed, _ = finished
     project = make_smoke(tmp_path)
+    shutil.copytree(undisturbed.data, project.data, symlinks=True)
+    shutil.rmtree(project.data / "06_models" / "pretrain")
+    (project.reports / "training_pretrain.jsonl").unlink()
     project.set_parameters(pretrain={"checkpoint": {"interval_steps": 1}})
     process = project.start("run", "--pipeline=pretrain")
     wait_for_checkpoint(project, process)
@@ -291,8 +294,7 @@ def test_ended_and_killed_training_resumes_with_the_same_losses(finished, make_s
     status, output = project.run("run", "--pipeline=pretrain")
     assert status == 0, output
     assert "esum" in output, "the last run must resume, not start again"
-    trained = ("vision_pretrain", "text_pretrain", "pretrain")
-    assert losses(project) == losses(undisturbed, *trained)
+    assert losses(project) == losses(undisturbed)
 
 
 def wait_for_checkpoint(project, process, *, after: str = "", seconds: float = 240):
