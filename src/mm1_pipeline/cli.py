@@ -4,54 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import env_option, validate_conf_source
+from kedro.framework.cli.utils import env_option
 from kedro.utils import load_obj
-from kedro_rerun.errors import hide_secrets, without_secrets
-
-if TYPE_CHECKING:
-    from kedro_rerun.session import StalenessSession
+from kedro_rerun import cli as rerun
 
 
-class UserErrorCommand(click.Command):
+class UserErrorCommand(rerun.UserErrorCommand):
     """A command that shows what a user can mend as one message instead of a traceback."""
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Runs the command.
+    def user_errors(self) -> tuple[type[Exception], ...]:
+        """The plug-in's, and those of parameters and of what is compared."""
+        from mm1_pipeline.comparing import ComparisonError
+        from mm1_pipeline.config.validation import ParameterError
 
-        Raises:
-            click.ClickException: when configuration, parameters, sources, names or arguments
-                cannot be used.
-        """
-        with warnings.catch_warnings():
-            # `--pipeline` and `--pipelines` both work here; OmegaConf's own resolvers warn.
-            warnings.filterwarnings("ignore", message=".*--pipeline.*")
-            warnings.filterwarnings("ignore", message=".*register_new_resolver.*")
-            try:
-                return super().invoke(ctx)
-            except _user_errors() as error:
-                raise click.ClickException(without_secrets(str(error))) from error
-            except Exception as error:
-                hide_secrets(error)  # Whoever shows a traceback shows the texts of all.
-                raise
+        return ParameterError, ComparisonError, *super().user_errors()
 
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    from kedro.config import MissingConfigException
-    from kedro_rerun.errors import StalenessError
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from mm1_pipeline.comparing import ComparisonError
-    from mm1_pipeline.config.validation import ParameterError
-
-    of_project = ParameterError, StalenessError, ComparisonError
-    return *of_project, MissingConfigException, OmegaConfBaseException, YAMLError
+    @classmethod
+    def like(cls, command: click.Command, callback: Callable[..., Any]) -> click.Command:
+        """A command that takes and says what another does."""
+        return cls(name=command.name, callback=callback, params=command.params, help=command.help)
 
 
 def _run(**options: Any) -> dict[str, Any]:
@@ -77,9 +54,7 @@ def cli() -> None:
     """Commands of mm1-pipeline. Give them in a folder of the project, or name --conf-source."""
 
 
-cli.add_command(
-    UserErrorCommand(name="run", callback=_run, params=kedro_run.params, help=kedro_run.help)
-)
+cli.add_command(UserErrorCommand.like(kedro_run, _run))
 
 
 @cli.group()
@@ -90,20 +65,9 @@ def mm1() -> None:
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path, resolve_path=True)
 """Options are paths of the folder that the command is given in; the session changes it."""
 
-pipeline_option = click.option(
-    "--pipeline", default=None, help="A registered pipeline; the default one if not given."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
-conf_source_option = click.option(
-    "--conf-source", default=None, callback=validate_conf_source, help="Another conf folder."
-)
-params_option = click.option(
-    "--params",
-    type=click.UNPROCESSED,
-    default="",
-    callback=next(option for option in kedro_run.params if option.name == "params").callback,
-    help="Parameters in place of the environment's, as `kedro run` takes them.",
-)
+for _command in (rerun.status, rerun.explain, rerun.accept, rerun.verify):
+    assert _command.callback is not None
+    mm1.add_command(UserErrorCommand.like(_command, _command.callback))
 
 
 @mm1.command(cls=UserErrorCommand)
@@ -128,102 +92,22 @@ def convert(source: Path, target: Path, key: str | None) -> None:
     )
 
 
-@mm1.command(cls=UserErrorCommand)
-@pipeline_option
-@json_option
-@params_option
-@env_option
-@conf_source_option
-@click.pass_context
-def status(
-    ctx: click.Context,
-    pipeline: str | None,
-    as_json: bool,
-    params: dict[str, Any],
-    env: str,
-    conf_source: str | None,
-) -> None:
-    """Shows a row a node: fresh, stale or missing, and why. Exit code 3 if any is not fresh."""
-    from kedro_rerun import maintenance, render
-
-    rows = maintenance.status(_open_session(env, conf_source, params).planner(pipeline))
-    _show(rows, render.render_status, as_json)
-    ctx.exit(maintenance.exit_code(rows))
-
-
-@mm1.command(cls=UserErrorCommand)
-@click.argument("node")
-@pipeline_option
-@json_option
-@params_option
-@env_option
-@conf_source_option
-def explain(
-    node: str,
-    pipeline: str | None,
-    as_json: bool,
-    params: dict[str, Any],
-    env: str,
-    conf_source: str | None,
-) -> None:
-    """Shows what decides a node's outputs, and how that differs from the last run."""
-    from kedro_rerun import maintenance, render
-
-    planner = _open_session(env, conf_source, params).planner(pipeline, node)
-    _show(maintenance.explain(planner, node), render.render_explanation, as_json)
-
-
-@mm1.command(cls=UserErrorCommand)
-@click.argument("node")
-@pipeline_option
-@params_option
-@env_option
-@conf_source_option
-def accept(
-    node: str, pipeline: str | None, params: dict[str, Any], env: str, conf_source: str | None
-) -> None:
-    """Declares a node's outputs fresh without running it: the change altered no result."""
-    from kedro_rerun import maintenance, render
-
-    planner = _open_session(env, conf_source, params).planner(pipeline, node)
-    _show([maintenance.accept(planner, node)], render.render_status, as_json=False)
-
-
-@mm1.command(cls=UserErrorCommand)
-@click.option("--keep-runs", default=2, show_default=True, help="Runs to remember for each node.")
-@click.option("--dry-run", is_flag=True, help="Only tells what would go.")
-@env_option
-@conf_source_option
-def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
-    """Removes versions and progress that no remembered run refers to, and what killed runs left."""
+def _gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
+    """The plug-in's `gc`, and what killed trainings left outside of the data root."""
     from kedro_rerun import maintenance, render
     from kedro_rerun.artifacts import Removed
 
     from mm1_pipeline.streams.leftovers import remove_leftovers
 
-    session = _open_session(env, conf_source)
+    session = rerun.open_session(env, conf_source)
     removed = maintenance.collect_garbage(
         session.data_root(), session.known_nodes(), keep_runs, dry_run
     )
     removed += [Removed(path, size) for path, size in remove_leftovers(dry_run=dry_run)]
-    _show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
+    rerun.show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
 
 
-@mm1.command(cls=UserErrorCommand)
-@click.option("--deep", is_flag=True, help="Hashes every file instead of comparing sizes.")
-@json_option
-@env_option
-@conf_source_option
-@click.pass_context
-def verify(
-    ctx: click.Context, deep: bool, as_json: bool, env: str, conf_source: str | None
-) -> None:
-    """Compares every artifact with its manifest. Exit code 1 if any differs."""
-    from kedro_rerun import maintenance, render
-
-    problems = maintenance.verify(_open_session(env, conf_source).data_root(), deep)
-    _show(problems, render.render_problems, as_json)
-    ctx.exit(maintenance.EXIT_DAMAGED if problems else maintenance.EXIT_FRESH)
+mm1.add_command(UserErrorCommand.like(rerun.gc, _gc))
 
 
 @mm1.command(cls=UserErrorCommand)
@@ -234,12 +118,12 @@ def verify(
     help="Where to; `00_world` beside the environment's other data if not given.",
 )
 @env_option
-@conf_source_option
+@rerun.conf_source_option
 def world(output: Path | None, env: str, conf_source: str | None) -> None:
     """Draws the lab's synthetic world as raw data, by the parameters `world`."""
     from mm1_pipeline.lab.world import prepare_world
 
-    session = _open_session(env, conf_source)
+    session = rerun.open_session(env, conf_source)
     parameters = session.load_context().config_loader["parameters"]
     folder = output or session.data_root() / "00_world"
     counts = prepare_world(parameters.get("world", {}), folder)
@@ -252,9 +136,9 @@ def world(output: Path | None, env: str, conf_source: str | None) -> None:
 @click.option("--model", default=None, help="The model of RUN_A; needed if it has several.")
 @click.option("--other-model", default=None, help="The model of RUN_B; as --model if not given.")
 @click.option("--html", default=None, type=OUTPUT_FILE, help="Writes a page here.")
-@json_option
+@rerun.json_option
 @env_option
-@conf_source_option
+@rerun.conf_source_option
 def compare(
     run_a: str,
     run_b: str,
@@ -278,7 +162,7 @@ def compare(
         run_a, run_b = (
             str(Path(run).resolve()) if Path(run).is_dir() else run for run in (run_a, run_b)
         )
-        root = _open_session(env, conf_source).data_root()
+        root = rerun.open_session(env, conf_source).data_root()
     found = comparing.compare_runs(run_a, run_b, model, other_model, root)
     if html is not None:
         write_text(html, comparing.page(found))
@@ -309,7 +193,7 @@ def compare(
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the page.")
 @click.option("--port", default=7860, show_default=True, help="Port of the page.")
 @env_option
-@conf_source_option
+@rerun.conf_source_option
 def chat(
     model: str | None,
     tokenizer: Path | None,
@@ -326,7 +210,7 @@ def chat(
 
     here = Path.cwd()
     chat_model = open_chat_model(
-        lambda: _open_session(env, conf_source).data_root(),
+        lambda: rerun.open_session(env, conf_source).data_root(),
         model,
         tokenizer,
         shards,
@@ -346,10 +230,10 @@ def chat(
 @click.option("--num-devices", default=None, type=int, help="Devices that train together.")
 @click.option("--mfu", default=None, type=float, help="Share of the peak reached, 0 to 1.")
 @click.option("--price", default=None, type=float, help="Of a device an hour.")
-@json_option
-@params_option
+@rerun.json_option
+@rerun.params_option
 @env_option
-@conf_source_option
+@rerun.conf_source_option
 def plan(
     device: str | None,
     num_devices: int | None,
@@ -367,7 +251,7 @@ def plan(
     from mm1_pipeline.lab import plan_table
     from mm1_pipeline.lab.plan import plan_environment
 
-    raw = _open_session(env, conf_source, params).load_context().config_loader["parameters"]
+    raw = rerun.open_session(env, conf_source, params).load_context().config_loader["parameters"]
     options = {
         "device": device,
         "num_devices": num_devices,
@@ -379,22 +263,4 @@ def plan(
     if as_json:
         click.echo(json.dumps(planned, indent=2))
     else:
-        _show(planned, plan_table.render_plan, as_json=False)
-
-
-def _open_session(
-    env: str, conf_source: str | None, params: dict[str, Any] | None = None
-) -> StalenessSession:
-    from kedro.framework.project import settings
-
-    return settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params)
-
-
-def _show(value: Any, render: Any, as_json: bool) -> None:
-    from kedro_rerun import maintenance
-    from rich.console import Console
-
-    if as_json:
-        click.echo(json.dumps(maintenance.as_json(value), indent=2))
-    else:
-        Console().print(render(value))
+        rerun.show(planned, plan_table.render_plan, as_json=False)
