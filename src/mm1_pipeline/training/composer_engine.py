@@ -104,13 +104,6 @@ _EVENTS = {
 """Composer's events that ours are."""
 
 
-def build(
-    objective: Any, optimizer: Optimizer, scheduler: LRScheduler, plan: Plan
-) -> ComposerEngine:
-    """See `engine.build_engine`."""
-    return ComposerEngine(objective, optimizer, scheduler, plan)
-
-
 class ComposerEngine:
     """Composer's Trainer.
 

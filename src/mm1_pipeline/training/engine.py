@@ -177,10 +177,12 @@ def build_engine(
     """
     # By statements: of a module that is named by a value, staleness has to take any one as meant.
     if name == "composer":
-        from mm1_pipeline.training.composer_engine import build
-    else:
-        from mm1_pipeline.training.torch_engine import build
-    return build(objective, optimizer, scheduler, plan)
+        from mm1_pipeline.training.composer_engine import ComposerEngine
+
+        return ComposerEngine(objective, optimizer, scheduler, plan)
+    from mm1_pipeline.training.torch_engine import TorchEngine
+
+    return TorchEngine(objective, optimizer, scheduler, plan)
 
 
 def _import_composer() -> None:

@@ -21,11 +21,6 @@ from mm1_pipeline.training.engine import LoopState, Plan
 from mm1_pipeline.training.sharding import shard
 
 
-def build(objective: Any, optimizer: Optimizer, scheduler: LRScheduler, plan: Plan) -> TorchEngine:
-    """See `engine.build_engine`."""
-    return TorchEngine(objective, optimizer, scheduler, plan)
-
-
 class TorchEngine:
     """A loop over batches: microbatches, their gradients added up, a step.
 
