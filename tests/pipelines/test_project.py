@@ -14,6 +14,8 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import CatalogProtocol
 
+from mm1_pipeline.settings import SESSION_CLASS
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = sorted(
     path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "local"
@@ -199,3 +201,18 @@ def test_parts_of_the_model_are_parameters_of_their_own(environment):
         value = context.catalog.load(f"params:model.{part}")
         assert value == getattr(context.params["model"], part)
         assert not isinstance(value, dict)
+
+
+def test_no_node_depends_on_all_of_the_code():
+    """As one does from which an import is reached whose module a value names."""
+    from kedro.framework.project import pipelines
+    from kedro_rerun.code import CodeIndex
+    from kedro_rerun.functions import describe_function
+
+    declared = SESSION_CLASS.staleness_settings
+    index = CodeIndex(declared.packages, declared.excluded)
+    functions = {node.name: node.func for pipeline in pipelines.values() for node in pipeline.nodes}
+    for name, function in functions.items():
+        code = index.closure(describe_function(function).entries).parts
+        reached = {part.partition(":")[0] for part in code}
+        assert not {"mm1_pipeline.chat_page", "mm1_pipeline.cli"} & reached, name
