@@ -19,6 +19,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 
+# As the Makefile has it: Kedro would send statistics, and say so in front of what commands print.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
