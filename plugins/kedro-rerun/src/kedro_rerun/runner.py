@@ -409,9 +409,8 @@ def _explain_refusal(refused: list[Verdict], settings: Settings) -> str:
             if reason.cause is Cause.LIBRARY:
                 library = settings.libraries.get(reason.name, reason.name)
                 effect = settings.library_effects.get(reason.name, "whatever it computes there")
-                lines.append(
-                    f"    {library} {reason.detail}, used by {', '.join(where)}; can alter: {effect}"
-                )
+                used = f"used by {', '.join(where)}; can alter: {effect}"
+                lines.append(f"    {library} {reason.detail}, {used}")
             elif where != [verdict.node]:
                 lines.append(f"    {reason}, in {', '.join(where)}")
     return (
