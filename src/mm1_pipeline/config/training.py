@@ -132,7 +132,7 @@ class MixtureConfig:
         total = sum(stream.share for stream in self.streams.values())
         if not self.streams or abs(total - 1.0) > 1e-9:
             shares = {name: stream.share for name, stream in self.streams.items()}
-            raise ValueError(f"streams: found shares {shares}; they must sum to 1.")
+            raise ValueError(f"streams: found shares {shares}, expected some that sum to 1.")
         for name, stream in self.streams.items():
             if not stream.sources:
                 raise ValueError(f"streams.{name}.sources: found none, expected at least one.")

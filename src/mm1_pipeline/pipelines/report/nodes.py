@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.context import current_context
 
 from mm1_pipeline.config.report import ReportConfig
 
@@ -55,4 +56,5 @@ def write_report(
             "upcycle": upcycled_model.path,
             "sft": sft_model.path,
         },
+        mixed=context.mixed if (context := current_context()) is not None else (),
     )

@@ -35,6 +35,7 @@ def create_pipeline() -> Pipeline:
                 ],
                 outputs="report",
                 name="write_report",
+                tags="shows_lineage",
             )
         ],
         tags="report",
