@@ -386,8 +386,8 @@ class DecoderConfig:
             _check_heads(self.d_model, self.num_heads)
         if self.moe is not None and self.moe.every_n_layers > self.num_layers:
             raise ValueError(
-                f"moe.every_n_layers: found {self.moe.every_n_layers}, but there are "
-                f"{self.num_layers} layers, so none would have experts."
+                f"moe.every_n_layers: found {self.moe.every_n_layers}, expected at most "
+                f"{self.num_layers}, the layers that there are: none would have experts."
             )
         if self.moe is not None and self.feed_forward_bias:
             raise ValueError("feed_forward_bias: found true, expected false: experts have none.")

@@ -142,15 +142,16 @@ def check_export(model: str) -> Check:
         if not reasons and has_experts and run.get("upcycle") is not None:
             reasons = why_no_llava(_upcycled(shape, run.get("upcycle"))[0])
         name = "sft_shard" if model == "sft" else "shard"
-        if (shards := run.get(name)) is not None:
-            of_images = why_no_llava(None, shards.image, shards.sub_images)
-            reasons += [f"{name}.{reason}" for reason in of_images]
-        for reason in reasons:
-            yield (
-                "export.layout: found llava, expected own, or a model that transformers' "
-                f"LlavaForConditionalGeneration can compute: {reason}. Name the models that it can "
-                "with --to-outputs."
-            )
+        shards = run.get(name)
+        of_images = why_no_llava(None, shards.image, shards.sub_images) if shards else []
+        for found in (reasons, [f"{name}.{reason}" for reason in of_images]):
+            if found:
+                changes = "; ".join(reason.partition(" (")[0] for reason in found)
+                yield (
+                    "export.layout: found llava, expected own, or what transformers' "
+                    f"LlavaForConditionalGeneration can compute: {changes} (docs/models.md says "
+                    "why)."
+                )
 
     return check
 

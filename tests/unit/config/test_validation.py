@@ -71,7 +71,7 @@ def test_reports_every_problem_at_once_and_misspelt_groups():
     assert (
         "model.connector.num_tokens: found 15, expected a square number; nearest: 9 or 16." in text
     )
-    assert "evaluate.tasks.vqa.metric: found 'accuracy'." in text
+    assert "evaluate.tasks.vqa.metric: found 'accuracy', expected 'cider', " in text
 
 
 def test_missing_group_is_named():

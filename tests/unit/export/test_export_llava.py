@@ -225,7 +225,7 @@ def test_a_run_that_could_not_be_exported_does_not_start() -> None:
     assert told(pooled, ExportConfig()) == []
     assert told(MODEL, STOCK) == []
     text = "\n".join(told(pooled, STOCK))
-    assert "num_tokens: 4 -> 16 (every patch is a token" in text
+    assert "model.connector.num_tokens: 4 -> 16" in text
     packing = PackingConfig(sequence_length=100, image_tokens=16)
     padded = ShardConfig(packing=packing, image=ImageTransform(size=32, resize=Resize.PAD))
     (text,) = told(MODEL, STOCK, shard=padded)

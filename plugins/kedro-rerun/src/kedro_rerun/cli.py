@@ -38,7 +38,8 @@ class UserErrorCommand(click.Command):
         debug = click.Option(
             ["--debug"], is_flag=True, expose_value=False, callback=note, help=help_text
         )
-        self.params = [*self.params, debug]
+        others = [option for option in self.params if option.name != debug.name]
+        self.params = [*others, debug]
 
     def user_errors(self) -> tuple[type[Exception], ...]:
         """The errors that users can mend; a project adds its own in a subclass."""

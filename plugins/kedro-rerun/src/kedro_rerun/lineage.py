@@ -23,6 +23,7 @@ class StaleInput(NamedTuple):
     dataset: str
     node: str
     reason: str
+    exists: bool
 
 
 def stale_inputs(planner: Planner, read: Collection[str]) -> list[StaleInput]:
@@ -39,7 +40,12 @@ def stale_inputs(planner: Planner, read: Collection[str]) -> list[StaleInput]:
     plan, graph = planner.plan(), planner.graph
     wanted = {bare(name) for name in read}
     return [
-        StaleInput(bare(output), node.name, _reason(plan, plan[node.name]))
+        StaleInput(
+            bare(output),
+            node.name,
+            _reason(plan, plan[node.name]),
+            planner.outputs.exists(graph.datasets[output]),
+        )
         for node in graph.nodes
         for output in node.outputs
         if bare(output) in wanted
@@ -112,10 +118,11 @@ class Lineage:
         users: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         waiting = [(bare(name), digest) for name, digest in read.items()]
         seen = set(waiting)
-        while waiting:
-            name, digest = waiting.pop()
+        for name, digest in waiting:
             if name in self._current:
                 users[name][digest].add("")
+        while waiting:
+            name, digest = waiting.pop()
             run = self._made.get((name, digest))
             for component, used in run.components.items() if run is not None else ():
                 cause, _, source = component.partition(":")

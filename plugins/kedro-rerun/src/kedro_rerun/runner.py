@@ -203,6 +203,8 @@ class _Run:
         text = told(found, f"{earlier.command} --to-nodes={shlex.quote(nodes)}")
         if what == "refuse":
             raise StalenessError(f"{text}\nThe project's settings (stale_inputs) refuse such runs.")
+        if absent := [item.dataset for item in found if not item.exists]:
+            raise StalenessError(f"{text}\nNone was run, as there is no {', '.join(absent)}.")
         self._log.warning("%s", text)
         return len(found)
 
@@ -400,11 +402,14 @@ def _refuse_mistakes(pipeline: Pipeline, catalog: CatalogProtocol, options: RunO
     graph = build_graph(pipeline, catalog)
     if look is None or not (found := list(look(graph))):
         return
-    running = {node.name for node in graph.nodes}
-    if not options.force:
-        # Only now, as it takes time: a machine without the device of a training that is done
-        # can still make what comes after it.
-        plan = Planner(graph, options.data_root, options.settings, cache=options.cache).plan()
+    planner = Planner(graph, options.data_root, options.settings, cache=options.cache)
+    # Who never ran must run. Others are planned, which takes time: a machine without the device of
+    # a training that is done can still make what comes after it.
+    running = {
+        node.name for node in graph.nodes if options.force or not planner.lock(node.name).runs
+    }
+    if not options.force and (options.cache or any(not item.nodes & running for item in found)):
+        plan = planner.plan()
         running = {name for name, verdict in plan.items() if verdict.action is Action.RUN}
     if texts := concerning(found, running):
         raise PreflightError(refusal(texts))
