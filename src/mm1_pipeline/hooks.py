@@ -1,4 +1,4 @@
-"""Hooks: where paths begin, checks before any work starts, and where to look when it ends."""
+"""Hooks: where paths begin, the check of every parameter, and where to look when a run ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kedro.utils import find_config_file
 
 from mm1_pipeline.config.lab import WorldConfig
 from mm1_pipeline.config.plan import ClusterConfig
-from mm1_pipeline.config.validation import ParameterError, check_parameters
+from mm1_pipeline.config.validation import check_parameters
 from mm1_pipeline.config.wiring import choose_edges
 
 logger = logging.getLogger(__name__)
@@ -71,30 +71,6 @@ class ParameterHooks:
         check_parameters(raw, types, switches)
 
 
-class PreflightHooks:
-    """Looks for what a run will need before its first node."""
-
-    @hook_impl
-    def before_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
-        """Checks that all that users bring is where it should be, and what it should be.
-
-        Raises:
-            ParameterError: names every raw source that is missing or of another format, or
-                says how a file of weights differs from the model that is wanted.
-        """
-        try:
-            if "params:ingest" in pipeline.inputs():
-                _check_sources(catalog)
-            if "params:vision_pretrain" in pipeline.inputs():
-                _check_vision_file(catalog)
-            if "params:text_pretrain" in pipeline.inputs():
-                _check_decoder_file(catalog)
-            if "params:export" in pipeline.inputs():
-                _check_export(catalog)
-        except ValueError as error:
-            raise ParameterError(f"{error}\nRelative paths begin at {Path.cwd()}.") from error
-
-
 class ClosingHooks:
     """Says where the results are."""
 
@@ -111,43 +87,4 @@ class ClosingHooks:
             logger.info("Report: %s", catalog[name]._describe()["filepath"])
 
 
-def _check_sources(catalog: Any) -> None:
-    from mm1_pipeline.corpus.preflight import check_sources
-    from mm1_pipeline.evaluation.captioning.scorers import load_scorer
-
-    check_sources(catalog.load("params:ingest"), load_scorer)
-
-
-def _check_vision_file(catalog: Any) -> None:
-    """Reads names and shapes of an encoder's file, if one is to be imported."""
-    path = catalog.load("params:vision_pretrain").path
-    if path is not None:
-        from mm1_pipeline.models.convert.vision import check_vision_file
-
-        check_vision_file(Path(path), catalog.load("params:model.vision"))
-
-
-def _check_decoder_file(catalog: Any) -> None:
-    """Reads the configuration beside a decoder's weights, if one is to be imported."""
-    path = catalog.load("params:text_pretrain").path
-    if path is not None:
-        from mm1_pipeline.models.convert.preflight import check_decoder_file
-
-        check_decoder_file(Path(path), catalog.load("params:model.decoder"))
-
-
-def _check_export(catalog: Any) -> None:
-    """Asks whether the model has the shape that its export is to have, before it is trained."""
-    from mm1_pipeline.config.export import Layout
-
-    if catalog.load("params:export").layout is Layout.LLAVA:
-        from mm1_pipeline.models.convert.llava import why_not_llava
-
-        if reasons := why_not_llava(catalog.load("params:model")):
-            raise ValueError(
-                "export.layout: found llava, but LlavaForConditionalGeneration cannot compute "
-                f"this model: {'; '.join(reasons)}. Change them, or export with layout: own."
-            )
-
-
-HOOKS = (ProjectFolderHooks(), ParameterHooks(), PreflightHooks(), ClosingHooks())
+HOOKS = (ProjectFolderHooks(), ParameterHooks(), ClosingHooks())

@@ -8,9 +8,12 @@ from typing import Any
 
 from kedro_rerun.components import Settings
 from kedro_rerun.errors import hide_secrets, without_secrets
+from kedro_rerun.graph import Graph
+from kedro_rerun.preflight import Mistake
 from kedro_rerun.session import session_class
 
 from mm1_pipeline import hooks
+from mm1_pipeline.training.errors import TrainingStoppedError
 
 # Threads that wait must sleep: on a small machine that does anything else besides, spinning
 # ones make a training step twenty times slower. Read once, when torch is loaded.
@@ -37,10 +40,19 @@ logging.setLogRecordFactory(_make_redacted_record)
 
 HOOKS = hooks.HOOKS
 
+
+def _preflight(graph: Graph) -> list[Mistake]:
+    from mm1_pipeline.preflight.checks import find_mistakes
+
+    return find_mistakes(graph)
+
+
 SESSION_CLASS = session_class(
     Settings(
         packages=("mm1_pipeline",),
         command="kedro mm1",
+        preflight=_preflight,
+        user_errors=(ValueError, TrainingStoppedError),  # Invariants are asserted.
         # Scorer and captioner reach the models, whose edits would rerun `ingest` and `synthesize`
         # of everybody who has neither; corpus.caption_scores.SCORES_VERSION and
         # evaluation.captioning.caption_writer.LOCAL_VERSION stand for them.

@@ -295,27 +295,17 @@ def test_two_ranks_equal_one(config, shards_dir, tmp_path):
 
 
 def test_a_file_is_checked_before_a_run(tmp_path):
-    from kedro.io import DataCatalog, MemoryDataset
-    from kedro.pipeline import Pipeline
+    from mm1_pipeline.preflight.run import Run
+    from mm1_pipeline.preflight.training import check_vision
 
-    from mm1_pipeline.config.validation import ParameterError
-    from mm1_pipeline.hooks import PreflightHooks
-    from mm1_pipeline.pipelines.vision_pretrain.pipeline import create_pipeline
-
-    def check(path: Path, **changes) -> None:
+    def told(path: Path) -> str:
         config = dataclasses.replace(CLIP, source=WeightSource.FILE, path=str(path))
-        values = {
-            "params:vision_pretrain": config,
-            "params:model.vision": dataclasses.replace(MODEL.vision, **changes),
-        }
-        catalog = DataCatalog({name: MemoryDataset(value) for name, value in values.items()})
-        PreflightHooks().before_pipeline_run(Pipeline(create_pipeline().nodes), catalog)
+        groups = {"vision_pretrain": config, "model.vision": MODEL.vision}
+        return "\n".join(check_vision(Run(frozenset({"pretrain_vision"}), groups)))
 
-    with pytest.raises(ParameterError, match="found nothing there"):
-        check(tmp_path / "missing")
+    assert "vision_pretrain.path: found nothing at" in told(tmp_path / "missing")
     (tmp_path / "weights.bin").touch()
-    with pytest.raises(ParameterError, match="Pickled weights are never opened"):
-        check(tmp_path)
+    assert "Pickled weights are never opened" in told(tmp_path)
 
 
 def test_a_decoders_file_is_checked_before_a_run(tmp_path):

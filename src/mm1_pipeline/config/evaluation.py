@@ -269,7 +269,9 @@ class TaskConfig:
             )
         for name, stop in (("stop", self.stop), ("document_stop", self.document_stop or ())):
             if "" in stop:
-                raise ValueError(f"{name}: found {stop}; an empty string would end every answer.")
+                raise ValueError(
+                    f"{name}: found {stop}, expected no empty string, which would end every answer."
+                )
 
 
 def _reads_whole_answers(metric: Any) -> bool:
@@ -402,9 +404,10 @@ class EvaluateConfig:
         for name, task in self.tasks.items():
             if task.metric.needs_judge and self.judge is None:
                 raise ValueError(
-                    f"tasks.{name}.metric: found {task.metric}, which needs a judge, but "
-                    "evaluate.judge names none; give evaluate.judge.endpoint and "
-                    "evaluate.judge.model of an OpenAI-compatible server, or leave the task out."
+                    f"tasks.{name}.metric: found {task.metric}, which needs a judge, "
+                    "expected one in evaluate.judge, which is null; give evaluate.judge.endpoint "
+                    "and evaluate.judge.model of an OpenAI-compatible server, or leave the task "
+                    "out."
                 )
 
     def asked_of(self, *models: str) -> EvaluateConfig:

@@ -122,7 +122,7 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size: found {self.image_size}, not a multiple of the patch size "
+                f"image_size: found {self.image_size}, expected a multiple of the patch size "
                 f"{self.patch_size}; nearest: {self.grid * self.patch_size} or "
                 f"{(self.grid + 1) * self.patch_size}."
             )
@@ -386,8 +386,8 @@ class DecoderConfig:
             _check_heads(self.d_model, self.num_heads)
         if self.moe is not None and self.moe.every_n_layers > self.num_layers:
             raise ValueError(
-                f"moe.every_n_layers: found {self.moe.every_n_layers}, but there are "
-                f"{self.num_layers} layers, so none would have experts."
+                f"moe.every_n_layers: found {self.moe.every_n_layers}, expected at most "
+                f"{self.num_layers}, the layers that there are: none would have experts."
             )
         if self.moe is not None and self.feed_forward_bias:
             raise ValueError("feed_forward_bias: found true, expected false: experts have none.")
@@ -415,7 +415,7 @@ class DecoderConfig:
             raise ValueError(f"rotary_dim: found {self.rotary_dim}, expected an even number.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_kv_heads: found {self.num_kv_heads}, which does not divide "
+                f"num_kv_heads: found {self.num_kv_heads}, expected a number that divides "
                 f"num_heads ({self.num_heads})."
             )
         if self.head_dim % 2:
@@ -439,19 +439,19 @@ class MM1Config:
         pools = self.connector.kind != ConnectorKind.ATTENTION_POOLING
         if pools and self.connector.num_tokens > self.vision.num_patches:
             raise ValueError(
-                f"connector.num_tokens: found {self.connector.num_tokens}, but the encoder gives "
-                f"{self.vision.num_patches} patches and pooling cannot make more; use smaller "
-                "patches, larger images or fewer tokens."
+                f"connector.num_tokens: found {self.connector.num_tokens}, expected at most "
+                f"{self.vision.num_patches}, the patches that the encoder gives, as pooling cannot "
+                "make more; use smaller patches, larger images or fewer tokens."
             )
         if not pools and self.decoder.d_model % self.connector.num_heads:
             raise ValueError(
-                f"connector.num_heads: found {self.connector.num_heads}, which does not divide "
-                f"decoder.d_model ({self.decoder.d_model})."
+                f"connector.num_heads: found {self.connector.num_heads}, expected a number that "
+                f"divides decoder.d_model ({self.decoder.d_model})."
             )
 
 
 def _check_heads(d_model: int, num_heads: int) -> None:
     if d_model % num_heads:
         raise ValueError(
-            f"num_heads: found {num_heads}, which does not divide d_model ({d_model})."
+            f"num_heads: found {num_heads}, expected a number that divides d_model ({d_model})."
         )

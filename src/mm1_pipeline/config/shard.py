@@ -141,7 +141,37 @@ class ShardConfig:
         if num_sub_images > self.packing.max_images or needed > self.packing.sequence_length:
             raise ValueError(
                 f"sub_images.grid: found {self.sub_images.grid}, with which one image is "
-                f"{num_sub_images} sub-images and takes {needed} positions; packing.max_images "
-                f"({self.packing.max_images}) and packing.sequence_length "
-                f"({self.packing.sequence_length}) must be at least that."
+                f"{num_sub_images} sub-images and takes {needed} positions, expected at most "
+                f"packing.max_images ({self.packing.max_images}) and packing.sequence_length "
+                f"({self.packing.sequence_length})."
             )
+
+
+def shape_problems(
+    name: str,
+    packing: PackingConfig,
+    image: ImageTransform,
+    *,
+    image_tokens: int | None,
+    image_size: int | None,
+) -> list[str]:
+    """Where a model does not fit shards that are made, or were made, with some parameters.
+
+    Args:
+        name: Of the shards' parameters: `shard` or `sft_shard`.
+        packing: Theirs.
+        image: Theirs.
+        image_tokens: Positions that the model's connector gives an image; None where it has none.
+        image_size: Pixels of a side that its encoder takes; None where it has none.
+    """
+    pairs = (
+        ("connector.num_tokens", image_tokens, "packing.image_tokens", packing.image_tokens),
+        ("vision.image_size", image_size, "image.size", image.size),
+    )
+    return [
+        f"model.{of_model}: found {found}, expected {expected}, which the shards have by "
+        f"{name}.{of_shards}. Make the two equal; the shards have to be made again if theirs "
+        "changes."
+        for of_model, found, of_shards, expected in pairs
+        if found is not None and found != expected
+    ]

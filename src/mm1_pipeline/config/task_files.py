@@ -47,7 +47,7 @@ def read_task_file(task: str, folder: Path = FOLDER) -> dict[str, Any]:
     if not path.is_file() or not (own or task in names):
         close = difflib.get_close_matches(task, names, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(names)}."
-        raise ValueError(f"task: found {task!r}, but there is no such task file; {hint}")
+        raise ValueError(f"task: found {task!r}, expected a task file; {hint}")
     return dict(_parse(path, path.stat().st_mtime_ns))
 
 

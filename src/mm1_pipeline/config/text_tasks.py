@@ -98,8 +98,8 @@ class TextTaskConfig:
         for name, files in (("files", self.files or {}), ("shot_files", self.shot_files)):
             if files is not None and set(files) != needed:
                 raise ValueError(
-                    f"{name}: found {sorted(files)}, but the format {self.format} consists of "
-                    f"{sorted(needed)}; give each the path of a file."
+                    f"{name}: found {sorted(files)}, expected {sorted(needed)}, of which the "
+                    f"format {self.format} consists; give each the path of a file."
                 )
         if not self.shots or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots: found {self.shots}, expected different numbers from 0.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,7 +42,7 @@ def check_parameters(
         if name not in raw:
             problems.append(f"{name}: missing; the pipeline needs this group of parameters.")
         else:
-            problems += _problems(name, cls, raw[name])
+            problems += parameter_problems(name, cls, raw[name])
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ParameterError(f"{len(problems)} parameter(s) cannot be used:\n{listed}")
@@ -61,7 +63,14 @@ def build_parameters(cls: type[T], name: str, raw: Mapping[str, Any]) -> T:
     return TypeAdapter(cls).validate_python(raw)
 
 
-def _problems(name: str, cls: type, value: Any) -> list[str]:
+def parameter_problems(name: str, cls: type, value: Any) -> list[str]:
+    """What is wrong with one group, each with the dotted path of its parameter.
+
+    Args:
+        name: The group's name.
+        cls: Its class.
+        value: As the configuration files give it.
+    """
     try:
         TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
@@ -92,7 +101,15 @@ def _describe(name: str, cls: type, problem: Any) -> str:
             allowed = _allowed_number(cls, problem["loc"], is_above=is_above)
             return f"{path}: found {found!r}, expected {allowed}."
         case _:
-            return f"{path}: found {problem['input']!r}. {problem['msg']}."
+            return f"{path}: found {problem['input']!r}, {_expected(problem)}"
+
+
+def _expected(problem: Any) -> str:
+    """Pydantic's text as the project words its own, with the nearest of values that are listed."""
+    text = problem["msg"].replace("Input should be ", "expected ")
+    listed = re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", ""))
+    close = difflib.get_close_matches(str(problem["input"]), listed, n=1)
+    return f"{text}; did you mean {close[0]!r}?" if close else f"{text}."
 
 
 def _allowed_number(cls: type, loc: tuple[Any, ...], *, is_above: bool) -> str:
@@ -103,14 +120,8 @@ def _allowed_number(cls: type, loc: tuple[Any, ...], *, is_above: bool) -> str:
         loc: where in the group the number stands.
         is_above: whether what was found is too much; else a ceiling that nobody meets is left out.
     """
-    owner, hint = cls, None
-    for part in loc:
-        if dataclasses.is_dataclass(owner) and part in (
-            hints := get_type_hints(owner, include_extras=True)
-        ):
-            hint = hints[part]
-        owner = _class_at(owner, (part,))
-    found = _bounds_of(hint, loc)
+    hint = _hint_at(cls, loc)
+    found = _bounds_of(hint)
     if found is None:
         return "a finite number"
     kind, allowed = found
@@ -119,16 +130,13 @@ def _allowed_number(cls: type, loc: tuple[Any, ...], *, is_above: bool) -> str:
     return f"a {'whole ' if kind is int else ''}number of {allowed}{most}{or_null}"
 
 
-def _bounds_of(hint: Any, loc: tuple[Any, ...]) -> tuple[type, bounds] | None:
-    """Type and bounds of the number at the end of a path, inside the type of a field."""
+def _bounds_of(hint: Any) -> tuple[type, bounds] | None:
+    """Type and bounds of the number that a hint allows, if it does."""
     if get_origin(hint) is Annotated:
         inner, *metadata = get_args(hint)
         own = next((item for item in metadata if isinstance(item, bounds)), None)
-        return (inner, own) if own is not None else _bounds_of(inner, loc)
-    arguments = get_args(hint)
-    if get_origin(hint) is dict:
-        arguments = arguments[:1] if loc[-1] == "[key]" else arguments[1:]
-    found = (_bounds_of(argument, loc) for argument in arguments)
+        return (inner, own) if own is not None else _bounds_of(inner)
+    found = (_bounds_of(argument) for argument in get_args(hint))
     return next((item for item in found if item is not None), None)
 
 
@@ -146,13 +154,33 @@ def _field_names(owner: Any) -> list[str]:
 
 
 def _class_at(owner: Any, path: Iterable[Any]) -> Any:
-    """The parameter class behind a path; mappings and sequences are looked through."""
-    for part in path:
-        if dataclasses.is_dataclass(owner) and part in (hints := get_type_hints(owner)):
-            owner = _parameter_class(hints[part])
-        else:
-            owner = _parameter_class(owner)
-    return owner
+    """The parameter class behind a path."""
+    return _parameter_class(_hint_at(owner, path))
+
+
+def _hint_at(hint: Any, path: Iterable[Any]) -> Any:
+    """What may stand at a path: a key of a mapping is one, even if a field is called so, too."""
+    parts = tuple(path)
+    for part, following in zip(parts, (*parts[1:], None), strict=False):
+        inner = _unwrapped(hint)
+        arguments = get_args(inner)
+        if dataclasses.is_dataclass(inner):
+            hint = get_type_hints(inner, include_extras=True).get(part, hint)
+        elif get_origin(inner) is dict:
+            hint = arguments[0 if following == "[key]" else 1]
+        elif arguments and isinstance(part, int):  # Of a tuple, whose last type may go on.
+            hint = arguments[min(part, len(arguments) - 1)]
+            hint = arguments[0] if hint is ... else hint
+    return hint
+
+
+def _unwrapped(hint: Any) -> Any:
+    """A hint without metadata, and without null beside one other type."""
+    if get_origin(hint) is Annotated:
+        return _unwrapped(get_args(hint)[0])
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    is_optional = get_origin(hint) in (Union, UnionType) and len(kinds) == 1
+    return _unwrapped(kinds[0]) if is_optional else hint
 
 
 def _parameter_class(hint: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mm1_pipeline.config.ingest import IngestConfig, SourceConfig
+from mm1_pipeline.config.ingest import IngestConfig, ReaderLimits, SourceConfig
 from mm1_pipeline.config.source_formats import ImagePlace
 from mm1_pipeline.corpus.caption_scores import LoadScorer, ScorerReference
 from mm1_pipeline.corpus.files import whole_suffix
@@ -31,31 +31,42 @@ def check_sources(
     Raises:
         ValueError: names all problems at once, each by its parameter.
     """
-    problems = [
-        problem
-        for name, source in config.sources.items()
-        for problem in (
-            *_source_problems(name, source, config),
-            *_list_problems(f"ingest.sources.{name}.text.profanity_list", source),
-        )
-    ]
+    problems: list[str] = []
     scorers: dict[str, ScorerReference] = {}
     for name, source in config.sources.items():
-        if source.clip_score is None:
-            continue
-        assert load_scorer is not None, "sources with a clip_score need load_scorer"
-        try:
-            identity = load_scorer(source.clip_score).identity
-        except (OSError, ValueError) as error:
-            problems.append(f"ingest.sources.{name}.clip_score: {error}")
-        else:
-            scorers[name] = ScorerReference(load_scorer, source.clip_score, identity)
+        found, scorer = source_problems(name, source, config.limits, load_scorer)
+        problems += found
+        if scorer is not None:
+            scorers[name] = scorer
     if problems:
         raise ValueError("\n".join(problems))
     return scorers
 
 
-def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> list[str]:
+def source_problems(
+    name: str, source: SourceConfig, limits: ReaderLimits, load_scorer: LoadScorer | None = None
+) -> tuple[list[str], ScorerReference | None]:
+    """What `check_sources` refuses of one source, each by its parameter, and its scorer.
+
+    Args:
+        name: of the source.
+        source: its parameters.
+        limits: of its readers.
+        load_scorer: see `check_sources`.
+    """
+    problems = _file_problems(name, source, limits)
+    problems += _list_problems(f"ingest.sources.{name}.text.profanity_list", source)
+    if source.clip_score is None:
+        return problems, None
+    assert load_scorer is not None, "sources with a clip_score need load_scorer"
+    try:
+        identity = load_scorer(source.clip_score).identity
+    except (OSError, ValueError) as error:
+        return [*problems, f"ingest.sources.{name}.clip_score: {error}"], None
+    return problems, ScorerReference(load_scorer, source.clip_score, identity)
+
+
+def _file_problems(name: str, config: SourceConfig, limits: ReaderLimits) -> list[str]:
     parameter = f"ingest.sources.{name}.path"
     expected = config.format.expected
     try:
@@ -81,7 +92,7 @@ def _source_problems(name: str, config: SourceConfig, whole: IngestConfig) -> li
         has_images_inside = config.format.layout.images == ImagePlace.INSIDE
         hint = f" {_FETCH_FIRST}" if has_images_inside else ""
         return [f"{parameter}: found no such files{match} in {config.path!r}, {expected}.{hint}"]
-    return reader_of(config.format).problems(Source(name, config, files, whole.limits))
+    return reader_of(config.format).problems(Source(name, config, files, limits))
 
 
 def _list_problems(parameter: str, config: SourceConfig) -> list[str]:

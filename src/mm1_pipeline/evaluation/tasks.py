@@ -214,6 +214,29 @@ def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     )
 
 
+def num_examples(name: str, config: TaskConfig) -> tuple[int, int]:
+    """How many items a task's official files ask, and how many of its examples a query can show.
+
+    Images are not looked at, so there may be fewer of both.
+
+    Args:
+        name: Name of the task.
+        config: Its parameters, with `format`.
+
+    Raises:
+        ValueError: A file is missing, or not in the format.
+    """
+    assert config.format is not None
+    assert config.files is not None
+    asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
+    items = [item for item in read_items(config.format, asked) if item.is_asked]
+    if max(config.shots) == 0:
+        return len(items), 0
+    shots = _shot_items(name, config, items)
+    is_own = shots is items
+    return len(items), sum(_failure(item, config.metric) is None for item in shots) - is_own
+
+
 def _shot_items(name: str, config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
     """Items of the training files or subset where there are; else those that are asked."""
     if max(config.shots) == 0 or (config.shot_files is None and config.shot_subset is None):

@@ -24,19 +24,28 @@ def check_llava(shape: MM1Config, transform: ImageTransform, sub_images: SubImag
     Raises:
         ValueError: naming every parameter that stands in the way, and why.
     """
-    reasons = why_not_llava(shape)
-    if transform.resize is not Resize.SQUASH:
-        reasons.append(
-            f"image.resize: {transform.resize.value} -> squash (its processor pads and crops by "
-            "other rules)"
-        )
-    if sub_images.grid > 1:
-        reasons.append(f"sub_images.grid: {sub_images.grid} -> 1 (it shows an image once)")
-    if reasons:
+    if reasons := why_no_llava(shape, transform, sub_images):
         raise ValueError(
             "export.layout: found llava, but LlavaForConditionalGeneration cannot compute this "
             f"model: {'; '.join(reasons)}. Train one of that shape, or export it with layout: own."
         )
+
+
+def why_no_llava(
+    shape: MM1Config | None,
+    transform: ImageTransform | None = None,
+    sub_images: SubImageConfig | None = None,
+) -> list[str]:
+    """What `check_llava` refuses, each with its parameter; None is not looked at."""
+    reasons = why_not_llava(shape) if shape is not None else []
+    if transform is not None and transform.resize is not Resize.SQUASH:
+        reasons.append(
+            f"image.resize: {transform.resize.value} -> squash (its processor pads and crops by "
+            "other rules)"
+        )
+    if sub_images is not None and sub_images.grid > 1:
+        reasons.append(f"sub_images.grid: {sub_images.grid} -> 1 (it shows an image once)")
+    return reasons
 
 
 def llava_processors(shape: MM1Config, transform: ImageTransform) -> dict[str, dict[str, Any]]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from mm1_pipeline.config.lab import Goal, GridConfig, Overrides
+from mm1_pipeline.config.lab import Goal, GridConfig, LrLawConfig, Overrides
+from mm1_pipeline.config.validation import parameter_problems
 
 ENVIRONMENT = "arm"
 
@@ -71,11 +72,33 @@ def resolve_arms(config: GridConfig, parameters: Mapping[str, Any]) -> list[ArmR
             typed = {
                 name: group
                 if changed[name] == raw[name]
-                else _build_group(arm, name, adapters[name], changed[name])
+                else _build_group(arm, name, adapters[name], type(group), changed[name])
                 for name, group in groups.items()
             }
             runs.append(ArmRun(arm, seed, config.goal_of(arm), changed, typed))
     return runs
+
+
+def learning_rate_grid(config: LrLawConfig) -> GridConfig:
+    """Every size with every rate, as the arms of a grid."""
+    arms = {
+        f"{size}-lr{rate:.1e}".replace(".", "_").replace("+", ""): {
+            **config.overrides,
+            **overrides,
+            config.rate_path: rate,
+        }
+        for size, overrides in config.sizes.items()
+        for rate in config.learning_rates
+    }
+    return GridConfig(
+        arms=arms,
+        seeds=config.seeds,
+        goal=config.goal,
+        model=config.model,
+        store=config.store,
+        any_code=config.any_code,
+        num_workers=config.num_workers,
+    )
 
 
 def apply_overrides(parameters: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -131,13 +154,10 @@ def write_conf(run: ArmRun, project: Path, data_root: Path, conf: Path) -> None:
     _write_yaml(environment / "globals.yml", {"data_root": str(data_root.resolve())})
 
 
-def _build_group(arm: str, name: str, adapter: TypeAdapter[Any], value: Any) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in (name, *first["loc"]))
-        raise ValueError(f"arms.{arm}: {path}: {first['msg']}.") from None
+def _build_group(arm: str, name: str, adapter: TypeAdapter[Any], cls: type, value: Any) -> Any:
+    for problem in parameter_problems(name, cls, value):
+        raise ValueError(f"arms.{arm}: {problem}")
+    return adapter.validate_python(value)
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -115,28 +115,6 @@ def read_runs(config: LrLawConfig, grid: GridConfig, results: Path) -> list[Run]
     return runs
 
 
-def learning_rate_grid(config: LrLawConfig) -> GridConfig:
-    """Every size with every rate, as the arms of a grid."""
-    arms = {
-        f"{size}-lr{rate:.1e}".replace(".", "_").replace("+", ""): {
-            **config.overrides,
-            **overrides,
-            config.rate_path: rate,
-        }
-        for size, overrides in config.sizes.items()
-        for rate in config.learning_rates
-    }
-    return GridConfig(
-        arms=arms,
-        seeds=config.seeds,
-        goal=config.goal,
-        model=config.model,
-        store=config.store,
-        any_code=config.any_code,
-        num_workers=config.num_workers,
-    )
-
-
 def _difference(
     config: AblateConfig, lesson: LessonConfig, results: Path
 ) -> tuple[ArmDifference, list[float]]:

@@ -26,7 +26,7 @@ def usable_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cud
         return "cpu"
     if not torch.cuda.is_available():
         if wanted == "cuda":
-            raise ValueError("device: found cuda, but PyTorch sees no GPU; use cpu or auto.")
+            raise ValueError("device: found cuda, but PyTorch sees no GPU, expected cpu or auto.")
         return "cpu"
     if version.hip is None:
         for number in range(torch.cuda.device_count()):

@@ -56,6 +56,7 @@ def render_report(
     shards: Mapping[str, Path] | None = None,
     models: Mapping[str, Path] | None = None,
     versions: Mapping[str, str] | None = None,
+    mixed: Sequence[str] = (),
 ) -> str:
     """Shows a run on one page that needs nothing but itself.
 
@@ -76,6 +77,7 @@ def render_report(
         shards: folders of packed sequences, by what they are.
         models: folder of each stage's model (model.safetensors, config.json).
         versions: versions of libraries that run now, by name.
+        mixed: what was made from more than one version of something, if it was; stands on top.
 
     Returns:
         The page.
@@ -96,12 +98,19 @@ def render_report(
         versions=versions or {},
     )
     sections = [section for build in SECTIONS if (section := build(inputs))]
-    return render_page(config.title, sections)
+    return render_page(config.title, sections, mixed)
 
 
-def render_page(title: str, sections: Sequence[Section]) -> str:
-    """A page of sections that needs nothing but itself."""
-    return _environment().get_template(_TEMPLATE).render(title=title, sections=sections)
+def render_page(title: str, sections: Sequence[Section], mixed: Sequence[str] = ()) -> str:
+    """A page of sections that needs nothing but itself.
+
+    Args:
+        title: its heading.
+        sections: in reading order.
+        mixed: see `render_report`.
+    """
+    page = _environment().get_template(_TEMPLATE)
+    return page.render(title=title, sections=sections, mixed=mixed)
 
 
 def _environment() -> Environment:

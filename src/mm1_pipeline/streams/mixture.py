@@ -17,12 +17,14 @@ Source: MM1, Data (one fixed, ordered snapshot; unconfirmed). How it is drawn is
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +251,38 @@ def possible_batch_sizes(mixture: MixtureConfig, near: int) -> tuple[int, ...]:
     return tuple(size for size in candidates if size > 0)
 
 
+def mixture_problems(
+    mixture: MixtureConfig, global_batch_size: int, sources: Collection[str]
+) -> list[str]:
+    """What is wrong with a mixture, as far as that shows before there are shards.
+
+    Args:
+        mixture: Streams, their shares, their sources and weights.
+        global_batch_size: Sequences in a batch, over all ranks.
+        sources: Names of those that will be in the shards.
+
+    Returns:
+        A text for each, which begins with a path inside the training's parameters.
+    """
+    problems = _source_problems(mixture, sources)
+    checks: list[Callable[[], Any]] = [lambda: _sequences_per_batch(mixture, global_batch_size)]
+    checks += [partial(_stream_weights, mixture, name) for name in mixture.streams]
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
 def _sequences_per_batch(mixture: MixtureConfig, global_batch_size: int) -> list[int]:
     shares = _exact_shares(mixture)
     if global_batch_size not in (near := possible_batch_sizes(mixture, global_batch_size)):
         listed = ", ".join(f"{name} {float(share):.4g}" for name, share in shares.items())
         raise ValueError(
-            f"global_batch_size: found {global_batch_size}, in which the shares ({listed}) are "
-            f"no whole numbers of sequences; nearest possible: {' or '.join(map(str, near))}."
+            f"global_batch_size: found {global_batch_size}, expected a size in which the shares "
+            f"({listed}) are whole numbers of sequences; nearest possible: "
+            f"{' or '.join(map(str, near))}."
         )
     return [int(share * global_batch_size) for share in shares.values()]
 
@@ -278,33 +305,53 @@ def _exact_shares(mixture: MixtureConfig) -> dict[str, Fraction]:
 
 
 def _source_names(mixture: MixtureConfig, num_sequences: Mapping[str, int]) -> tuple[str, ...]:
-    names: list[str] = []
+    if problems := _source_problems(mixture, num_sequences):
+        raise ValueError("\n".join(problems))
+    names = {name: _source_path(stream, name) for stream, name in _drawn(mixture)}
+    for name, path in names.items():
+        if num_sequences[name] < 1:
+            raise ValueError(
+                f"{path}: found a source without training sequences; remove it, or give it records."
+            )
+    return tuple(names)
+
+
+def _source_problems(mixture: MixtureConfig, known: Collection[str]) -> list[str]:
+    problems: list[str] = []
+    seen: set[str] = set()
+    for stream, name in _drawn(mixture):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else "."
+            problems.append(
+                f"{_source_path(stream, name)}: found no such source in the shards, expected "
+                f"one that they hold: {', '.join(sorted(known)) or 'there are none'}{hint}"
+            )
+        elif name in seen:
+            problems.append(
+                f"{_source_path(stream, name)}: found the source in two streams, expected it "
+                "in one: a sequence would be drawn by both."
+            )
+        seen.add(name)
+    return problems
+
+
+def _drawn(mixture: MixtureConfig) -> Iterator[tuple[str, str]]:
+    """Stream and source of all that is drawn."""
     for stream_name, stream in mixture.streams.items():
         for name in stream.sources:
-            path = f"mixture.streams.{stream_name}.sources.{name}"
-            if name not in num_sequences:
-                raise ValueError(
-                    f"{path}: found no such source in the shards, which hold "
-                    f"{', '.join(sorted(num_sequences))}."
-                )
-            if num_sequences[name] < 1:
-                raise ValueError(
-                    f"{path}: found a source without training sequences; remove it, or give it "
-                    "records."
-                )
-            if name in names:
-                raise ValueError(
-                    f"{path}: found the source in two streams; a sequence would be drawn by both."
-                )
-            names.append(name)
-    return tuple(names)
+            yield stream_name, name
+
+
+def _source_path(stream: str, source: str) -> str:
+    return f"mixture.streams.{stream}.sources.{source}"
 
 
 def _plan_stream(
     mixture: MixtureConfig, name: str, source_names: tuple[str, ...], rows: NDArray[np.int64]
 ) -> _Stream:
     sources = mixture.streams[name].sources
-    weights = _whole_weights(f"mixture.streams.{name}.sources", sources)
+    weights = _stream_weights(mixture, name)
     turns = fair_turns(weights)
     drawn_before = np.empty_like(turns)
     for taker, weight in enumerate(weights):
@@ -316,6 +363,10 @@ def _plan_stream(
         turns,
         drawn_before,
     )
+
+
+def _stream_weights(mixture: MixtureConfig, name: str) -> list[int]:
+    return _whole_weights(f"mixture.streams.{name}.sources", mixture.streams[name].sources)
 
 
 def _whole_weights(path: str, weights: Mapping[str, float]) -> list[int]:

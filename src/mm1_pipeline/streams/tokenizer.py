@@ -157,11 +157,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], output_dir: P
     Raises:
         ValueError: The vocabulary is too small to hold every byte.
     """
-    if config.vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
-            f"tokenizer.vocab_size: found {config.vocab_size}, expected at least "
-            f"{MIN_VOCAB_SIZE} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)."
-        )
+    check_vocabulary(config)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = _pre_tokenizer(config)
     backend.decoder = decoders.ByteLevel()
@@ -176,6 +172,29 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], output_dir: P
     tokenizer = Tokenizer(backend)
     tokenizer.save(output_dir)
     return tokenizer
+
+
+def check_vocabulary(config: TokenizerConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Refuses a vocabulary without room for the user's tokenizer, or for every byte.
+
+    Args:
+        config: Its size.
+        tokenizer: The user's; None where one is trained.
+
+    Raises:
+        ValueError: It is too small.
+    """
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size: found {config.vocab_size}, but {config.file} has "
+            f"{tokenizer.vocab_size} tokens, special tokens included; raise vocab_size to "
+            "at least that."
+        )
+    if tokenizer is None and config.vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"tokenizer.vocab_size: found {config.vocab_size}, expected at least "
+            f"{MIN_VOCAB_SIZE} (256 bytes and {len(SPECIAL_TOKENS)} special tokens)."
+        )
 
 
 def _pre_tokenizer(config: TokenizerConfig) -> pre_tokenizers.PreTokenizer:
@@ -206,11 +225,6 @@ def training_texts(config: TokenizerConfig, records_dir: Path) -> Iterator[str]:
 def _take_tokenizer(config: TokenizerConfig, output_dir: Path) -> Tokenizer:
     assert config.file is not None
     tokenizer = Tokenizer.load(config.file)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"tokenizer.vocab_size: found {config.vocab_size}, but {config.file} has "
-            f"{tokenizer.vocab_size} tokens, special tokens included; raise vocab_size to "
-            "at least that."
-        )
+    check_vocabulary(config, tokenizer)
     tokenizer.save(output_dir)
     return tokenizer

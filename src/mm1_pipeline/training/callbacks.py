@@ -29,7 +29,7 @@ from mm1_pipeline.training.metrics import (
     count_positions,
     stream_shares,
 )
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.spikes import DivergenceDetector, SpikeDetector
 
 _SHOWN_KEYS = 8
 _SHOWN_CHARACTERS = 100
@@ -67,8 +67,9 @@ class LossMeter(Callback):
 class GradientGuard(Callback):
     """Clips gradients to a norm, and decides whether a step is taken.
 
-    A step that is not finite stops the training; one whose loss leaps is treated as the
-    parameters say. Norm and losses are those of the global batch, so all ranks decide alike.
+    A step that is not finite stops the training, and so do losses that stay high; one whose loss
+    leaps is treated as the parameters say. Norm and losses are those of the global batch, so all
+    ranks decide alike.
 
     Source: MM1, Pre-training (clipping 1.0).
 
@@ -78,6 +79,7 @@ class GradientGuard(Callback):
         store: names the last good checkpoint.
         work_dir: where the keys of the batch are written when training stops.
         spikes: judges losses; None judges none.
+        divergence: tells when they stay too high; None never stops the training for that.
         world: rank 0 writes for all.
     """
 
@@ -89,6 +91,7 @@ class GradientGuard(Callback):
         store: CheckpointStore,
         work_dir: Path,
         spikes: SpikeDetector | None = None,
+        divergence: DivergenceDetector | None = None,
         world: World = ALONE,
     ) -> None:
         self._max_norm = max_norm
@@ -96,6 +99,7 @@ class GradientGuard(Callback):
         self._store = store
         self._work_dir = work_dir
         self._spikes = spikes
+        self._divergence = divergence
         self._world = world
         self.norm = math.nan
 
@@ -110,7 +114,9 @@ class GradientGuard(Callback):
         loss, by_stream = self._meter.losses.means()
         if not (math.isfinite(self.norm) and math.isfinite(loss)):
             self._stop_for_good(state, loss, by_stream)
-        elif self._spikes is not None and self._spikes.judge(loss).is_spike:
+        if self._divergence is not None and self._divergence.has_diverged(_step(state), loss):
+            self._stop_diverged(state, loss, self._divergence)
+        if self._spikes is not None and self._spikes.judge(loss).is_spike:
             self._handle_spike(state, loss, self._spikes)
 
     def _stop_for_good(self, state: LoopState, loss: float, by_stream: dict[str, float]) -> None:
@@ -122,6 +128,24 @@ class GradientGuard(Callback):
             f"{self._samples(state, loss, 'non_finite')} The same call would meet the same batch "
             "again: look at these samples, or lower optimizer.learning_rate or "
             "optimizer.max_grad_norm."
+        )
+
+    def _stop_diverged(self, state: LoopState, loss: float, found: DivergenceDetector) -> None:
+        config, step = found.config, _step(state)
+        first = step - found.num_above + 1
+        before = [known for known in self._store.steps() if known < first]
+        good = self._store.path(before[-1]) if before else "none was written before it"
+        raise TrainingStoppedError(
+            f"Found a loss of {loss:.4g} at step {step} and more than {found.limit:.4g} in "
+            f"{found.num_above} steps in a row (divergence.patience_steps), expected at most "
+            f"{config.factor:g} times (divergence.factor) the lowest loss so far, "
+            f"{found.lowest:.4g} at step {found.lowest_step}, or divergence.floor "
+            f"({config.floor:g}). The step was not taken. Last good checkpoint, from before step "
+            f"{first}: {good}. To mend it, lower "
+            "optimizer.learning_rate or optimizer.max_grad_norm, or lengthen "
+            "schedule.warmup_steps: this training then begins anew. To let it go on as it is, "
+            "raise divergence.patience_steps or set divergence to null: the same command resumes "
+            "from the newest checkpoint."
         )
 
     def _handle_spike(self, state: LoopState, loss: float, spikes: SpikeDetector) -> None:

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,6 +73,8 @@ class TrainingState:
     """`SpikeDetector.state_dict()`."""
     random_states: list[dict[str, Any]]
     """`random_state()` of each rank that wrote."""
+    divergence: dict[str, Any] = field(default_factory=dict)
+    """`DivergenceDetector.state_dict()`; earlier versions wrote none."""
 
 
 _STATE_TYPE: TypeAdapter[TrainingState] = TypeAdapter(TrainingState)

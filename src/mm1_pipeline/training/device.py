@@ -68,14 +68,14 @@ def choose_num_processes(config: TrainingConfig, device: str) -> int:
         return chosen
     if device == "cuda" and wanted > num_gpus:
         raise ValueError(
-            f"num_processes: found {wanted}, but PyTorch sees {num_gpus} GPUs; a process needs one "
-            "of its own."
+            f"num_processes: found {wanted}, expected at most {num_gpus}, the GPUs that PyTorch "
+            "sees: a process needs one of its own."
         )
     if wanted not in possible:
         nearest = sorted(possible, key=lambda count: abs(count - wanted))[:2]
         raise ValueError(
-            f"num_processes: found {wanted} on {nodes} node(s), which do not divide the global "
-            f"batch of {batch}; nearest possible: {' or '.join(map(str, sorted(nearest)))}."
+            f"num_processes: found {wanted} on {nodes} node(s), expected a number that divides the "
+            f"global batch of {batch}; nearest possible: {' or '.join(map(str, sorted(nearest)))}."
         )
     return wanted
 

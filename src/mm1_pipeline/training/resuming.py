@@ -18,7 +18,7 @@ from mm1_pipeline.training.errors import TrainingTerminatedError
 from mm1_pipeline.training.metrics import MetricsLog
 from mm1_pipeline.training.random_state import random_state, restore_random_state
 from mm1_pipeline.training.sharding import gather_state, restore_state
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.spikes import DivergenceDetector, SpikeDetector
 from mm1_pipeline.training.termination import Termination
 
 
@@ -35,6 +35,8 @@ class Checkpointing(Callback):
         resume_from: what `CheckpointStore.newest_good` gave, on rank 0; None on others.
         log: metrics, whose rows up to a checkpoint must be on disk before it; None on other ranks.
         spikes: whose memory of losses is kept.
+        divergence: likewise. While it finds losses too high, none is written but the last one and
+            that of a training which has to end, so that the newest is from before.
         world: rank 0 reads and writes for all.
         termination: whether this process was asked to end; then one is written at once.
     """
@@ -48,6 +50,7 @@ class Checkpointing(Callback):
         resume_from: Checkpoint | None,
         log: MetricsLog | None,
         spikes: SpikeDetector,
+        divergence: DivergenceDetector | None = None,
         world: World = ALONE,
         termination: Termination | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class Checkpointing(Callback):
         self._rng: list[dict[str, Any]] | None = None
         self._log = log
         self._spikes = spikes
+        self._divergence = divergence
         self._world = world
         self._termination = termination
 
@@ -70,6 +74,8 @@ class Checkpointing(Callback):
         found = state_of_plain(plain)
         restore_state(state.objective, state.optimizer, found.groups, checkpoint)
         self._spikes.load_state_dict(found.loss_spikes)
+        if self._divergence is not None:
+            self._divergence.load_state_dict(found.divergence)
         self._rng = found.random_states
         # Another version of torch may know other fields; none of the file's is added to them.
         known = state.scheduler.state_dict()
@@ -98,7 +104,10 @@ class Checkpointing(Callback):
         step = state.step
         asked = self._termination is not None and self._termination.is_requested
         ends = sum_counts([int(asked)]) != [0]
-        if ends or step % self._interval_steps == 0 or step == self._num_steps:
+        is_due = step % self._interval_steps == 0
+        if is_due and self._divergence is not None:
+            is_due = self._divergence.num_above == 0
+        if ends or is_due or step == self._num_steps:
             self._save(state)
         if ends:
             share(None)  # no rank goes before the checkpoint is written
@@ -123,5 +132,6 @@ class Checkpointing(Callback):
             dataset=state.dataset.state_dict(state.samples, from_beginning=True),
             loss_spikes=self._spikes.state_dict(),
             random_states=rng,
+            divergence=self._divergence.state_dict() if self._divergence is not None else {},
         )
         self._store.save(stated, model, optimizer)

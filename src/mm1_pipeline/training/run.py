@@ -39,7 +39,7 @@ from mm1_pipeline.training.optimizer import build_optimizer, peak_learning_rate
 from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler
 from mm1_pipeline.training.sharding import check_sharded, loss_factor
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.spikes import DivergenceDetector, SpikeDetector
 from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
@@ -204,6 +204,7 @@ class TrainingRun:
         streams = tuple(config.mixture.streams)
         meter = LossMeter(streams)
         spikes = SpikeDetector(config.loss_spikes)
+        divergence = DivergenceDetector(config.divergence) if config.divergence else None
         peak = peak_flops(self._device, config.precision)
         guard = GradientGuard(
             config.optimizer.max_grad_norm,
@@ -211,6 +212,7 @@ class TrainingRun:
             store=self._store,
             work_dir=self._work_dir,
             spikes=spikes,
+            divergence=divergence,
             world=world,
         )
         checkpointing = Checkpointing(
@@ -220,6 +222,7 @@ class TrainingRun:
             resume_from=self._checkpoint,
             log=self._log,
             spikes=spikes,
+            divergence=divergence,
             world=world,
             termination=self._termination,
         )

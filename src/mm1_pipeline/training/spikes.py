@@ -1,12 +1,13 @@
-"""Losses that leap: found by a robust score, and counted."""
+"""Losses that leap, found by a robust score and counted, and losses that stay high."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from typing import Any, NamedTuple
 
-from mm1_pipeline.config.training import LossSpikeConfig
+from mm1_pipeline.config.training import DivergenceConfig, LossSpikeConfig
 
 _NORMAL = 1.4826
 """Standard deviations in a median distance from the median, for a normal distribution."""
@@ -81,3 +82,47 @@ class SpikeDetector:
         distance = statistics.median(abs(known - median) for known in self._losses)
         spread = max(_NORMAL * distance, _SMALLEST_SPREAD * abs(median), 1e-12)
         return (loss - median) / spread
+
+
+class DivergenceDetector:
+    """Counts the steps in a row whose loss is far above the lowest one so far.
+
+    Args:
+        config: how far, and how many.
+    """
+
+    def __init__(self, config: DivergenceConfig) -> None:
+        self.config = config
+        self.lowest = math.inf
+        self.lowest_step = 0
+        self.num_above = 0
+        """Steps in a row, the last one included, whose loss is above the limit."""
+
+    @property
+    def limit(self) -> float:
+        """The loss above which a step counts."""
+        return self.config.factor * max(self.lowest, self.config.floor)
+
+    def has_diverged(self, step: int, loss: float) -> bool:
+        """Judges a step's loss and remembers it.
+
+        Args:
+            step: counted from 1.
+            loss: finite.
+        """
+        if loss < self.lowest:
+            self.lowest, self.lowest_step = loss, step
+        self.num_above = self.num_above + 1 if loss > self.limit else 0
+        return self.num_above >= self.config.patience_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training has to know."""
+        is_known = self.lowest_step > 0
+        lowest = {"lowest": self.lowest, "lowest_step": self.lowest_step} if is_known else {}
+        return {**lowest, "num_above": self.num_above}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; of a checkpoint without it, from nothing known."""
+        self.lowest = state.get("lowest", math.inf)
+        self.lowest_step = state.get("lowest_step", 0)
+        self.num_above = state.get("num_above", 0)

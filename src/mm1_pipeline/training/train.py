@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.model import MM1Config
+from mm1_pipeline.config.shard import shape_problems
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.ground.files import read_json, write_json
 from mm1_pipeline.ground.identity import differences, result_values
@@ -60,21 +61,14 @@ def check_needs(needs: ShardNeeds, index: ShardIndex) -> None:
             f"has {index.vocab_size} tokens. Make it at least as large, or make the shards with a "
             "smaller tokenizer.vocab_size."
         )
-    pairs = (
-        ("connector.num_tokens", needs.image_tokens),
-        ("vision.image_size", needs.image_size),
-    )
-    of_shards = (
-        ("packing.image_tokens", index.packing.image_tokens),
-        ("image.size", index.image.size),
-    )
-    for (name, found), (shard_name, expected) in zip(pairs, of_shards, strict=True):
-        if found is not None and found != expected:
-            raise ValueError(
-                f"model.{name}: found {found}, but the shards were made with shard.{shard_name} "
-                f"= {expected}. Make the two equal; the shards have to be made again if theirs "
-                "changes."
-            )
+    for problem in shape_problems(
+        "shard",
+        index.packing,
+        index.image,
+        image_tokens=needs.image_tokens,
+        image_size=needs.image_size,
+    ):
+        raise ValueError(problem)
 
 
 def train(

@@ -174,7 +174,7 @@ def test_malformed_items_count_as_wrong(tmp_path):
 
 
 def test_files_and_roles_are_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"consists of \['labels', 'questions'\]"):
+    with pytest.raises(ValueError, match=r"expected \['labels', 'questions'\]"):
         TextTaskConfig(task="piqa", files={"questions": "x"})
     files = write_text_files("piqa", tmp_path)
     Path(files["labels"]).write_text("0\n1\n")

@@ -145,9 +145,9 @@ def test_keys_that_are_numbers_and_rules_that_leave_nothing():
     rules = {"max_top_ngram_characters": {0: 0.1, 2: 7}, "min_words": 9, "max_words": 8}
     assert said(IngestConfig, sources={"s": {**source, "text": rules}}) == [
         "sources.s.text.max_top_ngram_characters: found 0, expected a whole number of at least 1 "
-        "and at most 1000, or null.",
+        "and at most 1000.",
         "sources.s.text.max_top_ngram_characters.2: found 7, expected a number of at least 0 and "
-        "at most 1, or null.",
+        "at most 1.",
     ]
     for rules, found in (
         ({"text": {"min_words": 9, "max_words": 8}}, "text.min_words: found 9"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
+from mm1_pipeline.config.ingest import IngestConfig
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.config.training import TrainingConfig
@@ -44,7 +45,7 @@ def test_accepts_good_groups_and_switches():
         ),
         (
             {"mixture": {"streams": {"text": {"share": 0.4, "sources": {"text": 1.0}}}}},
-            "pretrain.mixture.streams: found shares {'text': 0.4}; they must sum to 1.",
+            "pretrain.mixture.streams: found shares {'text': 0.4}, expected some that sum to 1.",
         ),
         (
             {"mixture": {"streams": {"text": {"share": 1.0, "sorces": {}, "sources": {"a": 1}}}}},
@@ -70,9 +71,19 @@ def test_reports_every_problem_at_once_and_misspelt_groups():
     assert (
         "model.connector.num_tokens: found 15, expected a square number; nearest: 9 or 16." in text
     )
-    assert "evaluate.tasks.vqa.metric: found 'accuracy'." in text
+    assert "evaluate.tasks.vqa.metric: found 'accuracy', expected 'cider', " in text
 
 
 def test_missing_group_is_named():
     text = message({}, {"shard": ShardConfig})
     assert "shard: missing" in text
+
+
+def test_a_source_that_is_called_as_a_field_is_no_field():
+    """`text` is a source of the sample and a group of every source."""
+    source = {"kind": "text", "format": "jsonl", "path": "x", "pth": "y"}
+    with pytest.raises(ParameterError, match=r"sources\.text\.pth: .*did you mean `path`"):
+        check_parameters({"ingest": {"sources": {"text": source}}}, {"ingest": IngestConfig})
+    source = {**source, "max_records": 0}
+    with pytest.raises(ParameterError, match="max_records: found 0, expected a whole number of at"):
+        check_parameters({"ingest": {"sources": {"text": source}}}, {"ingest": IngestConfig})

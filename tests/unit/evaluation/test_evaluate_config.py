@@ -23,7 +23,7 @@ def task(**changes) -> TaskConfig:
         ({"shots": ()}, r"shots: found \(\)"),
         ({"shots": (0, -1)}, "shots: found -1, expected at least 0"),
         ({"shots": (4, 4)}, "expected different numbers from 0"),
-        ({"stop": ("\n", "")}, "an empty string would end every answer"),
+        ({"stop": ("\n", "")}, "expected no empty string"),
         ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
         ({"max_items": 1}, "max_items: found 1, expected at least 2"),
     ],

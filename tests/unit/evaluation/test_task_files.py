@@ -116,7 +116,7 @@ def problem(**entry) -> str:
 
 def test_errors_name_the_entry_what_was_found_and_what_is_there():
     assert "did you mean `vqav2`?" in problem(task="vqav22", files=VQA_FILES)
-    assert "no such task file" in problem(task="../vqav2", files=VQA_FILES)
+    assert "expected a task file" in problem(task="../vqav2", files=VQA_FILES)
     missing = problem(task="vqav2", files={"questions": "q"})
     assert "evaluate.tasks.t.files: found ['questions']" in missing
     assert "also needs ['annotations', 'images']" in missing

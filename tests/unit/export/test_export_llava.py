@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,14 @@ from mm1_pipeline.config.model import (
     RopeScalingKind,
     VisionConfig,
 )
-from mm1_pipeline.config.shard import ImageTransform, Resize, SubImageConfig, TokenizerConfig
+from mm1_pipeline.config.shard import (
+    ImageTransform,
+    PackingConfig,
+    Resize,
+    ShardConfig,
+    SubImageConfig,
+    TokenizerConfig,
+)
 from mm1_pipeline.corpus.records import Segment
 from mm1_pipeline.export.huggingface_directory import export_model
 from mm1_pipeline.models.checkpoint import save_model
@@ -206,20 +214,19 @@ def test_images_that_its_processor_would_show_otherwise_are_refused(
 
 
 def test_a_run_that_could_not_be_exported_does_not_start() -> None:
-    from kedro.io import DataCatalog, MemoryDataset
-    from kedro.pipeline import Pipeline
+    from mm1_pipeline.preflight.run import Run
+    from mm1_pipeline.preflight.training import check_export
 
-    from mm1_pipeline.config.validation import ParameterError
-    from mm1_pipeline.hooks import PreflightHooks
-    from mm1_pipeline.pipelines.export.pipeline import create_pipeline
-
-    def check(model: MM1Config, config: ExportConfig) -> None:
-        values = {"params:export": config, "params:model": model}
-        catalog = DataCatalog({name: MemoryDataset(value) for name, value in values.items()})
-        PreflightHooks().before_pipeline_run(Pipeline(create_pipeline().nodes), catalog)
+    def told(model: MM1Config, config: ExportConfig, **shard: Any) -> list[str]:
+        groups = {"export": config, "model": model, **shard}
+        return list(check_export("pretrain")(Run(frozenset({"export_pretrained"}), groups)))
 
     pooled = changed("connector", num_tokens=4)
-    check(pooled, ExportConfig())
-    check(MODEL, STOCK)
-    with pytest.raises(ParameterError, match=r"num_tokens: 4 -> 16 \(every patch is a token"):
-        check(pooled, STOCK)
+    assert told(pooled, ExportConfig()) == []
+    assert told(MODEL, STOCK) == []
+    text = "\n".join(told(pooled, STOCK))
+    assert "model.connector.num_tokens: 4 -> 16" in text
+    packing = PackingConfig(sequence_length=100, image_tokens=16)
+    padded = ShardConfig(packing=packing, image=ImageTransform(size=32, resize=Resize.PAD))
+    (text,) = told(MODEL, STOCK, shard=padded)
+    assert "image.resize: pad -> squash" in text

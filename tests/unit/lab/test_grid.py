@@ -15,8 +15,8 @@ from mm1_pipeline.config.lab import AblateConfig, GridConfig, LessonConfig, LrLa
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
 from mm1_pipeline.ground.files import read_json, write_json
 from mm1_pipeline.lab import grid
-from mm1_pipeline.lab.grid import apply_overrides, resolve_arms
-from mm1_pipeline.lab.lessons import judge_lessons, learning_rate_grid, read_runs
+from mm1_pipeline.lab.grid import apply_overrides, learning_rate_grid, resolve_arms
+from mm1_pipeline.lab.lessons import judge_lessons, read_runs
 from mm1_pipeline.lab.lr_law import fit_law
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ class TestArms:
 
     def test_an_arm_with_a_bad_value_is_refused_before_anything_runs(self):
         bad = GridConfig(arms={"mix": {}, "bad": {"pretrain.mixture.streams.text": None}})
-        with pytest.raises(ValueError, match=r"arms\.bad: pretrain\.mixture.*must sum to 1"):
+        with pytest.raises(ValueError, match=r"arms\.bad: pretrain\.mixture.*that sum to 1"):
             resolve_arms(bad, PARAMETERS)
 
     def test_a_part_of_a_grid_can_be_chosen(self):

@@ -15,8 +15,7 @@ from kedro_rerun.functions import describe_function
 from mm1_pipeline.config.lab import Goal
 from mm1_pipeline.config.stages import SFTStart
 from mm1_pipeline.config.wiring import sft_start
-from mm1_pipeline.lab.grid import resolve_arms
-from mm1_pipeline.lab.lessons import learning_rate_grid
+from mm1_pipeline.lab.grid import learning_rate_grid, resolve_arms
 from mm1_pipeline.pipelines.ablate.nodes import run_arms
 from mm1_pipeline.pipelines.lab_inputs import (
     ScopeReader,

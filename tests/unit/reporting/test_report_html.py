@@ -384,3 +384,11 @@ def make_run_with_benchmarks() -> str:
     }
     evaluation = {"models": {"pretrain": {"tasks": tasks}, "frequent": {"tasks": tasks}}}
     return render_report(ReportConfig(), evaluation=evaluation)
+
+
+def test_figures_of_several_runs_say_so_on_top():
+    line = "shards: version 1a2b3c4d behind evaluation; version <9f8e> behind sft_model."
+    page = render_report(ReportConfig(title="mixed"), mixed=[line])
+    assert page.index("These figures are not of one run.") < page.index("Nothing has been run yet")
+    assert "version &lt;9f8e&gt; behind sft_model." in page
+    assert "not of one run" not in render_report(ReportConfig(title="of one run"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mm1_pipeline.config.training import LossSpikeConfig, OptimizerConfig, ScheduleConfig
+from mm1_pipeline.config.training import (
+    DivergenceConfig,
+    LossSpikeConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import ObjectiveOutput, Term
 from mm1_pipeline.training.callbacks import (
@@ -32,7 +38,7 @@ from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
 from mm1_pipeline.training.resuming import Checkpointing
 from mm1_pipeline.training.schedule import build_scheduler, multiplier
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.training.spikes import DivergenceDetector, SpikeDetector
 from mm1_pipeline.training.termination import Termination, outlive_termination
 from mm1_pipeline.training.watchdog import TrainingHangsError, Watchdog
 
@@ -129,9 +135,10 @@ class Toy:
         log_interval: int = 1,
         data=None,
         spikes: LossSpikeConfig = LossSpikeConfig(),  # noqa: B008
+        divergence: DivergenceConfig | None = DivergenceConfig(),  # noqa: B008
         step_seconds: float = 60.0,
     ) -> None:
-        self.spikes = spikes
+        self.spikes, self.divergence = spikes, divergence
         self.watchdog = Watchdog(step_seconds, folder)
         self.store = CheckpointStore(folder / "checkpoints", keep=2)
         self.log = MetricsLog(folder / "training.jsonl")
@@ -145,8 +152,14 @@ class Toy:
         self.log.rewind(resume_from.state.step if resume_from else 0)
         meter = LossMeter(STREAMS)
         spikes = SpikeDetector(self.spikes)
+        divergence = DivergenceDetector(self.divergence) if self.divergence else None
         guard = GradientGuard(
-            1.0, meter=meter, store=self.store, work_dir=self.folder, spikes=spikes
+            1.0,
+            meter=meter,
+            store=self.store,
+            work_dir=self.folder,
+            spikes=spikes,
+            divergence=divergence,
         )
         termination = Termination()
         loader_guard = LoaderGuard(num_steps=STEPS, batch_size=BATCH)
@@ -163,6 +176,7 @@ class Toy:
                 resume_from=resume_from,
                 log=self.log,
                 spikes=spikes,
+                divergence=divergence,
                 termination=termination,
             ),
             MetricsRecorder(
@@ -508,3 +522,63 @@ def test_the_watchdog_leaves_slow_but_steady_steps_alone(tmp_path):
     toy = Toy(tmp_path, data=Slow(), step_seconds=0.9)
     assert len(toy.run()) == STEPS
     assert toy.watchdog.message is None
+
+
+def diverging(folder, *spike_at: int, patience: int = 5) -> Toy:
+    toy = Toy(folder, divergence=DivergenceConfig(factor=2.0, patience_steps=patience))
+    toy.model.spike_at = spike_at
+    return toy
+
+
+def test_losses_that_stay_high_stop_the_training_at_the_last_good_checkpoint(tmp_path):
+    toy = diverging(tmp_path, *range(6, 13))
+    with pytest.raises(TrainingStoppedError) as stopped:
+        toy.run()
+    told = str(stopped.value)
+    assert "at step 10 and more than" in told
+    assert "in 5 steps in a row" in told
+    lowest = min(json.loads(line)["loss"] for line in toy.log.path.read_text().splitlines())
+    assert f"the lowest loss so far, {lowest:.4g} at step" in told
+    # The one that was due after step 8 would hold weights of the divergence.
+    assert toy.store.steps() == [4]
+    assert f"Last good checkpoint, from before step 6: {toy.store.path(4)}." in told
+    assert "lower optimizer.learning_rate" in told
+    assert "divergence to null" in told
+
+
+def test_a_divergence_before_the_first_checkpoint_names_none(tmp_path):
+    with pytest.raises(TrainingStoppedError, match="before step 2: none was written before it"):
+        diverging(tmp_path, *range(2, 13)).run()
+
+
+def test_losses_that_come_down_again_stop_nothing_and_change_nothing(tmp_path, undisturbed):
+    spikes = (3, 4, 5, 6, 8, 9, 10, 11)  # four in a row, one fewer than the patience
+    kept = Toy(tmp_path / "off", divergence=None)
+    kept.model.spike_at = spikes
+    rows = kept.run()
+    toy = diverging(tmp_path / "on", *spikes)
+    assert without_timing(toy.run()) == without_timing(rows)
+    assert torch.equal(toy.weights(), kept.weights())
+    whole, undisturbed_rows = undisturbed  # With the defaults; the guard draws no number.
+    never = Toy(tmp_path / "never", divergence=None)
+    assert without_timing(never.run()) == without_timing(undisturbed_rows)
+    assert torch.equal(never.weights(), whole.weights())
+
+
+def test_a_resumed_training_diverges_where_the_uninterrupted_one_does(tmp_path):
+    """Also where the checkpoint was written among the high losses, by a SIGTERM."""
+    toy = diverging(tmp_path, *range(6, 13))
+    toy.model.terminate_at = 7
+    with pytest.raises(SystemExit):
+        toy.run()
+    assert toy.store.steps() == [4, 7]
+    again = diverging(tmp_path, *range(1, 6))
+    with pytest.raises(TrainingStoppedError, match=r"at step 10 .*before step 6: .*step-00000004"):
+        again.run()
+
+
+def test_a_diverged_training_goes_on_where_the_policy_is_off(tmp_path):
+    with pytest.raises(TrainingStoppedError):
+        diverging(tmp_path, *range(6, 13)).run()
+    resumed = Toy(tmp_path, divergence=None)
+    assert [row["step"] for row in resumed.run()] == list(range(1, STEPS + 1))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import math
 import random
 
 import pytest
 
-from mm1_pipeline.config.training import LossSpikeConfig
-from mm1_pipeline.training.spikes import SpikeDetector
+from mm1_pipeline.config.training import DivergenceConfig, LossSpikeConfig
+from mm1_pipeline.training.spikes import DivergenceDetector, SpikeDetector
 
 
 def detector(**options) -> SpikeDetector:
@@ -71,3 +72,38 @@ def test_a_resumed_detector_judges_as_the_uninterrupted_one():
     second.load_state_dict(first.state_dict())
     assert found + fed(second, losses[13:]) == expected
     assert second.row() == whole.row()
+
+
+def diverged(losses, **options) -> int | None:
+    """The step at which a training with these losses is stopped."""
+    found = DivergenceDetector(DivergenceConfig(**options))
+    steps = (step for step, loss in enumerate(losses, 1) if found.has_diverged(step, loss))
+    return next(steps, None)
+
+
+def test_a_divergence_is_so_many_steps_in_a_row_above_the_minimum():
+    high = [3.0, 2.0, *[6.1] * 9]
+    assert diverged(high, factor=3.0, patience_steps=5) == 7
+    assert diverged(high, factor=3.1, patience_steps=5) is None
+    assert diverged(high, factor=3.0, patience_steps=10) is None
+    broken = [2.0, *[7.0] * 4, 5.9, *[7.0] * 4]
+    assert diverged(broken, factor=3.0, patience_steps=5) is None, "one step below begins anew"
+    assert diverged([8.3, *[40.0] * 30]) == 21, "the defaults"
+
+
+def test_a_minimum_near_zero_is_no_hair_trigger():
+    answers = [2.0, 0.01, *[0.3] * 50]
+    assert diverged(answers) is None
+    assert diverged(answers, floor=0.0) == 22
+
+
+def test_a_divergence_goes_on_from_its_state_and_from_none():
+    first = DivergenceDetector(DivergenceConfig(patience_steps=3))
+    assert [first.has_diverged(n, loss) for n, loss in enumerate([2.0, 9, 9], 1)] == [False] * 3
+    second, third = (DivergenceDetector(first.config) for _ in range(2))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
+    third.load_state_dict({})  # An earlier version's.
+    assert second.has_diverged(4, 9.0)
+    assert not third.has_diverged(4, 9.0)
+    untouched = DivergenceDetector(first.config).state_dict()
+    assert json.dumps(untouched, allow_nan=False), "an infinite minimum is no JSON"

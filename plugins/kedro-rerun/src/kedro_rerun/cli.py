@@ -11,14 +11,35 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import env_option, validate_conf_source
 
-from kedro_rerun.errors import StalenessError, hide_secrets, without_secrets
+from kedro_rerun.errors import (
+    StalenessError,
+    hide_secrets,
+    is_mended_by_user,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from kedro_rerun.session import StalenessSession
 
 
+_DEBUG = "kedro_rerun.debug"
+
+
 class UserErrorCommand(click.Command):
-    """A command that shows what a user can mend as one message instead of a traceback."""
+    """A command that shows what a user can mend as one message; with --debug as a traceback."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+        def note(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+            ctx.meta[_DEBUG] = value
+
+        help_text = "Shows the traceback of an error that you can mend."
+        debug = click.Option(
+            ["--debug"], is_flag=True, expose_value=False, callback=note, help=help_text
+        )
+        others = [option for option in self.params if option.name != debug.name]
+        self.params = [*others, debug]
 
     def user_errors(self) -> tuple[type[Exception], ...]:
         """The errors that users can mend; a project adds its own in a subclass."""
@@ -40,11 +61,27 @@ class UserErrorCommand(click.Command):
             warnings.filterwarnings("ignore", message=".*register_new_resolver.*")
             try:
                 return super().invoke(ctx)
-            except self.user_errors() as error:
-                raise click.ClickException(without_secrets(str(error))) from error
             except Exception as error:
                 hide_secrets(error)  # Whoever shows a traceback shows the texts of all.
+                if ctx.meta.get(_DEBUG) or isinstance(error, click.ClickException):
+                    raise
+                if isinstance(error, self.user_errors()):
+                    raise click.ClickException(without_secrets(str(error))) from error
+                if _comes_from_a_node(error):
+                    text = f"{without_secrets(str(error))} (--debug shows where.)"
+                    raise click.ClickException(text) from error
                 raise
+
+
+def _comes_from_a_node(error: Exception) -> bool:
+    """Whether the project declares an error as one that its users can mend."""
+    from kedro.framework import project
+
+    declared = getattr(project.settings.SESSION_CLASS, "staleness_settings", None)
+    if declared is None:
+        return False
+    packages = declared.packages or (str(project.PACKAGE_NAME),)
+    return is_mended_by_user(error, declared.user_errors, packages)
 
 
 pipeline_option = click.option(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kedro_rerun.code import Closure, CodeIndex
 from kedro_rerun.environment import ABSENT, library_versions, version_of
@@ -17,6 +17,7 @@ from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
 from kedro_rerun.inputs import Selection, path_digest, path_state
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.parameters import FlatParameters, flatten_parameters
+from kedro_rerun.preflight import Mistake
 
 _ALL_PARAMETERS = "parameters"
 
@@ -44,6 +45,15 @@ class Settings:
     parameter `rerun_cache` goes before it."""
     cache_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the cache's file system, as fsspec takes them."""
+    preflight: Callable[[Graph], Iterable[Mistake]] | None = None
+    """Looks for what users have to mend, from the nodes and parameters of a run, before its first
+    node; `status` shows it as well. What concerns no node that must run is not said."""
+    stale_inputs: Literal["warn", "refuse", "ignore"] = "warn"
+    """What a run of some nodes does that reads what nodes before it would make anew now: says so
+    and goes on, does not begin, or says nothing."""
+    user_errors: tuple[type[Exception], ...] = ()
+    """Errors of nodes that a user can mend where first-party code raises them: commands show their
+    text alone, and the traceback with `--debug`."""
     command: str = "kedro rerun"
     """The command group that texts tell people to use; a project may have one of its own."""
 

@@ -26,6 +26,9 @@ class BuildContext:
     """Root of each output artifact by dataset name."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """What the runner knows about the making, for manifests: node, environment, components."""
+    mixed: tuple[str, ...] = ()
+    """Of a node that is tagged `shows_lineage`: which datasets stand in more than one version
+    behind what it reads; see `lineage.Lineage.mixed`."""
 
     def workspace(self, dataset_name: str) -> Workspace:
         """The workspace of one output.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _USERINFO = re.compile(r"(//)[^/?#@\s'\"]*+@(?:[^/?#@\s'\"]*+@)*+")
@@ -21,6 +21,24 @@ _SECRET = re.compile(
 
 class StalenessError(ValueError):
     """Something that a user can mend; the text says what was found and how to mend it."""
+
+
+def is_mended_by_user(
+    error: BaseException, kinds: tuple[type[Exception], ...], packages: Collection[str]
+) -> bool:
+    """Whether an error says what its user has to mend: some code of the project raised it to.
+
+    Args:
+        error: What was raised.
+        kinds: Of such errors.
+        packages: The project's; a library's error of the same kind may be anybody's fault.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, kinds):
+        return False
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in packages
 
 
 def unknown_name(what: str, found: str, allowed: Iterable[str], hint: str = "") -> str:

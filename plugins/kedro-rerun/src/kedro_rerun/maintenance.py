@@ -16,6 +16,7 @@ from kedro_rerun.locks import LockStore, NodeLock, OutputRecord, RunRecord
 from kedro_rerun.manifests import MANIFEST
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.planning import Planner
+from kedro_rerun.preflight import concerning
 from kedro_rerun.run_lock import WhenBusy, hold_run_lock
 from kedro_rerun.shared_cache import share
 from kedro_rerun.verdict import Action, State, Verdict
@@ -39,6 +40,8 @@ class StatusRow:
     """When the outputs in place were made."""
     interrupted: bool
     """Whether a run of the node began and did not end."""
+    mistakes: tuple[str, ...] = ()
+    """What the project's preflight knows to stand in its way, if it must run."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,15 @@ def status(planner: Planner) -> list[StatusRow]:
     Returns:
         A row a node, in an order in which they can run.
     """
-    rows = [_row(planner, verdict) for verdict in planner.plan().values()]
+    look, plan = planner.settings.preflight, planner.plan()
+    must_run = any(verdict.action is Action.RUN for verdict in plan.values())
+    found = list(look(planner.graph)) if look is not None and must_run else []
+    rows = []
+    for verdict in plan.values():
+        row = _row(planner, verdict)
+        if verdict.action is Action.RUN:
+            row = replace(row, mistakes=tuple(concerning(found, {verdict.node})))
+        rows.append(row)
     planner.save_caches()
     return rows
 

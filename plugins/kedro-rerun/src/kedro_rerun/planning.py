@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kedro_rerun.components import ComponentReader, Settings
+from kedro_rerun.files import hash_json
 from kedro_rerun.fingerprint import Cause, Fingerprint
 from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
 from kedro_rerun.hash_cache import HashCache
@@ -27,6 +28,8 @@ from kedro_rerun.verdict import (
     state_of,
 )
 
+SHOWS_LINEAGE = "shows_lineage"
+"""Tag of nodes that get to know whether what they read is of one lineage."""
 _CACHE = "cache"
 _NAMES_OF_A_WAY = 3
 """Shown at either end of a way through code that is longer than two times as many."""
@@ -114,7 +117,8 @@ class Planner:
         known = {name: digest for name, digest in inputs.items() if digest is not None}
         if len(known) < len(inputs):
             return self._judge_pending(node, known, sorted(inputs.keys() - known.keys()))
-        fingerprint = Fingerprint(self.reader.components(node, known))
+        components = {**self.reader.components(node, known), **self._lineage(node, known)}
+        fingerprint = Fingerprint(components)
         outputs = self.datasets(node.outputs)
         verdict = judge(node.name, fingerprint, self.lock(node.name), outputs, self.outputs)
         always = _reasons_to_run_always(known)
@@ -126,6 +130,25 @@ class Planner:
         if verdict.action is Action.RUN and self.shared_run(node, fingerprint.digest) is not None:
             return replace(verdict, state=State.FRESH, action=Action.FETCH, reasons=())
         return verdict
+
+    def mixed(self, node: StaleNode, inputs: Mapping[str, str]) -> list[str]:
+        """What a node reads of more than one lineage, if it is one that shows it.
+
+        Args:
+            node: the node.
+            inputs: digests of what it reads, by component name.
+        """
+        from kedro_rerun.lineage import Lineage
+
+        if SHOWS_LINEAGE not in node.tags:
+            return []
+        read = {_dataset(name): digest for name, digest in inputs.items()}
+        return Lineage(self.locks.all()).mixed(read)
+
+    def _lineage(self, node: StaleNode, known: Mapping[str, str]) -> dict[str, str]:
+        """A component of a page that says what is mixed: it is made anew once nothing is."""
+        mixed = self.mixed(node, known)
+        return {f"{Cause.INPUT}:(mixed lineages)": hash_json(mixed)} if mixed else {}
 
     def shared_run(self, node: StaleNode, fingerprint: str) -> CachedRun | None:
         """The run in the shared cache from which a node's outputs can be taken."""

@@ -29,7 +29,11 @@ def render_status(rows: Collection[StatusRow]) -> RenderableType:
     may = sum(row.state != State.FRESH and not row.certain for row in rows)
     summary = f"{stale} of {len(rows)} nodes would run" if stale else "everything is fresh"
     summary += f", {may} of them only if the nodes before make something new" if may else ""
-    return Group(table, Text(f"\n{summary}."))
+    parts: list[RenderableType] = [table, Text(f"\n{summary}.")]
+    if mistakes := dict.fromkeys(text for row in rows for text in row.mistakes):
+        listed = "\n".join(f"  - {text}" for text in mistakes)
+        parts.append(Text(f"\nTo be mended first:\n{listed}", style="red"))
+    return Group(*parts)
 
 
 def render_explanation(explanation: Explanation) -> RenderableType:

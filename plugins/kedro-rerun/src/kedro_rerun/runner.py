@@ -24,13 +24,15 @@ from pluggy import PluginManager
 from kedro_rerun import artifacts
 from kedro_rerun.components import Settings
 from kedro_rerun.context import BuildContext, building
-from kedro_rerun.errors import StalenessError, without_secrets
+from kedro_rerun.errors import StalenessError, is_mended_by_user, without_secrets
 from kedro_rerun.files import hash_json, remove_temporaries
 from kedro_rerun.fingerprint import Cause, Fingerprint
-from kedro_rerun.graph import StaleNode, Storage
+from kedro_rerun.graph import Graph, StaleNode, Storage
 from kedro_rerun.kedro_graph import build_graph
+from kedro_rerun.lineage import stale_inputs, told
 from kedro_rerun.locks import RunRecord
 from kedro_rerun.planning import Planner
+from kedro_rerun.preflight import PreflightError, concerning, refusal
 from kedro_rerun.run_lock import STATE_FOLDER, WhenBusy, hold_run_lock
 from kedro_rerun.shared_cache import CachedFile, SharedCache, share
 from kedro_rerun.verdict import Action, Reason, Verdict
@@ -58,6 +60,19 @@ class RunOptions:
     """Outputs are taken from here, and given to it."""
     provenance: Mapping[str, Any] | None = None
     """Goes into manifests and records: environment, commit."""
+    earlier: Callable[[Pipeline], Earlier | None] = lambda _: None
+    """Tells of the nodes before those of a run; None where there are none."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Nodes whose outputs a run reads without running them."""
+
+    graph: Graph
+    read: frozenset[str]
+    """Datasets that the run reads of theirs."""
+    command: str
+    """Runs some nodes, before their names."""
 
 
 class ExpensiveNodeError(StalenessError):
@@ -93,6 +108,7 @@ class StalenessRunner(SequentialRunner):
         run_id: str | None = None,
     ) -> None:
         options = self._options()
+        _refuse_mistakes(pipeline, catalog, options)
         when_busy = WhenBusy(_switch(catalog, WHEN_BUSY, WhenBusy.WAIT))
         with hold_run_lock(options.data_root, when_busy, self._logger.warning):
             run = _Run(self, pipeline, catalog, hook_manager, run_id, options)
@@ -139,6 +155,7 @@ class _Run:
     def execute(self) -> None:
         """Runs what must run."""
         self._clean()
+        num_stale = self._look_at_earlier()
         plan = self._plan()
         # Each node's code is read again before it runs: only what changed since is parsed again,
         # and nothing is after a kill.
@@ -165,7 +182,31 @@ class _Run:
             if verdict.action is not Action.SKIP:
                 plan = self._plan()
             self._runner._release_datasets(node, self._catalog, self._loads, self._pipeline)
-        self._log.info("Ran %d of %d nodes; the others were fresh.", ran, len(plan))
+        fresh = "were fresh"
+        if num_stale:
+            fresh = f"are as what they read is, of which {num_stale} datasets are stale: see above"
+        self._log.info("Ran %d of %d nodes; the others %s.", ran, len(plan), fresh)
+
+    def _look_at_earlier(self) -> int:
+        """Says what the run reads of nodes that it leaves out, and that is not fresh; how much."""
+        options = self._options
+        what = options.settings.stale_inputs
+        earlier = options.earlier(self._pipeline) if what != "ignore" else None
+        if earlier is None:
+            return 0
+        planner = Planner(earlier.graph, options.data_root, options.settings, cache=options.cache)
+        found = stale_inputs(planner, earlier.read)
+        planner.save_caches()
+        if not found:
+            return 0
+        nodes = ",".join(dict.fromkeys(item.node for item in found))
+        text = told(found, f"{earlier.command} --to-nodes={shlex.quote(nodes)}")
+        if what == "refuse":
+            raise StalenessError(f"{text}\nThe project's settings (stale_inputs) refuse such runs.")
+        if absent := [item.dataset for item in found if not item.exists]:
+            raise StalenessError(f"{text}\nNone was run, as there is no {', '.join(absent)}.")
+        self._log.warning("%s", text)
+        return len(found)
 
     def _plan(self) -> dict[str, Verdict]:
         plan = self.planner.plan(self._done)
@@ -285,12 +326,15 @@ class _Run:
                 if output.storage is Storage.ARTIFACT
             },
             {**origin, **_describe_components(fingerprint)},
+            tuple(self.planner.mixed(view, _input_digests(fingerprint))),
         )
         with artifacts.keep_work_until_done(), building(context):
             self._execute(node)
             self._record(view, fingerprint, {**origin, **_describe_end(started)})
 
     def _execute(self, node: Any) -> None:
+        kedro_log = logging.getLogger("kedro.pipeline.node")
+        kedro_log.addFilter(_is_no_failure)  # Whoever catches the error shows it.
         try:
             Task(
                 node=node,
@@ -299,13 +343,19 @@ class _Run:
                 is_async=self._runner._is_async,
                 run_id=self._run_id,
             ).execute()
-        except Exception:
-            self._log.error(
-                "%s failed. Give the same command again to go on from here: finished nodes are "
-                "skipped, and a node that keeps its progress, as a training does, resumes.",
-                node.name,
-            )
+        except Exception as error:
+            settings = self._options.settings
+            if is_mended_by_user(error, settings.user_errors, settings.packages):
+                self._log.error("%s failed.", node.name)
+            else:
+                self._log.error(
+                    "%s failed. Give the same command again to go on from here: finished nodes are "
+                    "skipped, and a node that keeps its progress, as a training does, resumes.",
+                    node.name,
+                )
             raise
+        finally:
+            kedro_log.removeFilter(_is_no_failure)
 
     def _record(
         self, node: StaleNode, fingerprint: Fingerprint, provenance: dict[str, Any]
@@ -345,6 +395,33 @@ class _Run:
             "command": without_secrets(shlex.join(sys.argv)),
             **(self._options.provenance or {}),
         }
+
+
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    return not record.msg.startswith("Node %s failed with error")
+
+
+def _refuse_mistakes(pipeline: Pipeline, catalog: CatalogProtocol, options: RunOptions) -> None:
+    """Before the lock, for which a run may wait for hours."""
+    look = options.settings.preflight
+    graph = build_graph(pipeline, catalog)
+    if look is None or not (found := list(look(graph))):
+        return
+    planner = Planner(graph, options.data_root, options.settings, cache=options.cache)
+    # Who never ran must run. Others are planned, which takes time: a machine without the device of
+    # a training that is done can still make what comes after it.
+    running = {
+        node.name for node in graph.nodes if options.force or not planner.lock(node.name).runs
+    }
+    if not options.force and (options.cache or any(not item.nodes & running for item in found)):
+        plan = planner.plan()
+        running = {name for name, verdict in plan.items() if verdict.action is Action.RUN}
+    if texts := concerning(found, running):
+        raise PreflightError(refusal(texts))
+
+
+def _input_digests(fingerprint: Fingerprint) -> dict[str, str]:
+    return {f"{Cause.INPUT}:{name}": text for name, text in fingerprint.of(Cause.INPUT).items()}
 
 
 def _describe_components(fingerprint: Fingerprint) -> dict[str, Any]:

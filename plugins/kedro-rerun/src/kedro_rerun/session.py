@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from kedro.runner import SequentialRunner
 from kedro.utils import is_kedro_project
 
 from kedro_rerun.components import Settings
-from kedro_rerun.errors import StalenessError, unknown_name
+from kedro_rerun.errors import StalenessError, unknown_name, without_secrets
+from kedro_rerun.graph import bare
 from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.planning import Planner
-from kedro_rerun.runner import RunOptions, StalenessRunner
+from kedro_rerun.runner import LOGGER, Earlier, RunOptions, StalenessRunner
 from kedro_rerun.selection import (
     DEFAULT_PIPELINE,
     Selection,
@@ -183,7 +186,40 @@ class StalenessSession(KedroSession):
             returns=click.get_current_context(silent=True) is None,
             cache=self._cache(self._context),
             provenance=provenance,
+            earlier=self._earlier,
         )
+
+    def _earlier(self, pipeline: Pipeline) -> Earlier | None:
+        """What a run reads of nodes of the project that it leaves out."""
+        context, registered = self._context, dict(project_pipelines)
+        assert context is not None, "Kedro loads the context before it runs"
+        name, whole = _pipeline_of(pipeline.inputs(), registered)
+        made = {bare(output): output for output in whole.all_outputs()}
+        read = [made[bare(name)] for name in sorted(pipeline.inputs()) if bare(name) in made]
+        if not read:
+            return None
+        try:
+            # Kedro types only the parameters of the pipelines that it was asked for.
+            context._pipelines_to_validate = None
+            graph = build_graph(whole.to_outputs(*read), context.catalog)
+        except Exception as error:  # whatever parameters of other pipelines give
+            logging.getLogger(LOGGER).debug("Nodes before the run cannot be told: %s", error)
+            return None
+        return Earlier(graph, frozenset(read), self._command(name))
+
+    def _command(self, pipeline: str) -> str:
+        """How this session's environment and parameters are given to `kedro run`."""
+        words = ["kedro", "run"]
+        if env := self.store.get("env"):
+            words.append(f"--env={env}")
+        default_conf = Path(self._project_path) / project_settings.CONF_SOURCE
+        if str(self._conf_source) != str(default_conf):
+            words.append(f"--conf-source={self._conf_source}")
+        if pipeline != DEFAULT_PIPELINE:
+            words.append(f"--pipeline={pipeline}")
+        if given := list(_flat(self.store.get("runtime_params") or {})):
+            words.append(f"--params={','.join(f'{key}={value}' for key, value in given)}")
+        return without_secrets(shlex.join(words))
 
     def _cache(self, context: KedroContext) -> SharedCache | None:
         """The shared cache that the run's parameters or the settings name; none as a rule."""
@@ -233,6 +269,27 @@ def _pipeline_with(node: str | None, registered: dict[str, Pipeline]) -> str:
             return name
     known = {known.name for pipeline in registered.values() for known in pipeline.nodes}
     raise StalenessError(unknown_name("NODE", str(node), known))
+
+
+def _pipeline_of(read: set[str], registered: dict[str, Pipeline]) -> tuple[str, Pipeline]:
+    """The registered pipeline that makes most of some datasets, the default one before others."""
+    names = sorted(registered, key=lambda name: name != DEFAULT_PIPELINE)
+    wanted = {bare(name) for name in read}
+
+    def number_made(name: str) -> int:
+        return len({bare(output) for output in registered[name].all_outputs()} & wanted)
+
+    most = max(names, key=number_made, default=None)
+    return (most, registered[most]) if most is not None else (DEFAULT_PIPELINE, Pipeline([]))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Parameters as `--params` takes them."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _base_environment() -> str:

@@ -13,14 +13,15 @@ from mm1_pipeline.pipelines.lab_inputs import run_stages
 
 def run_rates(config: LrLawConfig, *groups: Any) -> tuple[StagedArtifact, dict[str, Any]]:
     """Trains every size at every rate, each as an ordinary run."""
-    from mm1_pipeline.lab.lessons import learning_rate_grid
+    from mm1_pipeline.lab.grid import learning_rate_grid
 
     return run_stages("rates", learning_rate_grid(config), groups)
 
 
 def fit_rates(config: LrLawConfig, rates: Artifact) -> dict[str, Any]:
     """Fits the law."""
-    from mm1_pipeline.lab.lessons import learning_rate_grid, read_runs
+    from mm1_pipeline.lab.grid import learning_rate_grid
+    from mm1_pipeline.lab.lessons import read_runs
     from mm1_pipeline.lab.lr_law import fit_law
 
     runs = read_runs(config, learning_rate_grid(config), rates.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.context import current_context
 from kedro_rerun.environment import version_of
 
 from mm1_pipeline.config.report import ReportConfig
@@ -59,4 +60,5 @@ def write_report(
         shards={"shards": shards.path, "shards for sft": sft_shards.path},
         models={stage: model.path for stage, model in models.items()},
         versions={name: version_of(name) for name in sorted(libraries)},
+        mixed=context.mixed if (context := current_context()) is not None else (),
     )

@@ -37,6 +37,7 @@ def create_pipeline() -> Pipeline:
                 ],
                 outputs="report",
                 name="write_report",
+                tags="shows_lineage",
             )
         ],
         tags="report",

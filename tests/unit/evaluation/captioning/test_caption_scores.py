@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from kedro.io import DataCatalog, MemoryDataset
 from PIL import Image
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
@@ -24,19 +23,18 @@ from mm1_pipeline.config.ingest import IngestConfig, RecordKind
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import ClipConfig, VisionPretrainConfig
 from mm1_pipeline.config.shard import ImageTransform, PackingConfig, TokenizerConfig
-from mm1_pipeline.config.validation import ParameterError
 from mm1_pipeline.corpus.caption_scores import SCORES_VERSION
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
 from mm1_pipeline.evaluation.captioning.caption_scores import ContrastiveScorer
 from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 from mm1_pipeline.ground.rejects import Rejected
-from mm1_pipeline.hooks import PreflightHooks
 from mm1_pipeline.models.checkpoint import save_vision_encoder
 from mm1_pipeline.models.clip import Contrastive, PairInputs
 from mm1_pipeline.models.initialization import build_vision_encoder
 from mm1_pipeline.models.losses import IGNORED
-from mm1_pipeline.pipelines.ingest.pipeline import create_pipeline
+from mm1_pipeline.preflight.data import check_ingest
+from mm1_pipeline.preflight.run import Run
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import ShardIndex
@@ -298,11 +296,11 @@ def test_a_run_is_refused_before_its_first_node(trained: Trained, tmp_path: Path
     broken = dataclasses.replace(
         config, sources={"pairs": dataclasses.replace(config.sources["pairs"], clip_score=gone)}
     )
-    hooks = PreflightHooks()
-    pipeline = create_pipeline()
-    hooks.before_pipeline_run(pipeline, DataCatalog({"params:ingest": MemoryDataset(config)}))
-    with pytest.raises(ParameterError, match=r"ingest\.sources\.pairs\.clip_score: .*nowhere"):
-        hooks.before_pipeline_run(pipeline, DataCatalog({"params:ingest": MemoryDataset(broken)}))
+    nodes = frozenset({"ingest_sources"})
+    assert list(check_ingest(Run(nodes, {"ingest": config}))) == []
+    (text,) = check_ingest(Run(nodes, {"ingest": broken}))
+    assert text.startswith("ingest.sources.pairs.clip_score: ")
+    assert "nowhere" in text
 
 
 def test_the_stage_stores_what_the_scorer_needs(trained: Trained, tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""What users get wrong is refused before any node, in few lines that name the parameter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from kedro.framework.startup import bootstrap_project
+from mistakes import MISTAKES, Mistake, changed, make_places
+from pydantic import TypeAdapter
+
+from mm1_pipeline.cli import cli
+from mm1_pipeline.config.validation import ParameterError, check_parameters
+from mm1_pipeline.preflight.checks import CHECKS, check
+from mm1_pipeline.preflight.run import Run
+
+ROOT = Path(__file__).parents[2]
+_MOST_LINES = 12
+
+
+class Environment:
+    """The parameters of an environment, read once; mistakes are made to copies."""
+
+    def __init__(self, name: str) -> None:
+        from kedro.framework.project import pipelines, settings
+        from kedro.validation.type_extractor import TypeExtractor
+
+        session = settings.SESSION_CLASS.create(ROOT, env=name)
+        self.raw = session.load_context().config_loader["parameters"]
+        self.pipelines = dict(pipelines)
+        self.known: list[tuple[Any, Any]] = []
+        self.types = TypeExtractor(self.pipelines).extract_types_from_pipelines()
+
+    def refusals(self, raw: dict[str, Any], pipeline: str) -> list[str]:
+        """What a run says, mistake by mistake."""
+        known = {name: value for name, value in raw.items() if name in self.types}
+        try:
+            check_parameters(known, self.types)
+        except ParameterError as error:
+            return [str(error)]
+        nodes = self.pipelines[pipeline]
+        read = {name.removeprefix("params:") for name in nodes.inputs() if "params:" in name}
+        groups = {name: self._typed(raw, name) for name in read}
+        run = Run(frozenset(node.name for node in nodes.nodes), groups, self.known)
+        return [mistake.text for mistake in check(run)]
+
+    def _typed(self, raw: dict[str, Any], name: str) -> Any:
+        value: Any = raw
+        for part in name.split("."):
+            value = value[part]
+        return TypeAdapter(self.types[name]).validate_python(value)
+
+
+@pytest.fixture(scope="module")
+def smoke() -> Environment:
+    bootstrap_project(ROOT)
+    return Environment("smoke")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("places")
+    make_places(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{m.path}={m.found}" for m in MISTAKES])
+def test_a_mistake_is_refused_before_any_node(mistake: Mistake, smoke, places, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    texts = smoke.refusals(changed(smoke.raw, mistake.changes, places), mistake.pipeline)
+    told = "\n".join(texts)
+    assert texts, "it is not refused"
+    assert mistake.path in told
+    assert mistake.found in told
+    assert any(word in told for word in ("expected", "did you mean", "missing")), told
+    lines = [line for text in texts for line in textwrap.wrap(text, 80)]
+    assert len(lines) <= _MOST_LINES - 2, told  # A line above them, and one below.
+
+
+def test_all_mistakes_are_told_at_once(smoke):
+    mistakes = {
+        "ingest.sources.text.path": "no/such/place",
+        "pretrain.global_batch_size": 21,
+        "pretrain.num_processes": 2,
+        "tokenizer.file": "no/such/tokenizer.json",
+        "evaluate.tasks.sample_vqa.source": "eval_vqq",
+        "sft_shard.image.size": 64,
+    }
+    texts = smoke.refusals(changed(smoke.raw, mistakes, Path()), "__default__")
+    for path in (*mistakes, "model.vision.image_size"):
+        if path != "sft_shard.image.size":
+            assert sum(text.startswith(path) for text in texts) == 1, (path, texts)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "changes"),
+    [
+        ("pretrain", {"sft.global_batch_size": 5, "sft.device": "cuda"}),
+        ("pretrain", {"evaluate.tasks.sample_vqa.source": "nowhere"}),
+        ("ingest", {"tokenizer.file": "no/such/place", "pretrain.device": "cuda"}),
+        ("shard", {"pretrain.mixture.streams.text.sources.txt": 1.0}),
+        ("evaluate_pretrain", {"sft.device": "cuda", "upcycle.moe.every_n_layers": 5}),
+        ("__default__", {"export.layout": "llava", "download.lists": "no/such/place"}),
+        ("__default__", {"ablate.grid.arms.bad": {"pretrain.sedule.num_steps": 3}}),
+    ],
+)
+def test_a_run_needs_nothing_of_other_stages(smoke, pipeline, changes):
+    assert smoke.refusals(changed(smoke.raw, changes, Path()), pipeline) == []
+
+
+def test_the_environment_without_a_mistake_is_not_refused(smoke):
+    for pipeline in smoke.pipelines:
+        expected = 1 if pipeline == "download" else 0  # Which lists no user has named yet.
+        assert len(smoke.refusals(smoke.raw, pipeline)) == expected, pipeline
+
+
+def test_every_node_has_its_check(smoke):
+    nodes = {node.name for pipeline in smoke.pipelines.values() for node in pipeline.nodes}
+    assert nodes == set(CHECKS)
+
+
+# The commands
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            ["run", "--params=pretrain.global_batch_size=21"],
+            "pretrain.global_batch_size: found 21, expected a size",
+        ),
+        (
+            ["run", "--params=evaluate.tasks.sample_vqa.source=eval_vqq,pretrain.device=cuda"],
+            "Found 2 mistakes before the first node, so none was run:",
+        ),
+        (["run", "--tags=sft", "--params=sft.global_batch_size=5"], "sft.global_batch_size: found"),
+    ],
+)
+def test_the_command_says_it_in_few_lines_and_makes_nothing(smoke_project, command, told):
+    conf = f"--conf-source={smoke_project.folder / 'conf'}"
+    result = invoke(*command, "--env=smoke", conf)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), "a traceback"
+    assert told in result.stderr
+    assert "again" not in result.stderr
+    wrapped = [line for text in result.stderr.splitlines() for line in textwrap.wrap(text, 80)]
+    assert len(wrapped) <= _MOST_LINES
+    assert not any(smoke_project.data.glob("0*")), "a node has written something"
+
+
+def test_status_shows_it_by_node(smoke_project):
+    conf = f"--conf-source={smoke_project.folder / 'conf'}"
+    wrong = "--params=ingest.sources.text.path=no/such/place"
+    options = ("--env=smoke", conf, wrong, "--pipeline=ingest")
+    (row,) = json.loads(invoke("mm1", "status", *options, "--json").stdout)
+    assert [text.partition(":")[0] for text in row["mistakes"]] == ["ingest.sources.text.path"]
+
+
+def test_an_error_of_the_project_s_own_code_is_a_text_and_with_debug_a_traceback(
+    smoke_project, monkeypatch
+):
+    monkeypatch.setattr(
+        "mm1_pipeline.preflight.checks.find_mistakes", lambda _: refuse_vocabulary()
+    )
+    options = ("run", "--env=smoke", f"--conf-source={smoke_project.folder / 'conf'}")
+    result = invoke(*options)
+    assert isinstance(result.exception, SystemExit)
+    assert "tokenizer.vocab_size: found 1, expected at least 260" in result.stderr
+    assert "(--debug shows where.)" in result.stderr
+    assert isinstance(invoke(*options, "--debug").exception, ValueError)
+
+
+def refuse_vocabulary() -> None:
+    from mm1_pipeline.config.shard import TokenizerConfig
+    from mm1_pipeline.streams.tokenizer import check_vocabulary
+
+    check_vocabulary(TokenizerConfig(vocab_size=1))
+
+
+@pytest.mark.parametrize("program", [["kedro"], ["mm1_pipeline"]])
+def test_processes_end_in_few_lines(smoke_project, program):
+    command = smoke_project.command("run", "--params=pretrain.mixture.streams.text.sources.txt=1.0")
+    command[2:3] = program
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 1
+    lines = [line for text in done.stderr.splitlines() for line in textwrap.wrap(text, 80)]
+    assert len(lines) <= _MOST_LINES, done.stderr
+    assert "pretrain.mixture.streams.text.sources.txt: found no such source" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (smoke_project.data / "03_primary").exists()
