@@ -51,7 +51,7 @@ def decoder_flops(config: DecoderConfig, sizes: PackedSizes) -> int:
 
     Args:
         config: shape of the decoder.
-        sizes: of the batch.
+        sizes: positions that count, pairs of them that see each other, labels.
     """
     d_heads, d_kv = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
     projections = config.d_model * (2 * d_heads + 2 * d_kv)
@@ -87,8 +87,8 @@ def training_flops(
 
     Args:
         config: shape of the model.
-        sizes: of the batch.
-        num_images: of the batch.
+        sizes: positions that count, pairs of them that see each other, labels.
+        num_images: encoded images of the batch; sub-images count each.
         vision_trained: False if the encoder is frozen: it then has no backward pass.
     """
     connector = connector_flops(config.connector, config.vision, config.decoder.d_model)

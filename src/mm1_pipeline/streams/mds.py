@@ -129,7 +129,7 @@ class ShardFile:
     """One shard file, read as `index.json` describes it.
 
     Args:
-        directory: Of the dataset.
+        directory: The dataset's folder, which holds its index.json and shards.
         entry: From the index.
 
     Raises:

@@ -22,7 +22,7 @@ def multiplier(step: int, config: ScheduleConfig) -> float:
 
     Args:
         step: optimizer steps already done, from 0.
-        config: the schedule.
+        config: warm-up and total in optimizer steps, and the end's share of the peak.
 
     Returns:
         A factor in 0..1; after the last step it stays at `final_fraction`.
