@@ -154,6 +154,15 @@ def packed_attention(
 ) -> Tensor:
     """Causal attention inside each document; nothing is seen across documents.
 
+    With documents of 2 and 3 positions (cu_seqlens [0, 2, 5]) a row's position sees the columns'
+    marked x; with a window of 2, those marked o no longer:
+
+        x . . . .
+        x x . . .
+        . . x . .
+        . . x x .
+        . . o x x
+
     Source: MM1, Packing ("attention never crosses example borders within a sequence").
 
     Args:
