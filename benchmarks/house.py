@@ -7,8 +7,8 @@
 One column a folder, beside the range of six code bases of this field and of tools like this one
 (torchtitan without its experiments, nanochat, streaming, Kedro without its templates, datatrove,
 big_vision but two files). Only `.py` files are read, none is run but with --walk; tests, vendored
-code and empty files are left out. The figures say where to look, they are no goal: a page that reads
-worse with a better figure is a loss.
+code and empty files are left out. The figures say where to look, they are no goal: a page that
+reads worse with a better figure is a loss.
 """
 
 from __future__ import annotations

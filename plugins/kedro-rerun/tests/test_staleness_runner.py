@@ -12,6 +12,7 @@ from kedro.pipeline import node, pipeline
 from kedro_rerun import summaries
 from kedro_rerun.context import current_context
 from kedro_rerun.runner import ExpensiveNodeError, RunOptions, StalenessRunner
+from kedro_rerun.source import summarize
 from staleness_dummy import NODES, DummyProject, Recorder
 
 
@@ -61,7 +62,6 @@ def test_other_nodes_run_beside_a_refused_one(built):
 
 def test_a_first_run_parses_every_module_once(project, monkeypatch):
     parsed = []
-    summarize = summaries.summarize
 
     def counting(source, module, *rest):
         parsed.append(module)
