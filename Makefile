@@ -25,7 +25,7 @@ SMALLEST_GRID := ablate.grid.only=mix captions_only,ablate.grid.max_seeds=1,abla
 PART := tests/golden tests/unit/models tests/unit/export tests/unit/streams tests/unit/training \
 	tests/e2e/test_training_resume.py tests/e2e/test_training_engines.py
 
-.PHONY: help setup demo lab test part other fast audit lint format viz release clean
+.PHONY: help setup demo lab test pytest part other fast audit lint format viz release clean
 
 help:  ## Shows this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -58,7 +58,11 @@ lab: setup  ## Reruns one of MM1's ablations on a drawn world: captions alone be
 	$(BIN)/kedro mm1 world --env=lab
 	$(BIN)/kedro run --env=lab --pipeline=ablate --params="$(SMALLEST_GRID)"
 
-test: setup lint $(VENV)/.installed-beside  ## Lints, checks types and layers, runs every test.
+# Beside each other: the type checker has one thread, and the tests leave a core now and then.
+test: setup $(VENV)/.installed-beside  ## Lints, checks types and layers, runs every test.
+	$(MAKE) --jobs=2 lint pytest
+
+pytest:
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO)
 
 part: setup $(VENV)/.installed-beside  ## The tests that depend on torch, transformers and Pillow.

@@ -99,7 +99,7 @@ def run_plain(function: Any, key: list[str], folder: Path, output: Path) -> floa
     repeated = keys.duplicated()
     for path in written:
         if repeated[path].any():
-            table = pd.read_parquet(path)[~repeated[path].to_numpy()]
+            table = pd.read_parquet(path)[~pd.Series(repeated[path]).to_numpy()]
             table.to_parquet(path, compression="zstd")
     return time.perf_counter() - start
 

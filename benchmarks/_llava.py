@@ -53,5 +53,6 @@ def build_llava(
     )
     whole._attn_implementation = "sdpa"
     model = LlavaForConditionalGeneration(whole)
-    model.model.multi_modal_projector = connector
+    inner: Any = model.model
+    inner.multi_modal_projector = connector
     return model

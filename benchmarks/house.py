@@ -2,12 +2,13 @@
 
     python benchmarks/house.py                        # src/ of this checkout
     python benchmarks/house.py src ../torchtitan/torchtitan ../kedro/kedro
+    python benchmarks/house.py --walk ../before/src   # own frames on two ways through a checkout
 
 One column a folder, beside the range of six code bases of this field and of tools like this one
 (torchtitan without its experiments, nanochat, streaming, Kedro without its templates, datatrove,
-big_vision but two files). Only
-`.py` files are read, none is run; tests, vendored code and empty files are left out. The figures
-say where to look, they are no goal: a page that reads worse with a better figure is a loss.
+big_vision but two files). Only `.py` files are read, none is run but with --walk; tests, vendored
+code and empty files are left out. The figures say where to look, they are no goal: a page that
+reads worse with a better figure is a loss.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import os
 import statistics
+import subprocess
 import sys
 import tokenize
 from collections import Counter
@@ -139,11 +142,27 @@ def _percent(part: int, whole: int, digits: int = 0) -> str:
     return f"{100 * part / max(whole, 1):.{digits}f} %"
 
 
+def walk(source: Path) -> None:
+    """Prints the own frames on two ways through a checkout of this project, in its own process."""
+    program = Path(__file__).with_name("_house_walk.py")
+    environment = {**os.environ, "PYTHONPATH": str(source.resolve())}
+    told = subprocess.run(
+        [sys.executable, str(program)], env=environment, check=True, capture_output=True, text=True
+    )
+    print(source, told.stdout.splitlines()[-1], sep="  ")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("src")])
-    folders = parser.parse_args(arguments).folders
+    parser.add_argument("--walk", action="store_true", help="counts own frames instead (it runs)")
+    options = parser.parse_args(arguments)
+    folders = options.folders
+    if options.walk:
+        for folder in folders:
+            walk(folder)
+        return
     columns = {str(folder): measure(folder).rows() for folder in folders}
     width = max(len(name) for name in next(iter(columns.values())))
     widths = {name: max(len(name), 9) for name in (*columns, "six others")}

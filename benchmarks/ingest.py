@@ -234,7 +234,9 @@ def compare_deduplication(folder: Path, num_texts: int, rounds: int) -> float:
     texts = make_texts(num_texts)
     (folder / "texts.json").write_text(json.dumps(texts))
     python = install_datasketch(folder / "venv")
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
+    our_dropped, their_dropped = [], []
     for number in range(rounds):
         seconds, our_dropped = our_deduplication(texts, folder / f"dedup{number}")
         ours.append(seconds)

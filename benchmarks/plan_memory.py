@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "1.3M": {"d_model": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "d_ff": 352},
     "20M": {"d_model": 384, "num_layers": 8, "num_heads": 6, "num_kv_heads": 6, "d_ff": 1536},
 }

@@ -370,7 +370,9 @@ def build_dvc(folder: Path, environment_folder: Path) -> Project:
     }
     dvc = str(programs / "dvc")
     project = Project(folder, [dvc, "repro"], "params.yaml", environment)
-    untyped = dict.fromkeys(("more_imports", "text_type", "config_type", "result_type"), "")
+    untyped: dict[str, str] = dict.fromkeys(
+        ("more_imports", "text_type", "config_type", "result_type"), ""
+    )
     project.write(SHARED_FILES | stage_files(untyped, DVC_MAIN))
     project.write(
         {

@@ -48,7 +48,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,7 @@ def llava_step(model: Any, config: TrainingConfig) -> Callable[[list[Batch]], fl
 
 
 def alternate(
-    arms: dict[str, tuple[Callable[[Any], float], Sequence[Any]]], repetitions: int
+    arms: Mapping[str, tuple[Callable[[Any], float], Sequence[Any]]], repetitions: int
 ) -> dict[str, float]:
     """Seconds of all steps: of each step the median over the repetitions.
 

@@ -552,13 +552,16 @@ def _damage_benchmark(data: bytes, rng: random.Random) -> bytes:
 
 def _check_benchmark(task: str, folder: Path, _file: Path) -> None:
     """Every row is an item, asked or failed, or the error names the task or a file of it."""
+    from pydantic import TypeAdapter
+
     from mm1_pipeline.config.evaluation import TaskConfig
     from mm1_pipeline.evaluation.tasks import load_task
 
     roles = json.loads((folder / _ROLES).read_text())
     files = {role: str(folder / name) for role, name in roles.items()}
     try:
-        load_task(task, TaskConfig(task=task, files=files), folder, seed=0)
+        config = TypeAdapter(TaskConfig).validate_python({"task": task, "files": files})
+        load_task(task, config, folder, seed=0)
     except ValueError as error:
         if f"tasks.{task}" not in str(error) and str(folder) not in str(error):
             raise
@@ -770,8 +773,8 @@ def main() -> int:
                     outcomes[name, number] = wrong
     todo = [mutant for mutant in wanted if mutant not in outcomes]
     start = time.monotonic()
-    for done, (*mutant, wrong) in enumerate(campaign(todo, options.workers, options.seed), 1):
-        name, number = mutant
+    finished = campaign(todo, options.workers, options.seed)
+    for done, (name, number, wrong) in enumerate(finished, 1):
         outcomes[name, number] = wrong
         if options.results is not None:
             with options.results.open("a") as file:

@@ -88,7 +88,8 @@ def _train(shards_dir: Path, folder: Path, rank: int, size: int) -> None:
         "LOCAL_WORLD_SIZE": str(size),
     }
     world = World.of_environment()
-    begin_together(world, "gloo", dist.FileStore(str(folder / "ranks"), size), timeout_seconds=60)
+    store = dist.FileStore(str(folder / "ranks"), size)  # pyright: ignore[reportPrivateImportUsage]
+    begin_together(world, "gloo", store, timeout_seconds=60)
     TrainingRun(
         training_config(), objective, shards_dir, device="cpu", world=world, **where
     ).to_the_end()

@@ -300,7 +300,8 @@ def _serve(folder: Path, requests: int, answers: int) -> None:
                 os.write(answers, struct.pack("q", ended))
             os._exit(0)
 
-        StalenessRunner._run = wait
+        changed: Any = StalenessRunner
+        changed._run = wait
         sys.argv = ["kedro", "run", "--env=smoke", f"--conf-source={folder / 'conf'}"]
         main()
         status = 0
@@ -347,8 +348,9 @@ def _follow_the_code(pipeline: Any, catalog: Any, options: Any) -> None:
     graph = build_graph(pipeline, catalog)
     reader = Planner(graph, options.data_root, options.settings).reader
     closures = {node.name: reader._closure(node) for node in graph.nodes}
-    ComponentReader._closure = lambda _, node: closures[node.name]
-    ComponentReader.code_changed = lambda _, node: False
+    changed: Any = ComponentReader
+    changed._closure = lambda _, node: closures[node.name]
+    changed.code_changed = lambda _, node: False
 
 
 def _note_each_node(folder: Path) -> None:
@@ -373,7 +375,8 @@ def _note_each_node(folder: Path) -> None:
         }
         (folder / "parts.json").write_text(json.dumps(parts))
 
-    _Run._run_node = noted
+    changed: Any = _Run
+    changed._run_node = noted
 
 
 def _processes_of(session: int, faults: Path) -> dict[int, str]:

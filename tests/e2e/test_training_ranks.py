@@ -100,7 +100,8 @@ def _rank(rank: int, size: int, folder: str, results: Any, function: Any, argume
     }
     torch.set_num_threads(1)
     world = World.of_environment()
-    begin_together(world, "gloo", dist.FileStore(f"{folder}/ranks", size), timeout_seconds=60)
+    store = dist.FileStore(f"{folder}/ranks", size)  # pyright: ignore[reportPrivateImportUsage]
+    begin_together(world, "gloo", store, timeout_seconds=60)
     try:
         results.put((rank, function(world, *arguments)))
     except (Exception, TrainingTerminatedError) as error:

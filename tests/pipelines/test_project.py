@@ -165,9 +165,10 @@ def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
 
 def test_every_node_carries_the_tag_of_its_stage():
     from kedro.framework.project import pipelines
+    from kedro.pipeline import Pipeline
 
     stages = set(pipelines) - {"__default__"}
-    for node in sum(pipelines.values()).nodes:
+    for node in sum(pipelines.values(), Pipeline([])).nodes:
         assert len(node.tags & stages) == 1, node.name
 
 

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     original, calls = partition_writer._write_completed, []
 
-    def stop(job: object, written: object) -> None:
+    def stop(job: Any, written: Any) -> None:
         if len(calls) == when:
             raise Killed
         calls.append(job)
@@ -140,7 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(
         write(corpus, tmp_path / "out", work_dir=tmp_path / "work")
     assert not (tmp_path / "out" / SHARDS_JSON).exists()
 
-    def count(job: object, written: object) -> None:
+    def count(job: Any, written: Any) -> None:
         calls.append(job)
         original(job, written)
 

@@ -22,7 +22,7 @@ from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.planning import Planner
 from kedro_rerun.runner import RunOptions, StalenessRunner
 
-NODES = ("ingest", "shard", "train", "evaluate", "report", "summary")
+NODES: tuple[str, ...] = ("ingest", "shard", "train", "evaluate", "report", "summary")
 
 FILES = {
     "__init__.py": '"""A project."""\n',
@@ -364,8 +364,8 @@ class DummyProject:
         if tags:
             pipeline = pipeline.only_nodes(*tags)
         recorder = Recorder()
-        options = RunOptions(self.data_root, self.settings, **options)
-        runner = StalenessRunner(lambda: options, is_async=is_async)
+        chosen = RunOptions(self.data_root, self.settings, **options)
+        runner = StalenessRunner(lambda: chosen, is_async=is_async)
         runner.run(pipeline, catalog, self.hook_manager(recorder), "run")
         return recorder.ran
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+from kedro.pipeline import Node
+from kedro_viz.api.rest.responses.run_events import transform_events_to_structured_format
+from kedro_viz.api.rest.responses.utils import RunEventStatus
+from kedro_viz.integrations.kedro.hooks_utils import hash_node
 
+from kedro_rerun.maintenance import StatusRow
+from kedro_rerun.viz import run_events
 from spaceflights import FILES, NODES, THREE_LINES, Kedro, Spaceflights
 
 PROCESSING = "src/spaceflights/pipelines/data_processing/nodes.py"
@@ -138,6 +146,49 @@ def test_status_tells_what_a_run_would_do(project):
     reasons = project.status()
     assert reasons.keys() == {"train_model_node", "evaluate_model_node"}
     assert reasons["evaluate_model_node"] == ["upstream:train_model_node: runs first"]
+
+
+def test_kedro_viz_colours_what_is_stale(project):
+    """Read as Kedro-Viz reads it; where it cannot be written, the status is told all the same."""
+    code, told = project.call("rerun", "status", "--viz", "--json")
+    assert code == 0, told
+    events = project.folder / ".viz" / "kedro_pipeline_events.json"
+    fresh = transform_events_to_structured_format(json.loads(events.read_text()))
+    assert [node.status for node in fresh.nodes.values()] == [RunEventStatus.SUCCESS] * len(NODES)
+    rows = json.loads(told[told.index("[\n") : told.rindex("]") + 1])
+    seconds = sorted(row["seconds"] for row in rows)
+    assert sorted(node.duration for node in fresh.nodes.values()) == seconds
+    assert fresh.pipeline.duration == pytest.approx(sum(seconds))
+    assert fresh.pipeline.status == RunEventStatus.SUCCESS
+
+    project.edit(SCIENCE, "weights.round(6)", "weights.round(3)")
+    assert project.call("rerun", "status", "--viz")[0] == 3
+    found = transform_events_to_structured_format(json.loads(events.read_text()))
+    errors = {key: node.error.message for key, node in found.nodes.items() if node.error}
+    names = {event["node_id"]: event["node"] for event in json.loads(events.read_text())[:-1]}
+    assert {names[key] for key in errors} == {"train_model_node", "evaluate_model_node"}
+    for key, node in found.nodes.items():
+        assert node.status == RunEventStatus("failed" if key in errors else "success")
+    told = {names[key]: message for key, message in errors.items()}
+    assert "code:spaceflights.pipelines.data_science.nodes:train_model" in told["train_model_node"]
+    assert "if the nodes before it make something new" in told["evaluate_model_node"]
+    assert found.pipeline.status == RunEventStatus.FAILED
+    assert found.pipeline.error.message.startswith("2 of 8 nodes would run: ")
+
+    shutil.rmtree(events.parent)
+    events.parent.write_text("not a folder")
+    code, told = project.call("rerun", "status", "--viz")
+    assert (code, "Kedro-Viz is not told: " in told) == (3, True)
+    assert "train_model_node" in told
+
+
+def test_kedro_viz_is_told_of_nodes_by_its_own_names_and_in_no_html():
+    named = Node(abs, "a", "b", name="x", namespace="of")
+    reason = "params:x: <b onclick=y()> -> &"
+    row = StatusRow("of.x", "stale", "run", (reason,), True, None, None, False)
+    event, _ = run_events([row], [named])
+    assert event["node_id"] == hash_node(named)
+    assert event["error"].splitlines()[1] == "params:x: &lt;b onclick=y()&gt; -&gt; &amp;"
 
 
 def test_outputs_that_are_damaged_or_gone_are_made_again(project):

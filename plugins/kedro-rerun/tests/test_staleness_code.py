@@ -347,7 +347,7 @@ def test_a_module_without_source_is_refused(source):
         source.closure("missing:f")
 
 
-def outer(scale):
+def outer(scale, key=""):
     def inner(x):
         return x * scale
 

@@ -11,7 +11,7 @@ import pytest
 
 from staleness_dummy import NODES, DummyProject
 
-ALL = set(NODES)
+ALL: set[str] = set(NODES)
 AFTER_TRAIN = {"train", "evaluate", "report"}
 
 

@@ -113,7 +113,7 @@ def test_meaning_sees_every_changed_constant_and_name(data):
         case ast.Name() as node:
             node.id += "_"
         case ast.Constant() as node:
-            node.value = (node.value, "changed")
+            node.value = f"{node.value!r}, changed"
         case ast.Attribute() as node:
             node.attr += "_"
         case node:

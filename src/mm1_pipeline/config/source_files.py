@@ -41,7 +41,7 @@ def is_read(config: SourceConfig, name: str) -> bool:
     """Whether what a source gives depends on a file in its folder.
 
     Args:
-        config: of the source.
+        config: its format decides which suffixes are read.
         name: of the file, relative to the folder.
     """
     layout = config.format.layout

@@ -53,8 +53,8 @@ def build_parameters(cls: type[T], name: str, raw: Mapping[str, Any]) -> T:
 
     Args:
         cls: The group's class.
-        name: The group's name.
-        raw: Its values.
+        name: The group's name, which begins the path in messages.
+        raw: Its values as YAML gives them; unknown names are refused.
 
     Raises:
         ParameterError: As `check_parameters`.

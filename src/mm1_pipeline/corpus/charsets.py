@@ -288,7 +288,7 @@ def _decode_by_table(body: bytes, table: dict[str, str]) -> str:
     """Decodes an encoding of two and three bytes a character.
 
     Args:
-        body: the bytes.
+        body: text in that encoding, which may be damaged.
         table: of the characters, by their bytes read as Latin-1.
     """
 

@@ -302,7 +302,7 @@ def unpack_limited(data: bytes, frame: Frame, limit: int) -> bytes:
 
     Args:
         data: the compressed body; what follows its first frame is left.
-        frame: the decompressor.
+        frame: the decompressor of one frame, which has not begun.
         limit: bytes above which it is refused.
 
     Raises:

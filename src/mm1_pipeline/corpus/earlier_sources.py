@@ -35,7 +35,7 @@ def keep_keys(folder: Path, tasks: Sequence[PartitionTask]) -> None:
 
     Args:
         folder: Of the source's work; its steps are still there.
-        tasks: Its partitions.
+        tasks: The source's partitions, whose tables of keys are linked.
     """
     keys = folder / _KEYS
     for task in tasks:

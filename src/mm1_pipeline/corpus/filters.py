@@ -74,7 +74,7 @@ class ImageChecker:
     """Decodes every image of a source once, even where several records show it in a row.
 
     Args:
-        rules: for images.
+        rules: least and greatest side, shape, pixels and bytes that are taken.
         decontaminator: knows the evaluation images; None where none are to be kept out.
         wants_hashes: whether perceptual hashes are needed for anything else.
     """
@@ -134,9 +134,9 @@ def check_record(
     Args:
         raw: the record as its reader gave it.
         name: of the source.
-        source: its parameters.
+        source: parameters of the source, with the rules of its kind.
         checker: for its images, and for what the evaluation data holds.
-        max_bytes: of the record's images together.
+        max_bytes: limit of the record's encoded images together.
     """
     places = Counter(s.image for s in raw.segments if s.image is not None)
     kept: dict[int, RecordImage] = {}
@@ -189,7 +189,7 @@ def judge_record(record: Record, source: SourceConfig, frequent: FrequentImages)
 
     Args:
         record: a checked record; image bytes may be left out.
-        source: parameters of its source.
+        source: parameters of the record's source, with the rules of its kind.
         frequent: images that occur too often in the source.
     """
     num_images = sum(1 for segment in record.segments if segment.image is not None)

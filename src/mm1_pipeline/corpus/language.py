@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 _CHARACTERS_LOOKED_AT = 2_000
+"""Enough to be sure of any text; the rest of a long page would only take time."""
 _LONG_BYTES = 300
 """From which on looking at all places of a text at once is faster than one after the other."""
 
@@ -21,6 +22,11 @@ def identify_language(text: str) -> tuple[str, float]:
 
     Args:
         text: of which the start is looked at.
+
+    Returns:
+        Code of the language (ISO 639-1 where it has one), and the probability that it has among
+        those the model knows. Whether that is sure enough is the caller's question: the rule and
+        its threshold stand in `text_rules`.
     """
     language, confidence = _identifier().classify(text[:_CHARACTERS_LOOKED_AT])
     return str(language), float(confidence)

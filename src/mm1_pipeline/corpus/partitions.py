@@ -17,7 +17,7 @@ def plan_partitions(
     partition.
 
     Args:
-        source: its parameters.
+        source: parameters of the source; its format says whether its files belong together.
         files: in the order in which they are read.
         partition_bytes: size from which on a partition is closed.
 

@@ -22,7 +22,7 @@ def check_sources(
     """Checks that every source has files of its format, and columns of the configured names.
 
     Args:
-        config: the sources.
+        config: all sources, each with its format, path, columns and rules.
         load_scorer: gives what sources with a `clip_score` are scored by.
 
     Returns:

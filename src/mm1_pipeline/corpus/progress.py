@@ -21,7 +21,7 @@ def track_source(
 
     Args:
         items: what the reader yields.
-        name: of the source.
+        name: the source, as the display names it.
         files: its files, which know how far they were read.
         max_records: number at which reading stops.
     """

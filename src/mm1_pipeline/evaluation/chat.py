@@ -110,7 +110,7 @@ class Conversation:
         An error leaves the conversation as it was.
 
         Args:
-            text: What the human says.
+            text: What the human says; may be empty beside an image.
             images: Encoded images, shown before the text.
 
         Returns:

@@ -102,7 +102,7 @@ class Task:
 
     Attributes:
         name: As in `tasks` of the parameters.
-        config: Its parameters.
+        config: Names a source or the files of a format, and what is kept of them.
         items: What is asked and scored, in the order of the records.
         pool: Items that may be shown as shots, by key. Out of a source, every sound item of it;
             out of files, those of the training split where given, whose images are yet unread.
@@ -137,8 +137,8 @@ def load_task(name: str, config: TaskConfig, records_dir: Path, seed: int) -> Ta
     stays in the task as a failure and is never shown as a shot.
 
     Args:
-        name: Name of the task.
-        config: Its parameters.
+        name: The task's key in the parameters; begins messages.
+        config: Names a source or the files of a format, and what is kept of them.
         records_dir: The artifact that contains `records/`.
         seed: Chooses the items when `max_items` is set.
 

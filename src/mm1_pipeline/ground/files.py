@@ -90,7 +90,7 @@ def hash_file(path: Path, algorithm: str = "xxh3_128") -> str:
     """Hashes a file's content, a block at a time.
 
     Args:
-        path: The file.
+        path: An existing file of any size; it is read in pieces.
         algorithm: A name of `hashlib`, or of `xxhash`, whose default is fast and meets none by
             accident. What is published is named by `sha256`.
 

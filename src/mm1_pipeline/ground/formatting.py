@@ -80,7 +80,7 @@ def speed(per_second: float, unit: str) -> str:
     """How fast things are counted: 1,234 records/s, 2.5 steps/s; below one, 3.1 s/step.
 
     Args:
-        per_second: how many.
+        per_second: items done per second, from 0.
         unit: what they are called, in the plural.
     """
     if 0 < per_second < 1:

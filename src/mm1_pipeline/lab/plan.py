@@ -178,8 +178,8 @@ def decoder_layer_bytes(config: DecoderConfig, num_positions: int, *, in_bfloat1
 
     Args:
         config: Shape of the layer.
-        num_positions: Of the microbatch.
-        in_bfloat16: Under autocast.
+        num_positions: Positions of the microbatch, padding included.
+        in_bfloat16: Whether autocast keeps most of it in 2 bytes a number, else 4.
     """
     d_model, d_ff = config.d_model, config.d_ff
     if config.moe is not None:
@@ -202,8 +202,8 @@ def vision_layer_bytes(config: VisionConfig, num_images: int, *, in_bfloat16: bo
 
     Args:
         config: Shape of the layer.
-        num_images: Of the microbatch.
-        in_bfloat16: Under autocast.
+        num_images: Encoded images (sub-images count each) of the microbatch.
+        in_bfloat16: Whether autocast keeps most of it in 2 bytes a number, else 4.
     """
     positions = num_images * (config.num_patches + config.class_token)
     num_wide = 4 if config.activation is Activation.SWIGLU else 2
@@ -225,11 +225,11 @@ def activation_bytes(
     """Activations of one microbatch at their peak.
 
     Args:
-        model: Shapes.
+        model: Sizes of encoder, connector and decoder.
         num_positions: Of the microbatch, as are the others.
-        num_images: Images.
+        num_images: Encoded images (sub-images count each) of the microbatch.
         num_labels: Positions that predict a token.
-        in_bfloat16: Under autocast.
+        in_bfloat16: Whether autocast keeps most of it in 2 bytes a number, else 4.
         recompute: Gradient checkpointing: a layer keeps its input, and one at a time is whole.
     """
     decoder = decoder_layer_bytes(model.decoder, num_positions, in_bfloat16=in_bfloat16)

@@ -166,7 +166,7 @@ def paired_difference(
         second: float[S, I], the same seeds and items in the same order.
         groups: What each item belongs to, for instance its image; items of one group are drawn
             together. None makes each item its own.
-        num_samples: Resamples.
+        num_samples: Resamples of the bootstrap.
         seed: Same seed, same resamples.
 
     Returns:

@@ -43,7 +43,7 @@ class Processes:
 
         Args:
             command: Without a shell.
-            folder: To run it in.
+            folder: Working directory of the command.
             log: Gets what it says.
             share: Environment variables beside this process's.
 
@@ -94,7 +94,7 @@ def machine_shares(
 
     Args:
         num_workers: One alone gets everything.
-        num_cores: Of the machine.
+        num_cores: Cores of the machine; each worker gets an equal share, 1 at least.
         gpus: Names of the GPUs that may be used. With fewer than workers, workers share them.
 
     Returns:

@@ -243,7 +243,7 @@ def draw_prefix_lengths(pixel_values: Tensor, step: int, num_patches: int) -> Te
     Args:
         pixel_values: float[N, 3, S, S].
         step: optimizer step, from 0.
-        num_patches: G.
+        num_patches: G, patches of an image.
 
     Returns:
         int64[N].

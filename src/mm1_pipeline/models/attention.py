@@ -46,9 +46,9 @@ class Attend(Protocol):
 
         Args:
             layer: counted from 0.
-            q: queries.
-            k: keys.
-            v: values.
+            q: float[P, H, E], queries.
+            k: float[P, K, E], keys; K divides H.
+            v: float[P, K, E], values.
             window: positions that are seen, the own one included; None is all before.
         """
         ...
@@ -154,6 +154,15 @@ def packed_attention(
 ) -> Tensor:
     """Causal attention inside each document; nothing is seen across documents.
 
+    With documents of 2 and 3 positions (cu_seqlens [0, 2, 5]) a row's position sees the columns'
+    marked x; with a window of 2, those marked o no longer:
+
+        x . . . .
+        x x . . .
+        . . x . .
+        . . x x .
+        . . o x x
+
     Source: MM1, Packing ("attention never crosses example borders within a sequence").
 
     Args:
@@ -223,8 +232,8 @@ class KVCache:
         max_positions: slots of a row, C; the longest prompt plus what is generated.
         num_kv_heads: K.
         head_dim: E.
-        dtype: of the keys and values.
-        device: of the keys and values.
+        dtype: the model's, as queries come in it.
+        device: the model's.
     """
 
     def __init__(
@@ -251,7 +260,7 @@ class KVCache:
         Args:
             source: row that holds the positions.
             target: row that gets them.
-            num_positions: how many.
+            num_positions: positions that are copied, from the row's first.
         """
         for stored in (self._keys, self._values):
             stored[:, target, :num_positions] = stored[:, source, :num_positions]

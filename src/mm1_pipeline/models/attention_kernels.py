@@ -47,7 +47,7 @@ def choose_kernel(device_type: str, dtype: torch.dtype) -> Kernel:
 
     Args:
         device_type: `cpu`, `cuda`, ...
-        dtype: of the queries.
+        dtype: the queries', which decides whether a fused kernel takes them.
     """
     if device_type != "cuda":
         return Kernel.BUCKETS

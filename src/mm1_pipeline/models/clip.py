@@ -169,7 +169,7 @@ class Contrastive(Objective):
         """Texts in the common space, each read at its last token.
 
         Args:
-            pairs: of K texts.
+            pairs: N images with K texts, and which text is whose.
 
         Returns:
             float32[K, d_embedding], of length 1.

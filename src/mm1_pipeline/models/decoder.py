@@ -275,7 +275,7 @@ def rotary_angles(
 
     Args:
         position_ids: int64[P].
-        head_dim: E.
+        head_dim: E, numbers of a head.
         theta: base of the wavelengths.
         scaling: stretches the wavelengths.
         rotary_dim: R; None is E.
@@ -312,7 +312,7 @@ def stretched(
 
     Args:
         periods: float32[R/2], before it: theta^(2i/R).
-        scaling: how.
+        scaling: kind, factor, and positions of the original training.
         theta: base of the waves; of YaRN and dynamic.
         num_positions: int64[], of the longest document; of dynamic.
     """
@@ -349,7 +349,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
     Args:
         x: float[P, heads, E].
-        rotation: angles of the P positions.
+        rotation: sines and cosines, float32[P, 1, E] each.
 
     Returns:
         float[P, heads, E], in x's dtype.

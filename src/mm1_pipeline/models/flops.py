@@ -49,9 +49,14 @@ class PackedSizes(NamedTuple):
 def decoder_flops(config: DecoderConfig, sizes: PackedSizes) -> int:
     """Operations of a decoder's forward pass; layers that see a window count as the others.
 
+    Of a dense decoder whose heads, of queries as of keys, are D wide together, and of one document
+    of P positions that are all predicted: 2 P L (4 D^2 + 3 D F) for the maps, 2 P (P + 1) D L for
+    scores and values, and 2 P D V for the logits, where L is layers, F the inner width and V the
+    vocabulary. Logits of positions without a label are not computed, so they do not count.
+
     Args:
         config: shape of the decoder.
-        sizes: of the batch.
+        sizes: positions that count, pairs of them that see each other, labels.
     """
     d_heads, d_kv = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
     projections = config.d_model * (2 * d_heads + 2 * d_kv)
@@ -87,8 +92,8 @@ def training_flops(
 
     Args:
         config: shape of the model.
-        sizes: of the batch.
-        num_images: of the batch.
+        sizes: positions that count, pairs of them that see each other, labels.
+        num_images: encoded images of the batch; sub-images count each.
         vision_trained: False if the encoder is frozen: it then has no backward pass.
     """
     connector = connector_flops(config.connector, config.vision, config.decoder.d_model)

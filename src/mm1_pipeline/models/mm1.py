@@ -148,7 +148,7 @@ class MM1(nn.Module):
         """An empty cache that fits this model.
 
         Args:
-            batch: rows that are generated together.
+            batch: rows that are generated together, B.
             max_positions: longest prompt plus tokens to generate.
         """
         config, weight = self.config.decoder, self.decoder.embedding.weight
@@ -172,7 +172,7 @@ class MM1(nn.Module):
         Args:
             embeddings: float[B, S, D], from `embed`.
             position_ids: int64[B, S].
-            cache: written to.
+            cache: written to at the new positions; holds all before them.
 
         Returns:
             float[B, S, D], after the final norm.
@@ -194,7 +194,7 @@ class MM1(nn.Module):
 
         Args:
             embeddings: float[P, D] of the new positions, the rows laid end to end.
-            cache: written to.
+            cache: written to at the new positions; holds all before them.
             first_row: row of the cache that the first belongs to; the others follow.
             starts: positions that the cache holds of each row already.
             lengths: new positions of each row; P together.
@@ -243,7 +243,7 @@ def decode_packed(
         decoder: of a whole model, or alone.
         embeddings: float[B, T, D], of tokens and image tokens.
         position_ids: int64[B, T], from 0 in each document.
-        layout: of the documents.
+        layout: borders of the documents in the B * T positions, per kernel.
         cu_seqlens: int32[num_documents + 1], which `layout` was made of.
         labels: int64[B, T]; the token to predict at each position, or -100.
         row_groups: bool[G, B], rows whose router load is measured on its own.

@@ -70,8 +70,8 @@ class MoEFeedForward(nn.Module):
 
     Args:
         config: number of experts, and how positions are routed.
-        d_model: D.
-        d_ff: F.
+        d_model: D, the width of positions.
+        d_ff: F, the width inside one expert.
         shared: an expert of its own that computes every position.
     """
 
@@ -168,7 +168,7 @@ def load_balance_loss(routing: Routing) -> Tensor:
     Source: MM1, Mixture of experts; the formula is that of Switch Transformers.
 
     Args:
-        routing: of one layer, or stacked.
+        routing: sums of one layer (E experts), or of L layers stacked.
 
     Returns:
         float32[] or float32[L].
@@ -185,7 +185,7 @@ def router_z_loss(routing: Routing) -> Tensor:
     Source: MM1, Mixture of experts; the formula is that of ST-MoE.
 
     Args:
-        routing: of one layer, or stacked.
+        routing: sums of one layer (E experts), or of L layers stacked.
 
     Returns:
         float32[] or float32[L].
@@ -200,8 +200,8 @@ def router_terms(config: MoEConfig, routing: Routing) -> dict[str, Term]:
     coefficients make sums of them, as Switch Transformers does. The paper does not say.
 
     Args:
-        config: the two weights.
-        routing: stacked.
+        config: weights of the two losses, from 0.
+        routing: sums of L layers, stacked.
 
     Returns:
         load_balance and router_z, which join the loss; and, which do not: router_load

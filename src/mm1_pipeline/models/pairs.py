@@ -78,7 +78,7 @@ def text_keys(pairs: ImageTexts) -> Tensor:
     """A number for each text that equal texts share, and others almost surely do not.
 
     Args:
-        pairs: of K texts.
+        pairs: N images with K texts, and which text is whose.
 
     Returns:
         int64[K].

@@ -48,7 +48,7 @@ def repeat_rows(x: Tensor, order: Tensor, places: Tensor, times: int) -> Tensor:
         x: float[N, ...].
         order: int64[N * times], all different; number i stands for row i // times.
         places: int64[N * times], the inverse of `order`.
-        times: how often each row appears.
+        times: copies of each row, from 1.
 
     Returns:
         float[N * times, ...].

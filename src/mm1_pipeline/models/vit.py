@@ -247,7 +247,7 @@ def prefix_mask(prefix_lengths: Tensor, num_patches: int) -> Tensor:
 
     Args:
         prefix_lengths: int64[N], 0..num_patches; 0 and 1 are causal attention.
-        num_patches: G.
+        num_patches: G, patches of an image.
 
     Returns:
         bool[N, 1, G, G], True where the row's patch sees the column's.
@@ -262,7 +262,7 @@ def sinusoidal_positions(grid: int, d_model: int, like: Tensor) -> Tensor:
     """Sines and cosines of a patch's column, then of its row, as MAE, AIM and AIMv2 lay them out.
 
     Args:
-        grid: patches along a side.
+        grid: patches along a side, from 1.
         d_model: D, a multiple of 4: sin(column), cos(column), sin(row), cos(row) get a
             quarter each.
         like: gives device and dtype.
@@ -300,7 +300,7 @@ def resize_positions(
         embeddings: float[P, D], of a square grid in reading order, after the class token's.
         grid: patches along a side that are wanted.
         class_token: whether the first row is a class token's.
-        resampling: how it is done.
+        resampling: kernel, and whether shrinking is antialiased.
 
     Returns:
         float[grid ** 2 (+ 1), D].

@@ -161,7 +161,7 @@ def goal_pipeline(goal: Goal, start: SFTStart = SFTStart.PRETRAIN) -> Pipeline:
     """A goal with everything before it, as the registry makes it.
 
     Args:
-        goal: The goal.
+        goal: What arms are trained for: decides which stages a run has.
         start: What fine-tuning starts from.
     """
     from mm1_pipeline.pipelines.evaluate.pipeline import create_pipeline as evaluate

@@ -115,7 +115,7 @@ def content_box(width: int, height: int, transform: ImageTransform) -> tuple[int
 
     Args:
         width: of the image, in pixels.
-        height: likewise.
+        height: of the image, in pixels, upright.
         transform: its size and anchor.
     """
     size, longer = transform.size, max(width, height)

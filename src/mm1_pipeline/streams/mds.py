@@ -129,7 +129,7 @@ class ShardFile:
     """One shard file, read as `index.json` describes it.
 
     Args:
-        directory: Of the dataset.
+        directory: The dataset's folder, which holds its index.json and shards.
         entry: From the index.
 
     Raises:
@@ -193,6 +193,7 @@ class ShardFile:
         """
         with file.open("rb", buffering=0) as content:
             handle = content.fileno()
+            # Behind the count of samples: where each begins, and where the last one ends.
             begin, end = np.frombuffer(os.pread(handle, 8, 4 + 4 * number), np.uint32).tolist()
             return self._decode(os.pread(handle, end - begin, begin))
 
@@ -204,6 +205,11 @@ class ShardFile:
             yield self._decode(data[begin:end])
 
     def _decode(self, data: bytes) -> dict[str, Any]:
+        """A sample's columns from its bytes: first the sizes of those of no fixed size, then all.
+
+        With `keys: str` and `num_real: ndarray:int32:1`, whose 4 bytes are fixed, "ab" and 7 are
+        02 00 00 00 | 61 62 | 07 00 00 00.
+        """
         place = 4 * sum(size is None for _, _, size in self._columns)
         sizes = iter(np.frombuffer(data, np.uint32, count=place // 4).tolist())
         sample = {}

@@ -195,7 +195,7 @@ def fullest_choice(available: Sequence[tuple[Size, int]], room: int, images: int
 
     Args:
         available: Each size, the largest first, and how many pieces have it.
-        room: Positions to fill.
+        room: Positions to fill, 0..T.
         images: Images that the chosen pieces may have together.
 
     Returns:

@@ -78,7 +78,7 @@ def cut_partitions(source: str, costs: NDArray[np.int64], limit: int) -> list[Pa
     """Cuts a source where the next record would bring a partition over the limit.
 
     Args:
-        source: Its name.
+        source: Its name, as the shards' folder has it.
         costs: int64[num_records].
         limit: Cost of a partition; a record that is larger alone has one of its own.
 
@@ -105,7 +105,7 @@ def read_partition(
 
     Args:
         records_dir: The artifact that contains `records/`.
-        partition: Which of them.
+        partition: Which rows of which file of the artifact.
         with_bytes: False leaves the encoded images on disk; their sizes are read.
     """
     columns = None
@@ -141,7 +141,7 @@ def source_costs(records_dir: Path, source: str, config: ShardConfig, run: Any =
 
     Args:
         records_dir: The artifact that contains `records/`.
-        source: Its name.
+        source: Its name, as the shards' folder has it.
         config: As for `record_costs`.
         run: `map`, or that of a pool of processes.
     """

@@ -31,7 +31,7 @@ class ShardStore:
         """Uploads a local file.
 
         Args:
-            file: Read.
+            file: A local file, which stays where it is.
             name: Relative to the folder, with forward slashes.
 
         Raises:

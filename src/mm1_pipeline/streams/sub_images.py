@@ -37,9 +37,9 @@ def crop_boxes(
 
     Args:
         width: of the image, in pixels, upright.
-        height: likewise.
+        height: of the image, in pixels, upright.
         transform: gives S and the way in which the image becomes a square.
-        sub_images: the grid.
+        sub_images: n crops along a side, and which are left out.
 
     Returns:
         n * n boxes of S x S pixels; fewer where empty ones are left out, none for an image
@@ -77,7 +77,7 @@ def decompose(
     Args:
         image: RGB, any size.
         transform: gives S, and how the image becomes a square.
-        sub_images: the grid.
+        sub_images: n crops along a side, and which are left out.
 
     Returns:
         The overview and the crops in reading order, each S x S.

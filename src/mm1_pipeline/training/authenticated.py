@@ -88,7 +88,7 @@ class Channel:
 
     Args:
         connection: past the handshake.
-        secret: of the training.
+        secret: what all machines of the training know, from `read_secret`.
         nonces: of leader and joiner.
         leads: whether this end is the leader's.
     """

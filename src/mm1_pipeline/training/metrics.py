@@ -97,7 +97,7 @@ class TermMeans:
 
         Args:
             terms: as the objective gave them.
-            num_targets: of the microbatch.
+            num_targets: positions of the microbatch that predict a token.
         """
         for name, term in terms.items():
             value = term.value.detach().double() * num_targets

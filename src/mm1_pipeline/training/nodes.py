@@ -138,7 +138,7 @@ class Joined:
     Args:
         listener: from `listen`; closed once all have joined.
         secret: from `read_secret`.
-        node: this one.
+        node: this machine's number and address among those of the training.
         num_processes: on every node.
         device: of every process.
         versions: of what has to be the same everywhere.
@@ -300,7 +300,7 @@ class Leader:
     """The node that leads the training that this one has joined.
 
     Args:
-        node: this one.
+        node: this machine's number and address among those of the training.
         secret: from `read_secret`.
         versions: of what has to be the same everywhere.
         num_gpus: of this machine.

@@ -22,7 +22,7 @@ def multiplier(step: int, config: ScheduleConfig) -> float:
 
     Args:
         step: optimizer steps already done, from 0.
-        config: the schedule.
+        config: warm-up and total in optimizer steps, and the end's share of the peak.
 
     Returns:
         A factor in 0..1; after the last step it stays at `final_fraction`.
@@ -30,8 +30,9 @@ def multiplier(step: int, config: ScheduleConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     decay_steps = config.num_steps - config.warmup_steps
-    if decay_steps == 0:
+    if decay_steps == 0:  # Nothing but a warm-up: it has just reached the peak.
         return 1.0
+    # The scheduler asks once more after the last step, for one that is never taken: hence min.
     progress = min(1.0, (step + 1 - config.warmup_steps) / decay_steps)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.final_fraction + (1.0 - config.final_fraction) * cosine

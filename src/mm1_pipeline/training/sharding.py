@@ -151,7 +151,7 @@ def restore_state(
 
     Args:
         objective: sharded or not; may have another number of ranks than the one saved.
-        optimizer: of its parameters.
+        optimizer: of the objective's parameters; its state is replaced.
         groups: learning rates of its parameter groups.
         checkpoint: on rank 0; the others pass None.
 

@@ -47,7 +47,7 @@ class SpikeDetector:
         remembered whatever it is, so a new level is accepted once it fills half a window.
 
         Args:
-            loss: of a step, finite.
+            loss: of one step, the mean over its targets; finite.
         """
         score = self._score(loss) if len(self._losses) == self.config.window_steps else None
         is_spike = score is not None and score > self.config.threshold

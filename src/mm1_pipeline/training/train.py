@@ -36,7 +36,7 @@ def build_model(config: MM1Config, shards_dir: Path, *, seed: int) -> MM1:
     Args:
         config: the model's shape.
         shards_dir: what `streams.shards.write_shards` made.
-        seed: of the weights.
+        seed: of the weights; equal seeds give equal weights.
 
     Raises:
         ValueError: the shape does not fit the shards.

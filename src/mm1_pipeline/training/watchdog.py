@@ -31,9 +31,9 @@ class Watchdog(Callback):
     collective_seconds`). What every thread was doing is written beside the metrics first.
 
     Args:
-        limit_seconds: of a step.
+        limit_seconds: longest time that one step may take.
         work_dir: gets the stacks.
-        rank: names the file.
+        rank: from 0; part of the file's name.
     """
 
     def __init__(self, limit_seconds: float, work_dir: Path, *, rank: int = 0) -> None:

@@ -101,7 +101,7 @@ def textvqa(folder: Path, cases: list[Case]) -> Scores:
 
 def vizwiz(folder: Path, cases: list[Case]) -> Scores:
     api = folder / "vizwiz/evaluation/API/PythonEvaluationTools/vqaEvaluation/vqaEval.py"
-    evaluation = load(api)
+    evaluation: Any = load(api)
     evaluation.COCOEvalCap = MagicMock()
     truth = {
         number: {"answers": [{"answer": text} for text in case.references], "answer_type": ""}
@@ -197,7 +197,7 @@ def mme(folder: Path, cases: list[Case]) -> tuple[Scores, Scores]:
     Tabs part the columns of MME's files and a line end ends the row, so answers with one are given
     to the scorer alone.
     """
-    evaluation = load(folder / "mme/eval_tool/calculation.py")
+    evaluation: Any = load(folder / "mme/eval_tool/calculation.py")
     metrics = evaluation.calculate_metrics()
     right = [
         float(metrics.parse_pred_ans(answer.lower()) == references[0])

@@ -90,7 +90,7 @@ def scienceqa(clones: Path, folder: Path) -> str:
 
 def mmmu_options(clones: Path) -> str:
     """The option that MMMU's code takes; `*` where it draws one."""
-    module = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
+    module: Any = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
     drawn: list[str] = []
     module.random = MagicMock(choice=lambda letters: drawn.append("*") or letters[0])
     taken = ""
@@ -106,7 +106,7 @@ def mmmu_options(clones: Path) -> str:
 
 def mmmu_open(clones: Path) -> str:
     """1 for each open answer that MMMU's code takes for right."""
-    module = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
+    module: Any = _module(clones / "MMMU/mmmu/utils/eval_utils.py")
     return "".join(
         str(int(module.eval_open(right, module.parse_open_response(answer))))
         for right, answer in open_answers(NUM_ANSWERS)

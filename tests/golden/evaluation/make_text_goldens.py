@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import lm_eval
-from lm_eval.api.model import LM
-from lm_eval.tasks import TaskManager
+import lm_eval  # pyright: ignore[reportMissingImports]
+from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 from text_files import ROWS, Rows, nasty_rows, toy_answer, toy_likelihood
 
 OUT = Path(__file__).with_name("text_tasks.json")
@@ -72,7 +72,7 @@ def columns(task: str, row: dict[str, Any]) -> dict[str, Any]:
 def ask(task: str, rows: Rows, shot: Rows, num_shots: int) -> dict[str, Any]:
     """What lm-eval asks, a digest a row, and its metrics."""
     name = OFFICIAL[task]
-    package = Path(lm_eval.__file__).parent / "tasks" / FOLDERS.get(task, task)
+    package = Path(str(lm_eval.__file__)).parent / "tasks" / FOLDERS.get(task, task)
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for split, content in (("train", shot), ("test", rows)):

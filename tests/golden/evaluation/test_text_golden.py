@@ -36,6 +36,7 @@ from mm1_pipeline.evaluation.text.text_tasks import (
     written_prompts,
 )
 from mm1_pipeline.streams.tokenizer import Tokenizer
+from typed_values import entry
 
 GOLDEN = json.loads(Path(__file__).with_name("text_tasks.json").read_text())
 
@@ -158,7 +159,7 @@ def test_malformed_items_count_as_wrong(tmp_path):
     rows[3]["label"] = 9
     del rows[4]["endings"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no json\n")
-    task = load_text_task("h", TextTaskConfig(task="hellaswag", files=files), 0)
+    task = load_text_task("h", entry(TextTaskConfig, task="hellaswag", files=files), 0)
     asked = text_pairs(task, 0, 0)
     likelihoods = [
         Likelihood(0.0 if place in item.right else -9.0, False)
@@ -175,8 +176,8 @@ def test_malformed_items_count_as_wrong(tmp_path):
 
 def test_files_and_roles_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"expected \['labels', 'questions'\]"):
-        TextTaskConfig(task="piqa", files={"questions": "x"})
+        entry(TextTaskConfig, task="piqa", files={"questions": "x"})
     files = write_text_files("piqa", tmp_path)
     Path(files["labels"]).write_text("0\n1\n")
     with pytest.raises(ValueError, match=r"Found 20 questions .* but 2 labels"):
-        load_text_task("p", TextTaskConfig(task="piqa", files=files), 0)
+        load_text_task("p", entry(TextTaskConfig, task="piqa", files=files), 0)

@@ -85,8 +85,8 @@ def sampled(output: Tensor) -> list[float]:
 
 
 def make() -> None:  # pragma: no cover - needs open_clip
-    import open_clip
-    from open_clip.model import CLIP, resize_pos_embed
+    import open_clip  # pyright: ignore[reportMissingImports]
+    from open_clip.model import CLIP, resize_pos_embed  # pyright: ignore[reportMissingImports]
 
     stored = {}
     for case, options in (CASES | REFUSED).items():

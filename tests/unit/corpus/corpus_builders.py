@@ -8,6 +8,7 @@ import json
 import struct
 import tarfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
     return start + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
+def write_tar(path: Path, members: Sequence[tuple[str, bytes] | tarfile.TarInfo]) -> Path:
     """A tar of the given members, in their order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:

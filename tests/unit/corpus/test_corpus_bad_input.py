@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from corpus_builders import (
@@ -262,7 +264,7 @@ def test_bad_rows_of_a_table(tmp_path):
     strings = pa.Array.from_buffers(pa.string(), len(text), text.buffers())
     table = pa.table({"image": pa.array(images), "caption": strings})
     (tmp_path / "raw").mkdir()
-    pa.parquet.write_table(table, tmp_path / "raw" / "t.parquet", use_dictionary=False)
+    pq.write_table(table, tmp_path / "raw" / "t.parquet", use_dictionary=False)
     result = run(tmp_path / "out", "caption", "image_parquet", tmp_path / "raw")
     assert {row["key"][-1]: row["reason"] for row in result.quarantine} == {
         "1": "invalid_utf8",
@@ -341,7 +343,7 @@ def test_an_annotation_file_that_is_none(tmp_path, content, reason):
 
 
 def test_bad_entries_of_vqa(tmp_path):
-    def question(number, image=42, text="what?"):
+    def question(number: Any, image: Any = 42, text: Any = "what?"):
         return {"question_id": number, "image_id": image, "question": text}
 
     def annotation(number, answers=("a",)):

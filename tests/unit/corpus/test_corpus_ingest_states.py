@@ -12,6 +12,7 @@ import pytest
 from mm1_pipeline.config.ingest import IngestConfig
 from mm1_pipeline.corpus import ingest as module
 from mm1_pipeline.corpus.ingest import ingest
+from typed_values import entry
 
 WORDS = [f"A plain sentence about the thing number {number} and no other." for number in range(9)]
 
@@ -30,7 +31,8 @@ def write(folder: Path, words: list[str]) -> None:
 def configure(folder: Path) -> IngestConfig:
     text = {"defaults": False}
     source = {"kind": "text", "format": "jsonl", "path": str(folder), "text_column": "text"}
-    return IngestConfig(
+    return entry(
+        IngestConfig,
         sources={"texts": {**source, "text": text, "deduplication": {"near": None}}},
         partition_bytes=1,
     )

@@ -18,6 +18,7 @@ from mm1_pipeline.corpus.images import (
     open_image,
 )
 from mm1_pipeline.corpus.pixels import UnclearPixelsError, exif_orientation, to_rgb
+from typed_values import pixel
 
 SIDES = (16, 12)
 RAMP = np.linspace(0, 1, SIDES[0] * SIDES[1]).reshape(SIDES[::-1])
@@ -188,15 +189,14 @@ def test_palettes_may_be_transparent_in_every_way():
         (encode(image.convert("PA"), "TIFF"), red),
     ):
         opened = open_image(data)
-        assert np.abs(np.subtract(opened.getpixel((0, 0)), first)).max() <= 1
+        assert np.abs(np.subtract(pixel(opened, 0, 0), first)).max() <= 1
         assert opened.getpixel((1, 0)) == green
 
 
 def test_inks_of_a_jpeg_are_inverted_as_adobe_writes_them():
     image = Image.new("CMYK", SIDES, (0, 255, 255, 0))
     assert (
-        np.abs(np.subtract(open_image(encode(image, "JPEG")).getpixel((3, 3)), (255, 0, 0))).max()
-        < 6
+        np.abs(np.subtract(pixel(open_image(encode(image, "JPEG")), 3, 3), (255, 0, 0))).max() < 6
     )
 
 

@@ -17,6 +17,7 @@ from mm1_pipeline.config.ingest import SourceConfig
 from mm1_pipeline.corpus.caption_rules import check_caption
 from mm1_pipeline.corpus.text_rules import check_text, identify_language
 from mm1_pipeline.ground.rejects import Rejected
+from typed_values import entry
 
 PROSE = (
     "The river that runs past the old mill has risen with the rain of the last days. People from "
@@ -121,7 +122,7 @@ def test_repetition_against_a_plain_count(seed):
             for shift, expected in ((1e-6, None), (-1e-6, "repeated_ngrams")):
                 if share + shift < 0:
                     continue
-                rules = TextRules(**{field: {size: share + shift}})
+                rules = entry(TextRules, **{field: {size: share + shift}})
                 assert broken(text, rules) == expected, (size, field, shift)
 
 

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from mm1_pipeline.corpus.download.download import download
 from mm1_pipeline.corpus.download.failures import Failed, Failure
 from mm1_pipeline.corpus.download.fetch import Fetcher
 from mm1_pipeline.corpus.records import read_records
+from typed_values import not_none
 
 
 def make_config(folder: Path, rows: list[tuple], limits: FetchLimits = LOCAL, **more):
@@ -138,7 +140,7 @@ def test_a_killed_shard_is_made_again_and_finished_ones_are_kept(
     class Killed(BaseException):
         pass
 
-    def stop(self: shards.ShardWriter, listed: shards.ListedImage, found: object) -> None:
+    def stop(self: shards.ShardWriter, listed: shards.ListedImage, found: Any) -> None:
         if listed.caption == "6":
             raise Killed
         original(self, listed, found)
@@ -177,7 +179,7 @@ def test_shards_do_not_depend_on_concurrency(server: str, tmp_path: Path) -> Non
     assert found[0] == found[1]
     with tarfile.open(tmp_path / "8/shards/00000.tar") as archive:
         assert archive.getnames()[:3] == ["000000000.png", "000000000.txt", "000000000.json"]
-        about = json.load(archive.extractfile("000000000.json"))
+        about = json.load(not_none(archive.extractfile("000000000.json")))
     assert (about["url"], about["width"]) == (rows[0][0], 12)
 
 
@@ -204,7 +206,7 @@ class FakeNames(AbstractResolver):
     def __init__(self, *answers: str) -> None:
         self.answers, self.asked = list(answers), 0
 
-    async def resolve(self, host, port=0, family=socket.AF_INET):
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[Any]:
         address = self.answers[min(self.asked, len(self.answers) - 1)]
         self.asked += 1
         return [
@@ -427,7 +429,7 @@ def test_no_secret_of_an_address_is_shown(server: str, tmp_path: Path, caplog) -
 
 def test_one_private_address_among_public_ones_is_enough() -> None:
     class Two(FakeNames):
-        async def resolve(self, host, port=0, family=socket.AF_INET):
+        async def resolve(self, host: str, port: int = 0, family: Any = None) -> list[Any]:
             return await super().resolve(host, port) + await super().resolve(host, port)
 
     with pytest.raises(OSError, match=r"leads to the address 10\.0\.0\.1"):

@@ -37,6 +37,7 @@ from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.mm1 import MM1
 from mm1_pipeline.streams.shards import write_shards
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
+from typed_values import not_none
 
 LoadTask = Callable[..., Task]
 
@@ -60,7 +61,7 @@ def make_task(tmp_path_factory: pytest.TempPathFactory) -> LoadTask:
             **{"source": "source", "metric": metric, "prompt": prompt, "shots": (0, 2), **changes}
         )
         folder = tmp_path_factory.mktemp("task")
-        write_source(folder, config.source, records)
+        write_source(folder, not_none(config.source), records)
         return load_task("task", config, folder, seed)
 
     return make

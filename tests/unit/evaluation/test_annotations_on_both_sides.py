@@ -26,6 +26,7 @@ from mm1_pipeline.evaluation.formats.base import FormatFiles
 from mm1_pipeline.evaluation.formats.dispatch import read_items
 from mm1_pipeline.evaluation.tasks import load_task
 from mm1_pipeline.ground.rejects import Rejected
+from typed_values import entry
 
 Read = dict[str, tuple[str, tuple[str, ...], bytes]]
 """Question, answers and image, by key."""
@@ -371,12 +372,12 @@ def test_a_task_lists_what_belongs_to_no_item_and_does_not_score_it(tmp_path, ca
     extra = {"question_id": 5, "answers": [{"answer": "x"}] * 10}
     change(files["annotations"], lambda content: content["annotations"].append(extra))
     paths = {role: str(path) for role, path in files.items()}
-    task = load_task("vqav2", TaskConfig(task="vqav2", files=paths), tmp_path, 0)
+    task = load_task("vqav2", entry(TaskConfig, task="vqav2", files=paths), tmp_path, 0)
     assert (len(task.items), task.failures) == (benchmark_files.COUNT, {})
     assert task.rejects == {"annotation_5": "annotation_without_question"}
     assert "entries in its files that belong to no item: 1" in caplog.text
-    entry = _task_entry(task, EvaluateConfig(tasks={"vqav2": task.config}))
-    assert entry["rejects"] == {
+    told = _task_entry(task, EvaluateConfig(tasks={"vqav2": task.config}))
+    assert told["rejects"] == {
         "count": {"annotation_without_question": 1},
         "listed": {"annotation_5": "annotation_without_question"},
     }

@@ -26,6 +26,7 @@ from mm1_pipeline.evaluation.prompts.prompts import build_prompts
 from mm1_pipeline.evaluation.scoring.scoring import score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.streams.shard_index import ShardIndex
+from typed_values import entry
 
 JUDGED = {"llava_w", "mm_vet"}
 """Scored in test_judge.py."""
@@ -175,7 +176,7 @@ def test_mmmu_shows_pictures_as_options(tmp_path, tokenizer, world, is_chat):
     }
     table = pa.Table.from_pylist([row, {**row, "id": "validation_Art_2"}])
     pq.write_table(table, tmp_path / "art.parquet")
-    config = TaskConfig(task="mmmu_val", files={"data": str(tmp_path / "art.parquet")})
+    config = entry(TaskConfig, task="mmmu_val", files={"data": str(tmp_path / "art.parquet")})
     task = load_task("mmmu", config, tmp_path, 0)
     one, two, three, four = task.items[0].images
     if is_chat:
@@ -228,7 +229,7 @@ def test_mmmu_test_items_without_answer_are_failures_and_not_wrongly_right(tmp_p
     for row in rows:
         row["answer"] = "?"
     pq.write_table(pa.Table.from_pylist(rows), path)
-    task = load_task("mmmu", TaskConfig(task="mmmu_val", files=files), tmp_path, 0)
+    task = load_task("mmmu", entry(TaskConfig, task="mmmu_val", files=files), tmp_path, 0)
     assert set(task.failures.values()) == {"found no reference answer"}
     assert len(task.failures) == 10
 
@@ -290,7 +291,7 @@ def test_other_test_sets_need_only_two_values(name, expected, tmp_path, tokenize
     changes = {"hidden_answers": True, "submission": submission, "shots": (0,)}
     found = handed_in(name, tmp_path, tokenizer, "red", files=files, **changes)
     assert json.loads(found.split("\n", 1)[1])[1] == expected
-    config = TaskConfig(task=name, files=files, shots=(0,))
+    config = entry(TaskConfig, task=name, files=files, shots=(0,))
     if name == "nocaps":
         with pytest.raises(ValueError, match="Found no list 'annotations'"):
             load_task(name, config, tmp_path, 0)
@@ -319,7 +320,7 @@ def test_a_task_that_is_scored_may_be_handed_in_as_well(tmp_path, tokenizer):
     found = handed_in("vqav2_sft", tmp_path, tokenizer, "red", submission="vqa")
     assert json.loads(found.split("\n", 1)[1])[1] == {"question_id": 1001, "answer": "red"}
     with pytest.raises(ValueError, match="submission: found none of a task with hidden answers"):
-        TaskConfig(task="mmmu_test", files={"data": "x"}, submission=None)
+        entry(TaskConfig, task="mmmu_test", files={"data": "x"}, submission=None)
 
 
 def test_mmmu_reads_the_split_that_file_names_tell(tmp_path):
@@ -333,21 +334,21 @@ def test_mmmu_reads_the_split_that_file_names_tell(tmp_path):
             source = Path(files["data"]) / f"{subject}.parquet"
             (folder / f"{split}-00000-of-00001.parquet").write_bytes(source.read_bytes())
     files = {"data": str(tmp_path / "MMMU")}
-    task = load_task("m", TaskConfig(task="mmmu_val", files=files), tmp_path, 0)
+    task = load_task("m", entry(TaskConfig, task="mmmu_val", files=files), tmp_path, 0)
     assert len(task.items) == COUNT
     assert task.failures == {}
-    shown = TaskConfig(task="mmmu_test", files=files, shots=(2,))
+    shown = entry(TaskConfig, task="mmmu_test", files=files, shots=(2,))
     task = load_task("m", shown, tmp_path, 0)
     assert len(task.pool) == COUNT  # answers to show come out of dev
     with pytest.raises(ValueError, match="found 'train', but the files are of dev, test, valid"):
-        load_task("m", TaskConfig(task="mmmu_val", files=files, subset="train"), tmp_path, 0)
+        load_task("m", entry(TaskConfig, task="mmmu_val", files=files, subset="train"), tmp_path, 0)
 
 
 def test_parts_of_scienceqas_splits_have_their_images_in_the_splits_folder(tmp_path):
     files = WRITERS["scienceqa_img"](tmp_path)
     splits = json.loads(Path(files["splits"]).read_text())
     Path(files["splits"]).write_text(json.dumps({**splits, "minitest": ["0", "5"]}))
-    config = TaskConfig(task="scienceqa_img", files=files, subset="minitest")
+    config = entry(TaskConfig, task="scienceqa_img", files=files, subset="minitest")
     task = load_task("s", config, tmp_path, 0)
     assert [item.key for item in task.items] == ["0", "5"]
     assert task.failures == {}
@@ -360,7 +361,7 @@ def test_infographics_are_named_in_a_field_of_their_own(tmp_path):
     for row in content["data"]:
         row["image_local_name"] = row.pop("image").removeprefix("documents/")
     path.write_text(json.dumps(content))
-    task = load_task("i", TaskConfig(task="docvqa", files=files), tmp_path, 0)
+    task = load_task("i", entry(TaskConfig, task="docvqa", files=files), tmp_path, 0)
     assert task.failures == {}
 
 
@@ -371,7 +372,7 @@ def test_llava_benchs_descriptions_may_be_lists_and_what_is_missing_fails_alone(
     rows[0]["caption"] = ["A scene.", "Another."]
     del rows[1]["caption"]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, "no mapping"]))
-    task = load_task("w", TaskConfig(task="llava_w", files=files), tmp_path, 0)
+    task = load_task("w", entry(TaskConfig, task="llava_w", files=files), tmp_path, 0)
     assert task.items[0].facts["context"] == "A scene.\nAnother."
     assert set(task.failures) == {"2", "3"}
 
@@ -383,7 +384,7 @@ def test_a_file_of_another_kind_is_named(name, role, tmp_path):
     files = WRITERS[name](tmp_path)
     Path(files[role]).write_text("[]")
     with pytest.raises(ValueError, match=Path(files[role]).name):
-        load_task(name, TaskConfig(task=name, files=files), tmp_path, 0)
+        load_task(name, entry(TaskConfig, task=name, files=files), tmp_path, 0)
 
 
 def test_hidden_answers_are_handed_in_and_not_scored(world, tmp_path, tokenizer):
@@ -581,7 +582,7 @@ def test_ten_thousand_draws_from_files_show_neither_query_nor_its_image(tmp_path
     for number in range(30, 40):  # 10 of the 10 training images are those of the queries
         path = Path(train["images"]) / f"COCO_train2014_{number:012d}.jpg"
         path.write_bytes(encoded_image(number - 30) if number < 36 else encoded_image(number))
-    config = TaskConfig(task="vqav2", files=files, shot_files=train, shots=(4,))
+    config = entry(TaskConfig, task="vqav2", files=files, shot_files=train, shots=(4,))
     task = load_task("vqav2", config, tmp_path, 0)
     same = {image for item in task.items for image in item.images}
     assert len(same & {image for key in task.pool for image in task.pool[key].images}) == 6
@@ -600,7 +601,7 @@ def test_shots_with_broken_images_are_not_shown(tmp_path, tokenizer):
     files = benchmark_files.textvqa(tmp_path)
     for number in range(12):
         (Path(files["images"]) / f"img{number}.jpg").write_bytes(b"broken")
-    task = load_task("textvqa", TaskConfig(task="textvqa", files=files), tmp_path, 0)
+    task = load_task("textvqa", entry(TaskConfig, task="textvqa", files=files), tmp_path, 0)
     assert len(task.failures) == 12
     for prompt in build_prompts(task, 4, 0, tokenizer, 2):
         assert all(int(key) >= 12 for key in prompt.shots)
@@ -639,7 +640,7 @@ def test_a_malformed_item_fails_alone_counts_as_wrong_and_is_listed(
     content = json.loads(Path(files[role]).read_text())
     damage(content)
     Path(files[role]).write_text(json.dumps(content))
-    loaded = load_task(task, TaskConfig(task=task, files=files), tmp_path, 0)
+    loaded = load_task(task, entry(TaskConfig, task=task, files=files), tmp_path, 0)
     assert len(loaded.failures) == 1
     assert reason in next(iter(loaded.failures.values()))
     outputs = {item.key: (item.references or ("x",))[0] for item in loaded.items}
@@ -653,7 +654,7 @@ def test_malformed_lines_of_pope_and_mme_stay_in_their_split_and_category(tmp_pa
     files = benchmark_files.pope(tmp_path)
     path = Path(files["popular"])
     path.write_text(path.read_text() + "no json\n")
-    task = load_task("pope", TaskConfig(task="pope", files=files), tmp_path, 0)
+    task = load_task("pope", entry(TaskConfig, task="pope", files=files), tmp_path, 0)
     assert [item.category for item in task.items if item.failure] == ["popular"]
     outputs = {item.key: item.references[0] for item in task.items if not item.failure}
     # Counted as a missed yes: F1 = 6 / 7.
@@ -661,7 +662,7 @@ def test_malformed_lines_of_pope_and_mme_stay_in_their_split_and_category(tmp_pa
 
     root = Path(benchmark_files.mme(tmp_path)["data"])
     (root / "existence" / "000.txt").write_text("Is it one?\tYes\nno tab here\n")
-    config = TaskConfig(task="mme_perception", files={"data": str(root)})
+    config = entry(TaskConfig, task="mme_perception", files={"data": str(root)})
     task = load_task("mme", config, tmp_path, 0)
     outputs = {item.key: item.references[0] for item in task.items if not item.failure}
     # existence: 9 of 10 questions, 4 of 5 images.
@@ -671,9 +672,11 @@ def test_malformed_lines_of_pope_and_mme_stay_in_their_split_and_category(tmp_pa
 def test_missing_files_say_what_was_expected(tmp_path):
     files = {**benchmark_files.textvqa(tmp_path), "annotations": str(tmp_path / "gone.json")}
     with pytest.raises(ValueError, match=r"Found no file at .*gone\.json: it is missing"):
-        load_task("t", TaskConfig(task="textvqa", files=files), tmp_path, 0)
+        load_task("t", entry(TaskConfig, task="textvqa", files=files), tmp_path, 0)
     with pytest.raises(ValueError, match="Found no Parquet file"):
-        load_task("t", TaskConfig(task="mmmu_val", files={"data": str(tmp_path)}), tmp_path, 0)
+        load_task(
+            "t", entry(TaskConfig, task="mmmu_val", files={"data": str(tmp_path)}), tmp_path, 0
+        )
 
 
 def test_max_items_keeps_whole_groups(tmp_path):

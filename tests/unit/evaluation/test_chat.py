@@ -226,11 +226,11 @@ def test_a_page_that_others_can_reach_needs_a_password(
 
 def test_the_page_answers(chat: ChatModel, tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="the extra `chat` is not installed")
-    from mm1_pipeline.chat_page import _answer, build_page
+    from mm1_pipeline.chat_page import _exchange, build_page
 
     image = tmp_path / "a.png"
     image.write_bytes(picture(20, 20))
     build_page(chat)
     message = {"text": "what?", "files": [str(image)]}
-    _, history = _answer(message, [], Conversation(chat))
+    _, history = _exchange(message, [], Conversation(chat))
     assert [turn["role"] for turn in history] == ["user", "user", "assistant"]

@@ -11,6 +11,7 @@ import pytest
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.ground.progress import Progress
+from typed_values import entry
 
 
 def test_an_evaluation_moves_the_bar_from_start_to_end(world, tmp_path, monkeypatch, caplog):
@@ -40,11 +41,11 @@ def test_an_evaluation_moves_the_bar_from_start_to_end(world, tmp_path, monkeypa
     ]
     trivia.write_text(json.dumps({"Data": asked}))
     text_tasks = {
-        "winogrande": TextTaskConfig(
-            task="winogrande", files={"questions": str(questions)}, shots=(0, 2)
+        "winogrande": entry(
+            TextTaskConfig, task="winogrande", files={"questions": str(questions)}, shots=(0, 2)
         ),
-        "triviaqa": TextTaskConfig(
-            task="triviaqa", files={"questions": str(trivia)}, max_new_tokens=4
+        "triviaqa": entry(
+            TextTaskConfig, task="triviaqa", files={"questions": str(trivia)}, max_new_tokens=4
         ),
     }
     config = dataclasses.replace(world.config, text_tasks=text_tasks)

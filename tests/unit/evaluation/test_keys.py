@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ class EchoServer:
                 self.end_headers()
                 self.wfile.write(body.encode())
 
-            def log_message(self, *_arguments: object) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)

@@ -23,6 +23,7 @@ from mm1_pipeline.evaluation.scoring.baselines import most_frequent_answer
 from mm1_pipeline.evaluation.scoring.scoring import constant_value, score_outputs
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.evaluation.text.text_tasks import load_text_task
+from typed_values import entry
 
 ROWS = {
     "pope": tuple(POPE_SIZES),
@@ -101,7 +102,9 @@ def test_text_tasks_are_read_in_every_form(layout, form, tmp_path):
     rows = [{"text": f"he saw the {word}"} for word in ("cat", "dog", "emu")]
     path, labels = tmp_path / "rows", tmp_path / "labels"
     path.write_bytes(BYTES[form](LAYOUTS[layout](rows).encode()))
-    task = load_text_task("l", TextTaskConfig(task="lambada", files={"questions": str(path)}), 0)
+    task = load_text_task(
+        "l", entry(TextTaskConfig, task="lambada", files={"questions": str(path)}), 0
+    )
     assert [item.options for item in task.items] == [("cat",), ("dog",), ("emu",)]
     solutions = [{"goal": "g", "sol1": f"a{n}", "sol2": f"b{n}"} for n in range(2)]
     path.write_bytes(BYTES[form](LAYOUTS[layout](solutions).encode()))
@@ -109,7 +112,9 @@ def test_text_tasks_are_read_in_every_form(layout, form, tmp_path):
         labels.write_bytes(BYTES[form](b"1\n0\n"))
     else:
         labels.write_bytes(b"1\n0\n")
-    config = TextTaskConfig(task="piqa", files={"questions": str(path), "labels": str(labels)})
+    config = entry(
+        TextTaskConfig, task="piqa", files={"questions": str(path), "labels": str(labels)}
+    )
     assert [item.right for item in load_text_task("p", config, 0).items] == [(1,), (0,)]
     for name, row in {
         "sciq": {"question": "q", "support": "", "correct_answer": "c"}
@@ -117,7 +122,9 @@ def test_text_tasks_are_read_in_every_form(layout, form, tmp_path):
         "webqs": {"utterance": "q", "targetValue": "(list (description b))"},
     }.items():
         path.write_bytes(BYTES[form](LAYOUTS[layout]([row, row]).encode()))
-        found = load_text_task(name, TextTaskConfig(task=name, files={"questions": str(path)}), 0)
+        found = load_text_task(
+            name, entry(TextTaskConfig, task=name, files={"questions": str(path)}), 0
+        )
         assert len(found.items) == 2
         assert all(item.failure is None for item in found.items)
 
@@ -241,7 +248,7 @@ def test_questions_of_text_tasks_with_one_id_are_all_asked(tmp_path, caplog):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level(logging.WARNING):
         task = load_text_task(
-            "a", TextTaskConfig(task="arc_easy", files={"questions": str(path)}), 0
+            "a", entry(TextTaskConfig, task="arc_easy", files={"questions": str(path)}), 0
         )
     assert len({item.key for item in task.items}) == len(task.pool) == len(ids)
     assert "found 3 of 5 questions under ids that others have" in caplog.text

@@ -17,6 +17,7 @@ from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.evaluation.formats.base import FormatFiles
 from mm1_pipeline.evaluation.formats.dispatch import read_items, reader_of
 from mm1_pipeline.reporting.paper import SFT_TASKS, TASKS
+from typed_values import entry
 
 VQA_FILES = {"questions": "q.json", "annotations": "a.json", "images": "images"}
 COLUMNS = {name for name, _ in (*TASKS, *SFT_TASKS)}
@@ -27,7 +28,7 @@ def test_a_task_file_is_a_task_that_lacks_only_its_paths(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
     assert not {"files", "shot_files", "source", "max_items", "task"} & content.keys()
     roles = TaskFormat(content["format"]).layout.files
-    task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
+    task = entry(TaskConfig, task=name, files=dict.fromkeys(roles, "x"))
     assert task.title
     assert "prompt" in task.unconfirmed
     tables = {"pretrain": TASKS, "sft": SFT_TASKS, None: ((None, ""),)}
@@ -56,7 +57,9 @@ def test_every_column_of_the_papers_tables_has_a_task_file():
 
 
 def test_an_entry_overrides_its_task_file():
-    task = TaskConfig(task="vqav2", files=VQA_FILES, shots=(0, 2), prompt="{image} {question} A:")
+    task = entry(
+        TaskConfig, task="vqav2", files=VQA_FILES, shots=(0, 2), prompt="{image} {question} A:"
+    )
     assert (task.metric, task.shots) == (Metric.VQA_ACCURACY, (0, 2))
     assert task.prompt == "{image} {question} A:"
     assert task.stop == ("\n", ".", ",")
@@ -70,7 +73,7 @@ OPTION_TASKS = ("mmbench", "mmbench_test", "mmmu_test", "mmmu_val", "scienceqa_i
 def test_whole_answers_of_fine_tuned_models_are_read_and_lines_of_documents(name):
     content = yaml.safe_load((FOLDER / f"{name}.yml").read_text())
     roles = TaskFormat(content["format"]).layout.files
-    task = TaskConfig(task=name, files=dict.fromkeys(roles, "x"))
+    task = entry(TaskConfig, task=name, files=dict.fromkeys(roles, "x"))
     assert (task.stop, task.for_documents.stop) == ((), ("\n",))
     assert task.for_documents.prompt == task.prompt
 
@@ -93,7 +96,7 @@ def test_a_task_of_ones_own_reads_whole_answers_where_its_metric_does(metric):
     )
     assert task.stop == (() if is_whole else ("\n",))
     assert task.for_documents.stop == ("\n",)
-    assert TaskConfig(**values, stop=["\n\n"]).for_documents.stop == ("\n\n",)
+    assert entry(TaskConfig, **values, stop=["\n\n"]).for_documents.stop == ("\n\n",)
     with pytest.raises(ValueError, match="document_stop: found"):
         TaskConfig(**values, document_stop=("",))
 
@@ -102,10 +105,10 @@ def test_a_task_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.yml"
     path.write_text('format: textvqa\nmetric: anls\nprompt: "{image} {question}"\nshots: [0]\n')
     files = {"annotations": "a.json", "images": "i"}
-    assert TaskConfig(task=str(path), files=files).metric == Metric.ANLS
+    assert entry(TaskConfig, task=str(path), files=files).metric == Metric.ANLS
     path.write_text("format: textvqa\nmetric: no_such\nprompt: x\n")
     with pytest.raises(ValueError, match="metric"):
-        TaskConfig(task=str(path), files=files)
+        entry(TaskConfig, task=str(path), files=files)
 
 
 def problem(**entry) -> str:

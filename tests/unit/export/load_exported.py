@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -30,7 +31,7 @@ sys.meta_path.insert(0, OnlyTransformers())
 directories = [*map(Path, sys.argv[1:])]
 for directory in directories:
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
-    inputs = load_file(directory.parent / "inputs.safetensors")
+    inputs: dict[str, Any] = load_file(directory.parent / "inputs.safetensors")
     with torch.no_grad():
         outputs = {"logits": model(**inputs).logits}
         half = {name: x for name, x in inputs.items() if name != "pixel_values"}

@@ -129,9 +129,10 @@ def test_stock_llava_gives_the_logits_and_the_answer(
 ) -> None:
     model = export(MODELS[name], tokenizer, tmp_path)
     assert not list((tmp_path / "out").glob("*.py"))
-    stock, told = transformers.LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
+    stock, told = loaded
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     image = [tokenizer.image_id] * 16
     words = tokenizer.encode(" a cat sat on a mat")
@@ -168,8 +169,9 @@ def test_its_processor_gives_the_tokens_and_pixels_of_training(
 ) -> None:
     export(MODEL, tokenizer, tmp_path)
     # transformers 5 resizes by torchvision unless it is told to do it as training did.
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
-    assert type(processor) is transformers.LlavaProcessor
+    loaded: Any = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert type(loaded) is transformers.LlavaProcessor
+    processor: Any = loaded
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     bos = processor.tokenizer.bos_token

@@ -23,6 +23,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class OnlyTransformers(MetaPathFinder):
@@ -50,7 +52,7 @@ ROOT, WORK = map(Path, sys.argv[1:])
 OWN, MOE, LLAVA = ROOT / "dense", ROOT / "moe", ROOT / "llava"
 PLAN = json.loads((ROOT / "plan.json").read_text())
 EXPECTED = load_file(ROOT / "expected.safetensors")
-TRUSTED = {"trust_remote_code": True}
+TRUSTED: dict[str, Any] = {"trust_remote_code": True}
 IS_OLD = transformers.__version__.startswith("4.")
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
@@ -169,7 +171,7 @@ def arrays_show_the_pixels_of_images():
     pixels = np.asarray(image)
     first = torch.tensor(pixels).permute(2, 0, 1)
     opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-    for form in (
+    forms: tuple[Any, ...] = (
         pixels,
         pixels[None],
         [pixels],
@@ -185,8 +187,9 @@ def arrays_show_the_pixels_of_images():
         first[None],
         first / 255,
         (first / 255).double(),
-    ):
-        assert torch.equal(shown(form), shown(image)), (form.dtype, form.shape)
+    )
+    for number, form in enumerate(forms):
+        assert torch.equal(shown(form), shown(image)), number
     grey = pixels[..., 0]
     for form in (grey, grey[..., None], grey[None], grey / 255, grey.astype(np.uint16) * 257):
         assert torch.equal(shown(form), shown(Image.fromarray(grey))), (form.dtype, form.shape)
@@ -203,7 +206,9 @@ def arrays_show_the_pixels_of_images():
 
 @check
 def images_come_from_urls():
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=ROOT / "images")
+    handler: Any = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=ROOT / "images"
+    )
     handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -372,7 +377,7 @@ def truncation_cuts_text_alone():
 
 @check
 def pipelines_take_messages():
-    pipe = transformers.pipeline("image-text-to-text", model=str(OWN), **TRUSTED)
+    pipe: Any = transformers.pipeline("image-text-to-text", model=str(OWN), **TRUSTED)
     messages = [user({"image": picture(1)}, "what is it?")]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
     expected = tokenizer.decode(answers(inputs)[0], skip_special_tokens=True)
@@ -466,14 +471,10 @@ def caches_change_no_answer():
 
 @check
 def a_cache_is_read_on():
-    name = (
-        "cache"
-        if hasattr(transformers.modeling_outputs.CausalLMOutputWithPast, "cache")
-        else "past_key_values"
-    )
+    name = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
     first, second = one(PROMPTS[0]), one(PROMPTS[1])
     cache = transformers.DynamicCache()
-    said = model.generate(**first, **{name: cache}, **GREEDY)
+    said: Any = model.generate(**first, **{name: cache}, **GREEDY)
     ids = torch.cat([said, second["input_ids"][:, 1:]], dim=1)
     pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
@@ -570,9 +571,9 @@ def weights_may_lie_on_the_disk():
             with torch.no_grad():
                 assert_close(loaded(**given).logits, whole(**given).logits)
             options = {**GREEDY, "max_new_tokens": 3}
-            assert torch.equal(
-                loaded.generate(**given, **options), whole.generate(**given, **options)
-            )
+            found: Any = loaded.generate(**given, **options)
+            expected: Any = whole.generate(**given, **options)
+            assert torch.equal(found, expected)
 
 
 @check
@@ -709,7 +710,7 @@ def the_tokenizer_alone_keeps_typed_tokens_text():
 
 @check
 def a_pipeline_without_messages_opens_images_by_its_own_rules():
-    pipe = transformers.pipeline("image-text-to-text", model=model, processor=processor)
+    pipe: Any = transformers.pipeline("image-text-to-text", model=model, processor=processor)
     for name in ("la.png", "i16.png"):
         inputs = {"images": str(ROOT / "images" / name), "text": "<|image|>"}
         found = pipe.preprocess(inputs)["pixel_values"]

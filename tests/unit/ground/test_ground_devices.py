@@ -8,6 +8,7 @@ import torch
 from mm1_pipeline.config.plan import Device
 from mm1_pipeline.ground.devices import device_limits
 from mm1_pipeline.training.device import peak_flops
+from typed_values import not_none
 
 
 @pytest.mark.parametrize(
@@ -43,4 +44,4 @@ def test_of_a_device_that_can_be_planned_for_everything_is_known(device):
     limits = device_limits(device.value.upper())
     assert limits is not None
     assert None not in limits
-    assert limits.peak("bfloat16") > limits.peak("float32") > 1e13
+    assert not_none(limits.peak("bfloat16")) > not_none(limits.peak("float32")) > 1e13

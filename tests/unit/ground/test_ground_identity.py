@@ -23,6 +23,7 @@ from mm1_pipeline.config.training import (
 )
 from mm1_pipeline.ground.identity import EXTENT, differences, identity, result_values
 from mm1_pipeline.training.train import _check_identity
+from typed_values import entry
 
 MIXTURE = MixtureConfig(streams={"text": StreamMixture(share=1.0, sources={"books": 1.0})})
 TRAINING = TrainingConfig(mixture=MIXTURE)
@@ -31,7 +32,7 @@ SHARD = ShardConfig(
     packing=PackingConfig(sequence_length=64, max_images=4, image_tokens=4),
     image=ImageTransform(size=16),
 )
-SOURCE = SourceConfig(kind="text", format="jsonl", path="here")
+SOURCE = entry(SourceConfig, kind="text", format="jsonl", path="here")
 
 
 def parameter_groups() -> dict[str, object]:

@@ -14,9 +14,10 @@ from pool_tasks import die, note
 from mm1_pipeline.config.ingest import IngestConfig, SourceConfig
 from mm1_pipeline.corpus.engine import Engine
 from mm1_pipeline.ground.processes import WorkerPool
+from typed_values import entry
 
 CONFIG = IngestConfig(
-    sources={"x": SourceConfig(kind="text", format="jsonl", path="x")}, num_workers=2
+    sources={"x": entry(SourceConfig, kind="text", format="jsonl", path="x")}, num_workers=2
 )
 
 

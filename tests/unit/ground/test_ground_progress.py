@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from mm1_pipeline.ground.progress import Progress
+from typed_values import shown_on
 
 
 def terminal() -> Console:
@@ -43,7 +44,7 @@ def train(console: Console, rows: int = 3) -> str:
         shown.update(step, note="loss 2.000", seconds=0.5)
     shown.stop()
     shown.say(f"3 steps in {shown.elapsed}")
-    return console.file.getvalue()
+    return shown_on(console)
 
 
 def test_a_training_s_file_gets_a_line_at_the_start_and_one_at_the_end():
@@ -73,7 +74,7 @@ def evaluate(console: Console) -> str:
             progress._bar.refresh()
         part.advance(5)
         part.finish("vqa_accuracy 31.4")
-    return console.file.getvalue()
+    return shown_on(console)
 
 
 def test_a_terminal_shows_part_share_and_rate(caplog):

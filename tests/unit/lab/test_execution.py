@@ -25,6 +25,7 @@ from mm1_pipeline.lab.identity import Identity, IdentityReader, RunScopes, Scope
 from mm1_pipeline.lab.results import item_scores, read_json
 from mm1_pipeline.lab.store import RunStore, describe
 from mm1_pipeline.lab.workers import Processes, RunFailedError, machine_shares
+from typed_values import not_none
 
 STREAMS = {
     "caption": StreamMixture(share=0.5, sources={"a": 1.0}),
@@ -322,7 +323,7 @@ class TestStore:
         store, identity = RunStore(tmp_path / "store"), Identity({"code": "c"})
         store.put("mix/seed3", results(tmp_path / "run", identity, "o"))
         path = tmp_path / "store" / "scores.parquet"
-        stored, whole = store.find("mix/seed3", identity), path.read_bytes()
+        stored, whole = not_none(store.find("mix/seed3", identity)), path.read_bytes()
         path.write_bytes(whole[:-20])
         with pytest.raises(ValueError, match=r"scores.parquet: found no table that can be read"):
             store.unpack(stored, tmp_path)
@@ -356,7 +357,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def unpacked(store: RunStore, name: str, identity: Identity, folder: Path) -> dict[str, bytes]:
     folder.mkdir(parents=True)
-    store.unpack(store.find(name, identity), folder)
+    store.unpack(not_none(store.find(name, identity)), folder)
     return contents(folder)
 
 
@@ -386,7 +387,8 @@ class TestWorkers:
     def test_an_error_ends_the_processes_that_run(self, tmp_path):
         command = [sys.executable, "-c", "import time; time.sleep(60)"]
         begun = time.monotonic()
-        failures = []
+        failures: list[RunFailedError] = []
+        threads: list[threading.Thread] = []
 
         def start(processes: Processes) -> None:
             try:
@@ -395,11 +397,11 @@ class TestWorkers:
                 failures.append(error)
 
         with pytest.raises(KeyboardInterrupt), Processes() as processes:  # noqa: PT012
-            thread = threading.Thread(target=start, args=(processes,))
-            thread.start()
+            threads.append(threading.Thread(target=start, args=(processes,)))
+            threads[0].start()
             while not processes._running:
                 time.sleep(0.01)
             raise KeyboardInterrupt
-        thread.join(20)
+        threads[0].join(20)
         assert failures
         assert time.monotonic() - begun < 20

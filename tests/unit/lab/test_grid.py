@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
-from mm1_pipeline.config.lab import AblateConfig, GridConfig, LessonConfig, LrLawConfig
+from mm1_pipeline.config.lab import AblateConfig, Expectation, GridConfig, LessonConfig, LrLawConfig
 from mm1_pipeline.config.training import MixtureConfig, StreamMixture, TrainingConfig
 from mm1_pipeline.ground.files import read_json, write_json
 from mm1_pipeline.lab import grid
 from mm1_pipeline.lab.grid import apply_overrides, learning_rate_grid, resolve_arms
 from mm1_pipeline.lab.lessons import judge_lessons, read_runs
 from mm1_pipeline.lab.lr_law import fit_law
+from typed_values import entry
 
 ROOT = Path(__file__).parents[3]
 STREAMS = {
@@ -62,17 +63,17 @@ class TestArms:
             resolve_arms(bad, PARAMETERS)
 
     def test_a_part_of_a_grid_can_be_chosen(self):
-        some = GridConfig(arms=GRID.arms, seeds=GRID.seeds, only="captions", max_seeds=1)
+        some = entry(GridConfig, arms=GRID.arms, seeds=GRID.seeds, only="captions", max_seeds=1)
         assert [run.name for run in resolve_arms(some, PARAMETERS)] == ["captions/seed3"]
         with pytest.raises(ValueError, match="only: found other"):
             GridConfig(arms=GRID.arms, only="mix other")
 
     def test_an_arm_may_have_a_goal_of_its_own(self):
-        some = GridConfig(arms=GRID.arms, seeds=(3,), goals={"captions": "evaluate_sft"})
+        some = entry(GridConfig, arms=GRID.arms, seeds=(3,), goals={"captions": "evaluate_sft"})
         goals = {run.arm: run.goal.value for run in resolve_arms(some, PARAMETERS)}
         assert goals == {"mix": "evaluate_pretrain", "captions": "evaluate_sft"}
         with pytest.raises(ValueError, match="goals: found other"):
-            GridConfig(arms=GRID.arms, goals={"other": "evaluate"})
+            entry(GridConfig, arms=GRID.arms, goals={"other": "evaluate"})
 
     def test_the_written_configuration_is_the_arm_s(self, tmp_path):
         (run,) = resolve_arms(GridConfig(arms={"c": CAPTIONS}, seeds=(3,)), PARAMETERS)
@@ -94,7 +95,7 @@ def config(**changes) -> AblateConfig:
         "text": LessonConfig(title="", first="mix", second="captions", held_out="text"),
         "zero_shot": LessonConfig(
             title="", first="mix", second="captions", scores={"vqa": (0,)},
-            expected="equal", margin=5.0,
+            expected=Expectation.EQUAL, margin=5.0,
         ),
         "wrong": LessonConfig(
             title="", first="captions", second="mix", scores={"vqa": (4,)}, paper="+3"

@@ -44,6 +44,7 @@ from mm1_pipeline.lab.plan_table import render_plan, short
 from mm1_pipeline.models import attention, connectors, vit
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.presets import decoder_3b, vit_h_14
+from typed_values import shown_on
 
 MODEL = MM1Config(
     vision=VisionConfig(
@@ -219,7 +220,7 @@ def test_the_plan_of_an_environment_is_a_table(tmp_path):
     assert plan["assumptions"]["num_devices"] == 4
     console = Console(file=io.StringIO(), width=120)
     console.print(render_plan(plan))
-    shown = console.file.getvalue()
+    shown = shown_on(console)
     assert "sharded + recomputing" in shown
     assert short(plan["parameters"]["total"]) in shown
     assert "cost" not in shown

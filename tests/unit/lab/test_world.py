@@ -20,6 +20,7 @@ from mm1_pipeline.corpus.records import SegmentType, read_records
 from mm1_pipeline.lab import scenes
 from mm1_pipeline.lab.scenes import Attribute, Scene
 from mm1_pipeline.lab.world import ASKED, QUESTION, QUESTION_SETS, prepare_world, write_world
+from typed_values import not_none
 
 CONFIG = WorldConfig(
     num_captions=60, num_documents=40, num_texts=30, num_items=12, num_conversations=20
@@ -170,7 +171,7 @@ def test_a_document_asks_one_hidden_thing(records):
     folder, _ = records
     kinds = Counter()
     for record in read_records(folder, "documents"):
-        texts = [s.text for s in record.segments if s.type == SegmentType.TEXT]
+        texts = [not_none(s.text) for s in record.segments if s.type == SegmentType.TEXT]
         assert len(texts) == len(record.images)
         assert 2 <= len(texts) <= CONFIG.max_examples
         if not texts[0].startswith(QUESTION):
@@ -199,7 +200,7 @@ def test_a_conversation_asks_three_things_of_one_image_or_one_of_each(records):
     counts = Counter()
     for record in read_records(folder, "conversations"):
         kinds = [segment.type for segment in record.segments]
-        texts = [s.text for s in record.segments if s.type == SegmentType.TEXT]
+        texts = [not_none(s.text) for s in record.segments if s.type == SegmentType.TEXT]
         asked = [attributes[text] for text in texts[::2]]
         assert len(set(asked)) == 3
         assert all(t in scenes.VALUES[a] for t, a in zip(texts[1::2], asked, strict=True))

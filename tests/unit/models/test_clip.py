@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from mm1_pipeline.config.model import VisionConfig
 from mm1_pipeline.config.pretraining import ClipConfig
@@ -295,7 +296,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     # Forked, not spawned: nothing is imported again, and gloo needs no CUDA.
-    torch.multiprocessing.start_processes(run_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    start_processes(run_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     expected = train_step(0, 1)
     assert expected["vision.patch_embedding.weight"].abs().max() > 1e-3
     for rank in range(2):

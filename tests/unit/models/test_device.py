@@ -21,8 +21,8 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU {number}")
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: targets)
-        monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr("torch.version.cuda", cuda)
+        monkeypatch.setattr("torch.version.hip", hip)
 
     return pretend
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,12 @@ from mm1_pipeline.config.model import (
     VisionNorm,
 )
 from mm1_pipeline.models.convert.vision import describe_vision_encoder, import_vision_encoder
+from typed_values import entry
 
 TOLERANCE = 1e-5
 """Worst measured over all cases here: 3.8e-6 (CLIP, values up to 6.8)."""
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     image_size=28,
     patch_size=7,
     hidden_size=32,
@@ -281,7 +283,7 @@ def test_a_file_describes_its_encoder(kind: str, tmp_path: Path) -> None:
     described = describe_vision_encoder(tmp_path)
     image_size = {"image_size": 28} if kind == "aimv2_native" else {}
     final_norm = CASES[kind].final_norm
-    assert VisionConfig(**described, **image_size, final_norm=final_norm) == CASES[kind]
+    assert entry(VisionConfig, **described, **image_size, final_norm=final_norm) == CASES[kind]
 
 
 def test_another_shape_is_refused_with_all_differences(tmp_path: Path) -> None:

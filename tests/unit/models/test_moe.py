@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mm1_pipeline.models.moe import (
     load_balance_loss,
     router_z_loss,
 )
+from typed_values import entry
 
 D_MODEL, D_FF = 16, 24
 
@@ -178,7 +180,7 @@ def test_router_losses_by_their_definitions() -> None:
     probabilities = logits.softmax(-1)
     chosen = probabilities.topk(2).indices
     share = torch.tensor([(chosen == e).sum() / chosen.numel() for e in range(6)])
-    balance = 6 * sum(share * probabilities.mean(0))
+    balance = 6 * (share * probabilities.mean(0)).sum()
     z = (logits.exp().sum(-1).log() ** 2).mean()
     entropy = -(probabilities * probabilities.log()).sum(-1)
     # The router is float32.
@@ -369,7 +371,9 @@ def test_each_expert_starts_like_a_dense_layer() -> None:
     config = MM1Config(
         vision=vision, connector=ConnectorConfig(num_tokens=1, num_blocks=1), decoder=decoder
     )
-    experts = build_model(config, 3, seed=0).decoder.layers[1].feed_forward.experts
+    experts: Any = build_model(config, 3, seed=0).decoder.get_submodule(
+        "layers.1.feed_forward.experts"
+    )
     for weight, std in ((experts.gate, 128**-0.5), (experts.down, 256**-0.5 / 2)):
         for expert in weight:  # 32,768 draws estimate it within 1.6 % (four sigmas)
             assert expert.std().item() == pytest.approx(std, rel=0.016)
@@ -385,7 +389,7 @@ def test_each_expert_starts_like_a_dense_layer() -> None:
 )
 def test_impossible_configs_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MoEConfig(num_experts=6, **changes)
+        entry(MoEConfig, num_experts=6, **changes)
 
 
 def test_a_config_without_any_expert_layer_is_refused(tiny_config: MM1Config) -> None:

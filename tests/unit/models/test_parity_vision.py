@@ -220,7 +220,7 @@ def test_sparse_configurations_mean_the_defaults_of_transformers(
 
 def test_of_two_nested_configurations_the_second_holds(tmp_path: Path) -> None:
     saved("clip", tmp_path)
-    content = {"vision_config": {"layer_norm_eps": 1e-3, "num_attention_heads": 4}}
+    content: dict[str, Any] = {"vision_config": {"layer_norm_eps": 1e-3, "num_attention_heads": 4}}
     content["vision_config_dict"] = {"layer_norm_eps": 1e-2}
     (tmp_path / "config.json").write_text(json.dumps(content))
     theirs = transformers.CLIPConfig(**content).vision_config

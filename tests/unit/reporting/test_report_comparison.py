@@ -148,7 +148,7 @@ def _lines(run: Path) -> list[str]:
 
 
 def test_the_page_shows_flips_with_images_and_loads_nothing(runs):
-    found = compare_runs(*map(str, runs), None, None, None)
+    found = compare_runs(str(runs[0]), str(runs[1]), None, None, None)
     content = page(found)
     assert "3 gained and 1 lost of 8 items" in content
     assert "what is 2?" in content
@@ -164,7 +164,7 @@ def test_hostile_predictions_do_nothing(runs):
     rows = [row(str(n), s, HOSTILE, image="../../etc/passwd") for n, s in enumerate(SECOND)]
     rows[1] |= {"question": HOSTILE, "references": [HOSTILE], "options": [HOSTILE]}
     write(runs[1] / "pretrain", rows)
-    content = page(compare_runs(*map(str, runs), None, None, None))
+    content = page(compare_runs(str(runs[0]), str(runs[1]), None, None, None))
     assert "<script>" not in content
     content.encode("utf-8")
 

@@ -19,7 +19,7 @@ from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.reporting.checkpoint import summarize_model
 from mm1_pipeline.reporting.inputs import ReportInputs
-from mm1_pipeline.reporting.page import Chart, Table
+from mm1_pipeline.reporting.page import Cell, Chart, Table
 from mm1_pipeline.reporting.sections.experts import _active_parameters, experts_section
 
 
@@ -85,7 +85,9 @@ def test_loads_router_and_the_comparison_are_shown(models: dict[str, Path]) -> N
     names = [row[0] for row in table.rows]
     assert names == ["pretrain", "dense_control", "upcycle"]
     assert table.rows[1][3] == table.rows[2][3] == "900", "equal further tokens"
-    assert table.rows[2][4].detail == "\N{MINUS SIGN}0.125"
+    cell = table.rows[2][4]
+    assert isinstance(cell, Cell)
+    assert cell.detail == "\N{MINUS SIGN}0.125"
     assert table.rows[0][1] == table.rows[1][2], "the control has the dense shape"
 
 

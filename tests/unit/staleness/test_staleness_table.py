@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kedro.io import DatasetError
@@ -269,7 +270,7 @@ def write_download(folder: Path, number: int) -> Path:
     return folder / "00000_stats.json"
 
 
-WORK: dict[str, tuple[Callable[[Path, int], Path], Callable[[Path], object]]] = {
+WORK: dict[str, tuple[Callable[[Path, int], Path], Callable[[Path], Any]]] = {
     "logged answers": (write_answers, read_answers),
     "judge's replies": (write_replies, lambda path: RowLog(path).rows),
     "metrics of a training": (write_metrics, lambda path: MetricsLog(path).rows()),

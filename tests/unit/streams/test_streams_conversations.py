@@ -32,6 +32,7 @@ from mm1_pipeline.streams.shard_index import ShardIndex, Split, dataset_director
 from mm1_pipeline.streams.shards import write_shards
 from mm1_pipeline.streams.sub_images import count_sub_images
 from mm1_pipeline.streams.tokenizer import Tokenizer
+from typed_values import not_none
 
 H, A, S = Role.HUMAN, Role.ASSISTANT, Role.SYSTEM
 text, image = Segment.of_text, Segment.of_image
@@ -126,7 +127,9 @@ def to_messages(segments: list[Segment]) -> list[dict]:
             for s in turn
         ]
         plain = len(parts) == 1 and parts[0]["type"] == "text"
-        messages.append({"role": names[role], "content": parts[0]["text"] if plain else parts})
+        messages.append(
+            {"role": names[not_none(role)], "content": parts[0]["text"] if plain else parts}
+        )
     return messages
 
 

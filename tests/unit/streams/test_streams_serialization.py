@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 text, image = Segment.of_text, Segment.of_image
 
 
-def shown(tokenizer: Tokenizer, segments: list[Segment], **options: bool) -> str:
+def shown(tokenizer: Tokenizer, segments: list[Segment], **options: Any) -> str:
     """The tokens as text, with B, E and # for BOS, EOS and an image token."""
     marks = {tokenizer.bos_id: "B", tokenizer.eos_id: "E", tokenizer.image_id: "#"}
     ids = serialize(segments, tokenizer, 2, **options).input_ids.tolist()

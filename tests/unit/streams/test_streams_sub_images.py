@@ -53,7 +53,7 @@ def test_the_crops_of_an_image_of_the_canvas_size_are_its_pixels(grid: int) -> N
     image = numbered(8 * grid, 8 * grid)
     overview, *crops = decompose(image, TRANSFORM, SubImageConfig(grid=grid))
     np.testing.assert_array_equal(reassemble(crops, grid, 8), np.asarray(image))
-    np.testing.assert_array_equal(overview, resize_image(image, TRANSFORM))
+    np.testing.assert_array_equal(np.asarray(overview), np.asarray(resize_image(image, TRANSFORM)))
     for place, crop in enumerate(crops):
         row, column = divmod(place, grid)
         assert crop.getpixel((0, 0)) == (8 * column, 8 * row, 7)

@@ -30,6 +30,7 @@ from mm1_pipeline.corpus.synthesis.text_reader import TextReader
 from mm1_pipeline.corpus.synthesis.writers import CaptionRequest, TemplateWriter
 from mm1_pipeline.evaluation.captioning.caption_writer import make_concept_sources
 from mm1_pipeline.ground.rejects import Reason, Rejected
+from typed_values import pixel
 
 SOURCE = SourceConfig(kind=RecordKind.CAPTION, format=SourceFormat.IMAGE_PARQUET, path="-")
 
@@ -62,7 +63,7 @@ class FakeCaptioner:
     def detect(self, images: Sequence[RecordImage]) -> list[dict[str, str] | Rejected]:
         found: list[dict[str, str] | Rejected] = []
         for image in images:
-            number = Image.open(io.BytesIO(image.bytes)).getpixel((0, 0))[0]
+            number = pixel(Image.open(io.BytesIO(image.bytes)), 0, 0)[0]
             self.asked.append(number)
             if number == self._failing:
                 found.append(Rejected(Reason.CONCEPTS_FAILED, "caption: out of memory"))

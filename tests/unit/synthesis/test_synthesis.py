@@ -237,7 +237,7 @@ class FakeModel(BaseHTTPRequestHandler):
         with cls.lock:
             cls.active -= 1
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Silent."""
 
 

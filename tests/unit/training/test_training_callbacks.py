@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from mm1_pipeline.training.callbacks import (
     TrainingStoppedError,
 )
 from mm1_pipeline.training.checkpoints import CheckpointStore
-from mm1_pipeline.training.engine import Callback, Plan, build_engine
+from mm1_pipeline.training.engine import Callback, EngineName, Plan, build_engine
 from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.optimizer import build_optimizer
 from mm1_pipeline.training.resuming import Checkpointing
@@ -125,7 +126,7 @@ class StopAfter(Callback):
 class Toy:
     """A training in a directory; calling `run` again resumes it."""
 
-    engine = "torch"
+    engine: EngineName = "torch"
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class Toy:
         self.data = data or ToyData()
         self.model = ToyModel()
 
-    def run(self, *, stop_after: int | None = None, engine: str | None = None):
+    def run(self, *, stop_after: int | None = None, engine: EngineName | None = None):
         torch.manual_seed(12345)  # whatever the process did before must not matter
         resume_from = self.store.newest_good()
         self.log.rewind(resume_from.state.step if resume_from else 0)
@@ -247,7 +248,7 @@ def test_either_engine_goes_on_where_the_other_stopped(undisturbed, engine, tmp_
     pytest.importorskip("composer")
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(
-            stop_after=stop_after, engine={"composer": "torch"}.get(engine, "composer")
+            stop_after=stop_after, engine="torch" if engine == "composer" else "composer"
         )
     again = Toy(tmp_path)
     assert without_timing(again.run(engine=engine)) == without_timing(rows)
@@ -347,6 +348,7 @@ def test_a_checkpoint_sets_nothing_but_what_a_training_knows(tmp_path):
         Toy(tmp_path).run(stop_after=4)
     toy = Toy(tmp_path)
     checkpoint = toy.store.newest_good()
+    assert checkpoint is not None
     changed = dataclasses.replace(
         checkpoint.state,
         scheduler={**checkpoint.state.scheduler, "step": "not a function", "optimizer": None},
@@ -442,7 +444,7 @@ def test_a_training_is_quiet(tmp_path, capfd, caplog, recwarn):
     assert [str(warning.message) for warning in recwarn.list] == []
 
 
-def spiking(folder, action: str) -> Toy:
+def spiking(folder, action: Literal["warn", "skip", "stop"]) -> Toy:
     toy = Toy(folder, spikes=LossSpikeConfig(action=action, threshold=50.0, window_steps=4))
     toy.model.spike_at = (7, 9)
     return toy

@@ -282,7 +282,7 @@ def activate(root: Path, fingerprint: str) -> Artifact:
 
     Args:
         root: the artifact's root.
-        fingerprint: of the version.
+        fingerprint: 64 hexadecimal digits of what the version was made from.
 
     Returns:
         The version, now current.
@@ -306,7 +306,7 @@ def verify(artifact: Artifact, deep: bool = False, hash_content: HashFile = hash
     """Compares a version with its manifest; see `manifests.compare`.
 
     Args:
-        artifact: the version.
+        artifact: a published version; its folder may be damaged.
         deep: hashes every file; otherwise names and sizes are compared.
         hash_content: how a file is hashed, for instance through a cache.
 
@@ -320,7 +320,7 @@ def check_content(artifact: Artifact, suffixes: tuple[str, ...] = WEIGHTS) -> No
     """Hashes the files that a model is read from before anything is computed with them.
 
     Args:
-        artifact: the version.
+        artifact: a published version; its folder may be damaged.
         suffixes: of the files' names.
 
     Raises:

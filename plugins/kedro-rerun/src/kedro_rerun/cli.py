@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ from kedro_rerun.errors import (
 )
 
 if TYPE_CHECKING:
+    from kedro_rerun.maintenance import StatusRow
     from kedro_rerun.session import StalenessSession
 
 
@@ -113,6 +115,7 @@ def rerun() -> None:
 @rerun.command(cls=UserErrorCommand)
 @pipeline_option
 @json_option
+@click.option("--viz", is_flag=True, help="Writes it for Kedro-Viz too, which colours the nodes.")
 @params_option
 @env_option
 @conf_source_option
@@ -121,6 +124,7 @@ def status(
     ctx: click.Context,
     pipeline: str | None,
     as_json: bool,
+    viz: bool,
     params: dict[str, Any],
     env: str,
     conf_source: str | None,
@@ -130,6 +134,8 @@ def status(
 
     rows = maintenance.status(open_session(env, conf_source, params).planner(pipeline))
     show(rows, render.render_status, as_json)
+    if viz:
+        _show_in_viz(pipeline, rows)
     ctx.exit(maintenance.exit_code(rows))
 
 
@@ -226,6 +232,23 @@ def verify(
     problems = maintenance.verify(open_session(env, conf_source).data_root(), deep)
     show(problems, render.render_problems, as_json)
     ctx.exit(maintenance.EXIT_DAMAGED if problems else maintenance.EXIT_FRESH)
+
+
+def _show_in_viz(pipeline: str | None, rows: Sequence[StatusRow]) -> None:
+    """Says on standard error what came of it, as standard output may be JSON."""
+    from kedro.framework.project import pipelines
+
+    from kedro_rerun.selection import DEFAULT_PIPELINE
+    from kedro_rerun.session import find_project
+    from kedro_rerun.viz import EVENTS, run_events, write_run_events
+
+    events = run_events(rows, pipelines[pipeline or DEFAULT_PIPELINE].nodes)
+    try:
+        path = write_run_events(find_project(Path.cwd()), events)
+    except OSError as error:
+        click.echo(f"Kedro-Viz is not told: {EVENTS}: {error.strerror or error}.", err=True)
+    else:
+        click.echo(f"Kedro-Viz colours the nodes by {path}.", err=True)
 
 
 def open_session(

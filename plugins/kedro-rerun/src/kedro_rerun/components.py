@@ -65,7 +65,7 @@ class ComponentReader:
     So are inputs that no node makes.
 
     Args:
-        graph: the pipeline.
+        graph: nodes in an order in which they can run, with their datasets.
         settings: what the project declares.
         outputs: looks at datasets on disk.
         cache: file for what is known of source files.
@@ -87,7 +87,7 @@ class ComponentReader:
         """Digests of what a node reads.
 
         Args:
-            node: the node.
+            node: of the graph that the reader was made for.
             predicted: digest of each dataset that an earlier node makes, by bare name; None
                 where it is not known before that node has run.
 
@@ -111,8 +111,8 @@ class ComponentReader:
         """All components of a node's fingerprint.
 
         Args:
-            node: the node.
-            inputs: digests by component name.
+            node: of the graph that the reader was made for.
+            inputs: digest by component name (`input:<dataset>`).
 
         Returns:
             Text by component name.

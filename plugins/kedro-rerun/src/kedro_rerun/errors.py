@@ -46,7 +46,7 @@ def unknown_name(what: str, found: str, allowed: Iterable[str], hint: str = "") 
 
     Args:
         what: what the name was given for, for instance `--env`.
-        found: the name.
+        found: what the user gave, misspelt perhaps.
         allowed: names that can be given.
         hint: said in place of the nearest name.
     """

@@ -30,7 +30,7 @@ def hash_file(path: Path, algorithm: str = CONTENT_HASH) -> str:
     """Hashes a file's content.
 
     Args:
-        path: the file.
+        path: an existing file of any size; it is read in pieces.
         algorithm: a name of `hashlib` or `xxhash`. The default, XXH3-128, is fast and does not
             collide by accident; formats with hashes of their own prescribe others.
 

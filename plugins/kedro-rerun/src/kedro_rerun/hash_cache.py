@@ -51,7 +51,7 @@ class HashCache:
         """The hash of a file's content.
 
         Args:
-            path: the file.
+            path: a local file; its size, times and inode tell whether it is known.
             algorithm: as `files.hash_file`.
 
         Returns:

@@ -81,7 +81,7 @@ class NodeLock:
         """The lock after a run.
 
         Args:
-            run: the run.
+            run: takes the place of an earlier one with its fingerprint, as the head.
             history: runs to remember.
         """
         others = tuple(known for known in self.runs if known.fingerprint != run.fingerprint)

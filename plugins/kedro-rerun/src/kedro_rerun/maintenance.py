@@ -38,6 +38,8 @@ class StatusRow:
     """False when the node only runs if nodes before it make something new."""
     finished_at: str | None
     """When the outputs in place were made."""
+    seconds: float | None
+    """How long it took to make them; None where nobody noted it, as for accepted ones."""
     interrupted: bool
     """Whether a run of the node began and did not end."""
     mistakes: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ def status(planner: Planner) -> list[StatusRow]:
     """The state of every node of a pipeline; changes nothing but caches.
 
     Args:
-        planner: of the pipeline.
+        planner: of the pipeline whose nodes are told.
 
     Returns:
         A row a node, in an order in which they can run.
@@ -270,6 +272,7 @@ def _row(planner: Planner, verdict: Verdict) -> StatusRow:
         tuple(str(reason) for reason in verdict.reasons),
         verdict.is_certain,
         _finished_at(head) if head else None,
+        head.provenance.get("seconds") if head else None,
         lock.attempt is not None,
     )
 

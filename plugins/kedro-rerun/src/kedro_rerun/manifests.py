@@ -175,7 +175,7 @@ def compare(
     """Compares a version's folder with its manifest.
 
     Args:
-        directory: the version.
+        directory: the version's folder, which may be damaged.
         manifest: what it should hold.
         deep: hashes every file; otherwise names and sizes are compared.
         hash_content: how a file is hashed, for instance through a cache.
@@ -197,7 +197,7 @@ def damaged_files(directory: Path, manifest: Manifest, suffixes: tuple[str, ...]
     """Hashes some files anew, whatever their times say: a disk that rots changes no time.
 
     Args:
-        directory: the version.
+        directory: the version's folder, which may be damaged.
         manifest: what it should hold.
         suffixes: of the names to look at. Shards that an index lists are left to their readers.
 
@@ -235,8 +235,8 @@ def expected_hashes(
     """Lists the hash that each file of a version must have.
 
     Args:
-        directory: the version.
-        manifest: its manifest.
+        directory: the version's folder, which may be damaged.
+        manifest: lists files with a hash, or with the index that holds it.
 
     Yields:
         Relative path, algorithm, hash, and for a shard the index that says so. Files come

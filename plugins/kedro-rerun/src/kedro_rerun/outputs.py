@@ -88,7 +88,7 @@ class OutputStore:
         """Compares what is in place with a record.
 
         Args:
-            dataset: the output.
+            dataset: an output in any storage but memory.
             record: what a run left there.
 
         Returns:
@@ -122,7 +122,7 @@ class OutputStore:
         """The files of a whole output, to be shared with other machines.
 
         Args:
-            dataset: the output.
+            dataset: an output in any storage but memory.
             record: what a run left there.
 
         Returns:
@@ -165,7 +165,7 @@ class OutputStore:
         """Puts an output in place whose files come from elsewhere: all of them, or nothing.
 
         Args:
-            dataset: the output.
+            dataset: an output in any storage but memory.
             record: what its files are together.
             fetch: writes the file with a relative name to a path; tells whether it could.
             names: the relative names; one that is empty for an output that is a file.

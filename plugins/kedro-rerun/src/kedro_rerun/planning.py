@@ -39,7 +39,7 @@ class Planner:
     """Judges the nodes of one pipeline in one environment.
 
     Args:
-        graph: the pipeline.
+        graph: nodes in an order in which they can run, with their datasets.
         data_root: the environment's folder.
         settings: what the project declares.
         cache: outputs that other machines share.

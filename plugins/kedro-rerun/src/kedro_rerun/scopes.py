@@ -51,7 +51,7 @@ def imported_names(statement: ast.Import | ast.ImportFrom, package: str) -> Iter
     """Lists what an import statement binds.
 
     Args:
-        statement: the import.
+        statement: at any depth of the module, also inside a function.
         package: the package that relative imports start from.
 
     Yields:

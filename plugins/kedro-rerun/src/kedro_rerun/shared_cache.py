@@ -97,7 +97,7 @@ class SharedCache:
         """Brings a file's content.
 
         Args:
-            file: which.
+            file: its hash names the content, which is hashed again on the way.
             target: where to; under a temporary name, as a broken one may be left there.
 
         Returns:
@@ -238,7 +238,7 @@ def share(
     """Gives a run with its outputs to others, if others could use it.
 
     Args:
-        cache: the cache.
+        cache: reached or not: what cannot be given is told, not raised.
         run: the run; its outputs are in place.
         outputs: the node's output datasets.
         store: looks at them.

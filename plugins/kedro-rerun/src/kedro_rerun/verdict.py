@@ -97,10 +97,10 @@ def judge(
     """Decides about a node whose inputs are all known.
 
     Args:
-        node: its name.
+        node: its name, for the verdict.
         fingerprint: what decides its outputs now.
         lock: its earlier runs.
-        outputs: its output datasets.
+        outputs: all it makes; those in memory hold nothing to look at.
         store: looks at the outputs.
 
     Returns:

@@ -72,7 +72,7 @@ class DocumentLists:
 
     Args:
         config: What is read.
-        files: The lists.
+        files: Lists of documents: Parquet or JSON lines, in the order of their rows.
     """
 
     config: DownloadConfig
@@ -150,8 +150,8 @@ class DocumentShard:
     """Writes one shard under temporary names and renames it when it is finished.
 
     Args:
-        folder: Of all shards.
-        number: Of this one.
+        folder: Where all shards lie; this one adds two files.
+        number: From 0; five digits of the file's name.
         identity: What the shard is made of; a later run compares it.
     """
 

@@ -72,7 +72,7 @@ class ImageLists:
 
     Args:
         config: What is read.
-        files: The lists.
+        files: Lists of URLs and captions, in the order of their rows.
     """
 
     config: DownloadConfig
@@ -123,8 +123,8 @@ class ShardWriter:
     """Writes one shard under temporary names and renames it when it is finished.
 
     Args:
-        folder: Of all shards.
-        number: Of this one.
+        folder: Where all shards lie; this one adds its own files.
+        number: From 0; the beginning of its files' names and its images' keys.
         images_per_shard: Gives the digits of the keys.
         identity: What the shard is made of; a later run compares it.
     """

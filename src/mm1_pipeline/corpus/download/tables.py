@@ -103,8 +103,8 @@ def read_batches(
     Args:
         config: names the columns of pairs.
         files: the lists.
-        file: one of them.
-        rows_at_once: of a batch.
+        file: the list to read, one of `files`.
+        rows_at_once: at most so many rows a batch.
         columns: to read; None reads all.
     """
     with files.open(file) as stream:

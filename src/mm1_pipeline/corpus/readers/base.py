@@ -131,7 +131,7 @@ def read_each_file(
     """Reads one file after the other; damage to one costs its rest, as one rejected unit.
 
     Args:
-        source: the source.
+        source: its files are read in order; one that cannot be is rejected, the rest go on.
         read_file: reads one file, and may raise whatever a damaged file makes it raise.
     """
     for file in source.files:

@@ -50,8 +50,8 @@ def read_rows(
     """Reads a file row by row, few in memory.
 
     Args:
-        source: the source.
-        file: one of its files.
+        source: gives limits and the columns by role.
+        file: one of the source's, local or on any fsspec URL.
         needed: columns without which there is no record. Of the others, values that Python
             cannot hold (dates beyond the year 9999, unknown time zones) are left out.
 
@@ -240,7 +240,7 @@ def misfits(
 
     Args:
         problems: what is wrong with one file.
-        source: the source.
+        source: gives limits and the columns by role.
     """
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE, thread_name_prefix="footer") as pool:
         found = list(pool.map(partial(_file_problems, source, problems), source.files))

@@ -160,7 +160,7 @@ def scan_archives(source: Source, files: Iterable[SourceFile]) -> Places:
     """Goes through archives and notes where everything lies that is no page.
 
     Args:
-        source: the source.
+        source: of WARC files, plain or packed.
         files: those of its archives to look into.
 
     Returns:

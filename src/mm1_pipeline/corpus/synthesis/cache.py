@@ -68,7 +68,7 @@ class CachedWriter:
 
     Args:
         inner: Writes what is new.
-        store: Keeps it.
+        store: Keeps a text by the digest of all that it was made from.
     """
 
     def __init__(self, inner: CaptionWriter, store: AnswerStore) -> None:

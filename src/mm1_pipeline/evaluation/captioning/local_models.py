@@ -42,7 +42,7 @@ class LocalWriter:
     Args:
         config: Checkpoint, tokenizer, length of an answer.
         instruction: The prompt's template.
-        version: LOCAL_VERSION.
+        version: Counts in the cache's keys; LOCAL_VERSION of `caption_writer`.
 
     Raises:
         ValueError: The model cannot be read, or the tokenizer is not its own.
@@ -98,7 +98,7 @@ class ModelCaptioner:
 
     Args:
         config: Checkpoint, tokenizer, how it was shown images, what it is asked.
-        version: LOCAL_VERSION.
+        version: Counts in the cache's keys; LOCAL_VERSION of `caption_writer`.
 
     Raises:
         ValueError: The model cannot be read, or tokenizer or shards are not its own.

@@ -241,7 +241,7 @@ def build_prompts(
 
     Args:
         task: Items, examples and template.
-        num_shots: Shots of a prompt.
+        num_shots: Examples before the question, from 0.
         seed: Same seed, same shots.
         tokenizer: Encodes the text.
         image_tokens: Positions one sub-image of an image takes.
@@ -263,7 +263,7 @@ def drawn_shots(
 
     Args:
         task: Items, pool and number of sets; without shots, there is one.
-        num_shots: Shots of a prompt.
+        num_shots: Examples before the question, from 0.
         seed: Same seed, same shots.
     """
     pool = shot_pool(task, seed)

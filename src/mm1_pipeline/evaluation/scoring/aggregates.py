@@ -92,8 +92,8 @@ def details(
     """What stands beside the number: parts of it by split, category or kind; empty without parts.
 
     Args:
-        metric: The task's.
-        items: All items.
+        metric: The task's, which says what parts there are.
+        items: n items, failed ones among them.
         values: float64[n], 0..1.
         answers: Processed answers; empty where an item failed.
         marks: float64[n, 2], a judge's for the answer and the reference answer, of ratios.

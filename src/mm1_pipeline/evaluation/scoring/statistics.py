@@ -29,7 +29,7 @@ def bootstrap_means(
 
     Args:
         values: float[n].
-        num_samples: Resamples.
+        num_samples: Resamples of the bootstrap.
         seed: Same seed, same resamples.
         groups: The group of each value; None makes each value a group of its own.
 
@@ -65,9 +65,9 @@ def bootstrap_statistic(
 
     Args:
         statistic: From the weights of the items, float64[n]: how often each was drawn.
-        num_samples: Resamples.
+        num_samples: Resamples of the bootstrap.
         seed: Same seed, same resamples.
-        groups: The group of each item.
+        groups: n names or numbers; items of a group are drawn together.
 
     Returns:
         float64[num_samples].
@@ -95,7 +95,7 @@ def paired_interval(
     Args:
         first: float[n].
         second: float[n], the same items in the same order.
-        num_samples: Resamples.
+        num_samples: Resamples of the bootstrap.
         seed: Same seed, same resamples.
         groups: The group of each item, as in `bootstrap_means`.
 

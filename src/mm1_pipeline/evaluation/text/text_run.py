@@ -80,7 +80,7 @@ class TextRunner:
         """Scores by task and number of shots.
 
         Args:
-            name: Of the model.
+            name: The model, as progress and records name it.
             model: In evaluation mode.
             progress: Is told of each part.
             log_of: Gives the log of a task and number of shots, or None.

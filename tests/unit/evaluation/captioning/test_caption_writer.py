@@ -40,6 +40,7 @@ from mm1_pipeline.pipelines.synthesize.nodes import synthesize_captions
 from mm1_pipeline.settings import SESSION_CLASS
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
+from typed_values import entry
 
 MAX_NEW_TOKENS = 5
 _LOUD = 20.0
@@ -235,7 +236,7 @@ def test_edits_of_the_models_do_not_rerun_synthesize() -> None:
 def test_the_models_count_by_their_content(trained: Trained) -> None:
     config = SynthesisConfig(
         concepts=("caption",),
-        captioner=CaptionerConfig(**trained.paths, shards="shards.json", batch_size=3),
+        captioner=entry(CaptionerConfig, **trained.paths, shards="shards.json", batch_size=3),
     )
     flat = flatten_parameters(config, "synthesis")
     names = ("checkpoint", "tokenizer", "shards")

@@ -17,6 +17,7 @@ from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import build_prompts
 from mm1_pipeline.streams.images import resize_image, to_pixel_values
+from typed_values import not_none
 
 TRANSFORM = ImageTransform(size=16, encoding="png")
 MAX_NEW_TOKENS = 8
@@ -221,8 +222,8 @@ class TestImageFeatures:
         features = ImageFeatures(model, images, TRANSFORM)
         features.expect(keys)
         with torch.inference_mode():
-            assert "image_undecodable" in features.failure(keys[:2])
-            assert "image_missing" in features.failure(keys[2:3])
+            assert "image_undecodable" in not_none(features.failure(keys[:2]))
+            assert "image_missing" in not_none(features.failure(keys[2:3]))
             assert features.failure([keys[0], *keys[3:]]) is None
             with pytest.raises(ValueError, match="image_undecodable"):
                 features(keys)
@@ -239,6 +240,6 @@ def test_a_broken_image_fails_its_prompts_alone(model, tokenizer, task, prompts,
     for answer, fails, tokens in zip(answers, failing, alone, strict=True):
         if fails:
             assert answer.text == ""
-            assert "image_empty" in answer.failure
+            assert "image_empty" in not_none(answer.failure)
         else:
             assert answer == (tokenizer.decode(tokens), None)

@@ -13,6 +13,7 @@ from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.generation import likelihood
 from mm1_pipeline.evaluation.generation.answer_log import AnswerLog
 from mm1_pipeline.evaluation.generation.likelihood import encode_pair, log_likelihoods
+from typed_values import entry
 
 PAIRS = [
     ("Question: what is the red shape? Short answer:", " red"),
@@ -83,9 +84,12 @@ def test_text_tasks_stand_beside_the_others_and_add_nothing_to_them(world, tmp_p
     (tmp_path / "trivia.json").write_text(json.dumps(trivia))
     files = {"questions": str(path)}
     text_tasks = {
-        "winogrande": TextTaskConfig(task="winogrande", files=files, shots=(0, 2)),
-        "triviaqa": TextTaskConfig(
-            task="triviaqa", files={"questions": str(tmp_path / "trivia.json")}, max_new_tokens=4
+        "winogrande": entry(TextTaskConfig, task="winogrande", files=files, shots=(0, 2)),
+        "triviaqa": entry(
+            TextTaskConfig,
+            task="triviaqa",
+            files={"questions": str(tmp_path / "trivia.json")},
+            max_new_tokens=4,
         ),
     }
     config = dataclasses.replace(world.config, text_tasks=text_tasks)

@@ -29,6 +29,7 @@ from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.shard_index import ShardIndex, Split
 from mm1_pipeline.streams.shards import split_of
+from typed_values import not_none
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_document_from_shards_is_a_document_from_the_record(world, tokenizer, 
         for document in validation_captions(world.shards, "pairs", index, 100)
     }
     for record in held_out_records(world, "pairs"):
-        text = record.segments[1].text
+        text = not_none(record.segments[1].text)
         direct = caption_document(record.images[0].bytes, text, tokenizer, index)
         packed = from_shards[f" {text}"]
         assert torch.equal(direct.input_ids, packed.input_ids)

@@ -97,7 +97,7 @@ def test_a_prompt_is_the_beginning_of_a_training_document(make_task, tokenizer, 
 
 def test_a_template_may_put_words_before_the_image(tokenizer):
     config = TaskConfig(
-        source="s", metric="exact_match", prompt="Look: {image} What? {question}", shots=(0,)
+        source="s", metric=Metric.EXACT_MATCH, prompt="Look: {image} What? {question}", shots=(0,)
     )
     segments = item_segments(config, TaskItem("k", ("x",), "blue {image}?", ("no",)), 0, "no")
     assert [(s.type, s.text) for s in segments] == [
@@ -105,7 +105,7 @@ def test_a_template_may_put_words_before_the_image(tokenizer):
         ("image", None),
         ("text", " What? blue {image}? no"),
     ]
-    config = TaskConfig(source="s", metric="cider", prompt="{image}", shots=(0,))
+    config = TaskConfig(source="s", metric=Metric.CIDER, prompt="{image}", shots=(0,))
     caption = item_segments(config, TaskItem("k", ("x",), None, ("a",)), 0, None)
     assert [s.type for s in caption] == ["image"]
 

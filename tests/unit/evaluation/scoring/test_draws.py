@@ -13,6 +13,7 @@ from mm1_pipeline.evaluation.comparison import compare_predictions
 from mm1_pipeline.evaluation.evaluate import evaluate
 from mm1_pipeline.evaluation.scoring.draws import AveragedScores, gain_over
 from mm1_pipeline.evaluation.scoring.scoring import TaskScores
+from typed_values import entry
 
 
 def scores_of(values, details=None) -> TaskScores:
@@ -112,6 +113,6 @@ def test_a_task_with_three_sets_of_shots(world, tmp_path, shot_draw):
 def test_parameters_are_checked():
     files = {"data": "somewhere"}
     with pytest.raises(ValueError, match="num_shot_draws: found 0"):
-        TaskConfig(task="mmmu_val", files=files, num_shot_draws=0)
+        entry(TaskConfig, task="mmmu_val", files=files, num_shot_draws=0)
     with pytest.raises(ValueError, match="num_shot_draws: found 2 of a task with a file"):
-        TaskConfig(task="mmmu_test", files=files, num_shot_draws=2)
+        entry(TaskConfig, task="mmmu_test", files=files, num_shot_draws=2)

@@ -23,6 +23,7 @@ from mm1_pipeline.evaluation.scoring.judge import (
 )
 from mm1_pipeline.evaluation.scoring.scoring import score_outputs
 from mm1_pipeline.evaluation.tasks import load_task
+from typed_values import entry
 
 
 class FakeServer:
@@ -50,7 +51,7 @@ class FakeServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *_arguments: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
@@ -77,7 +78,7 @@ def server() -> Iterator[FakeServer]:
 
 
 def load(task: str, folder):
-    config = TaskConfig(task=task, files=WRITERS[task](folder))
+    config = entry(TaskConfig, task=task, files=WRITERS[task](folder))
     return load_task(task, config, folder, 0)
 
 
@@ -207,7 +208,7 @@ def test_the_key_comes_from_the_environment_only(server, monkeypatch):
 
 
 def test_judged_tasks_are_refused_without_a_judge(tmp_path):
-    tasks = {"w": TaskConfig(task="llava_w", files=WRITERS["llava_w"](tmp_path))}
+    tasks = {"w": entry(TaskConfig, task="llava_w", files=WRITERS["llava_w"](tmp_path))}
     with pytest.raises(ValueError, match=r"tasks.w.metric: found judge_ratio.*evaluate.judge.endp"):
         EvaluateConfig(tasks=tasks)
     EvaluateConfig(tasks=tasks, judge=JudgeConfig(endpoint="http://localhost/v1", model="m"))
