@@ -385,10 +385,18 @@ def conversation_sources(records_dir: Path) -> dict[str, RecordKind]:
     return {name: kind for name, kind in sources.items() if kind == RecordKind.CONVERSATION}
 
 
-def _training_sources(records_dir: Path) -> dict[str, RecordKind]:
+def read_sources(records_dir: Path) -> dict[str, tuple[RecordKind, SourceSplit]]:
+    """Kind and split of every source that records were made of, in their order."""
     content = json.loads((Path(records_dir) / SOURCES).read_text(encoding="utf-8"))
     return {
-        name: RecordKind(source["kind"])
+        name: (RecordKind(source["kind"]), SourceSplit(source["split"]))
         for name, source in content.items()
-        if source["split"] == SourceSplit.TRAIN
+    }
+
+
+def _training_sources(records_dir: Path) -> dict[str, RecordKind]:
+    return {
+        name: kind
+        for name, (kind, split) in read_sources(records_dir).items()
+        if split == SourceSplit.TRAIN
     }

@@ -26,6 +26,8 @@ class BuildContext:
     """Root of each output artifact by dataset name."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """What the runner knows about the making, for manifests: node, environment, components."""
+    making: str = ""
+    """Digest of the node's code and libraries: of its fingerprint without parameters and inputs."""
 
     def workspace(self, dataset_name: str) -> Workspace:
         """The workspace of one output.
@@ -46,7 +48,7 @@ class BuildContext:
                 f"expected one of its output artifacts: {', '.join(self.roots) or 'none'}. "
                 "Name an output whose catalog entry is an artifact directory."
             )
-        return Workspace(self.roots[names[0]], self.fingerprint)
+        return Workspace(self.roots[names[0]], self.fingerprint, making=self.making)
 
 
 _context: ContextVar[BuildContext | None] = ContextVar("build_context", default=None)

@@ -280,6 +280,7 @@ class _Run:
                 if output.storage is Storage.ARTIFACT
             },
             {**origin, **_describe_components(fingerprint)},
+            making=fingerprint.making,
         )
         with artifacts.keep_work_until_done(), building(context):
             self._execute(node)

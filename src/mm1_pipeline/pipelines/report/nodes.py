@@ -24,7 +24,7 @@ def write_report(
     held_out_loss: dict[str, Any],
     vision_held_out: dict[str, Any],
     predictions: Artifact,
-    records: Artifact,
+    evaluation_records: Artifact,
     pretrained_model: Artifact,
     upcycled_model: Artifact,
     sft_model: Artifact,
@@ -49,7 +49,7 @@ def write_report(
         held_out_loss=held_out_loss,
         vision_held_out=vision_held_out,
         predictions_dir=predictions.path,
-        records_dir=records.path,
+        records_dir=evaluation_records.path,
         models={
             "pretrain": pretrained_model.path,
             "upcycle": upcycled_model.path,
