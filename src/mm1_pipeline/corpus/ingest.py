@@ -427,8 +427,10 @@ def _finished_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     found = _hash_files(folder)
     del found[_FINISHED_MARK]
-    if found != content["files"]:
-        logger.warning("%s: found files that are not as they were written; read again.", folder)
+    if changed := sorted({name for name, _ in found.items() ^ content["files"].items()}):
+        logger.warning(
+            "%s: is not as it was written; its source is read again.", folder / changed[0]
+        )
         return None
     return content["report"]
 

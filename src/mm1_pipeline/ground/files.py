@@ -79,6 +79,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Gives a file a second name, or copies it where the file system has no hard links."""
+    Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
