@@ -283,7 +283,7 @@ class IngestConfig:
                 )
 
     def evaluation_part(self) -> IngestConfig:
-        """What evaluation data depends on; its repetitions stay, and it is compared with nothing."""
+        """What evaluation data depends on: it is compared with nothing, and may repeat itself."""
         return self._only(
             lambda source: source.split == SourceSplit.EVALUATION,
             deduplication=DeduplicationConfig(),
@@ -293,15 +293,17 @@ class IngestConfig:
     def pretraining_part(self) -> IngestConfig:
         """What the records of captions, interleaved documents and text depend on."""
         return self._only(
-            lambda source: source.split == SourceSplit.TRAIN
-            and source.kind != RecordKind.CONVERSATION
+            lambda source: (
+                source.split == SourceSplit.TRAIN and source.kind != RecordKind.CONVERSATION
+            )
         )
 
     def conversation_part(self) -> IngestConfig:
         """What the records of fine-tuning depend on."""
         return self._only(
-            lambda source: source.split == SourceSplit.TRAIN
-            and source.kind == RecordKind.CONVERSATION
+            lambda source: (
+                source.split == SourceSplit.TRAIN and source.kind == RecordKind.CONVERSATION
+            )
         )
 
     def source_names(self) -> list[str]:

@@ -1,10 +1,11 @@
 """Raw sources to clean records, partition by partition, in memory that does not grow.
 
-Evaluation sources come first, because what they hold must not be in the others; they may also be
-records that an earlier call made. Each source is parted into partitions of whole files (`partitions.py`), which pass through the steps of
-`steps.py`; between the steps, queries over tables of keys find what only the whole source shows.
-Everything that is finished stays: a run that was killed goes on with the partitions it lacks, and
-a run with other parameters or files takes the sources that they do not touch as they are.
+Evaluation sources come first, because what they hold must not be in the others; an earlier call may
+have made their records. Each source is parted into partitions of whole files (`partitions.py`),
+which pass through the steps of `steps.py`; between the steps, queries over tables of keys find what
+only the whole source shows. Everything that is finished stays: a run that was killed goes on with
+the partitions it lacks, and one with other parameters or files takes the sources that they do not
+touch as they are.
 """
 
 from __future__ import annotations

@@ -364,6 +364,7 @@ def write_sources(records_dir: Path, sources: Mapping[str, SourceConfig]) -> Non
         name: {"kind": source.kind.value, "split": source.split.value}
         for name, source in sources.items()
     }
+    records_dir.mkdir(parents=True, exist_ok=True)
     (records_dir / SOURCES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -507,9 +507,7 @@ def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     return entry
 
 
-def _connect_judge(
-    config: EvaluateConfig, part: Callable[[str], Path] | None
-) -> Judge | None:
+def _connect_judge(config: EvaluateConfig, part: Callable[[str], Path] | None) -> Judge | None:
     if config.judge is None:
         return None
     return Judge(config.judge, None if part is None else part("judge") / "replies.jsonl")

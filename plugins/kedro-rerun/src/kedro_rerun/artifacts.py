@@ -419,7 +419,9 @@ def collect_garbage(root: Path, keep: Collection[str], dry_run: bool = False) ->
 
 def _unused_parts(root: Path, names: Collection[str]) -> list[Path]:
     kept = (artifact for artifact in versions(root) if artifact.path.name in names)
-    used = {name for artifact in kept for name in artifact.manifest["provenance"].get(_USED_PARTS, [])}
+    used = {
+        name for artifact in kept for name in artifact.manifest["provenance"].get(_USED_PARTS, [])
+    }
     folders = [Path(name) for name in used]
     above = {parent for path in folders for parent in path.parents}
     found, waiting = [], _children(root / PARTS)
