@@ -40,12 +40,12 @@ EDITS: dict[str, tuple[str, ...]] = {
     "tokenizer.min_frequency=3": FROM_TOKENIZER,
     "shard.packing.overflow=truncate": FROM_SHARDS,
     "sft_shard.sub_images.grid=1": FROM_CONVERSATIONS,
-    "vision_pretrain.objective=aim": ("plan_vision_mixture", *VISION, *FROM_PRETRAIN),
+    "vision_pretrain.objective=aim": (*VISION, *FROM_PRETRAIN),
     "vision_pretrain.training.optimizer.learning_rate=0.002": (*VISION, *FROM_PRETRAIN),
     "text_pretrain.source=scratch": ("plan_text_mixture", "pretrain_text", *FROM_PRETRAIN),
     "model.vision.num_heads=1": (*VISION, *FROM_PRETRAIN),
     "model.decoder.num_layers=1": ("pretrain_text", *FROM_PRETRAIN),
-    "model.connector.kind=avg_pool": FROM_PRETRAIN,
+    "model.connector.kind=average_pooling": FROM_PRETRAIN,
     "pretrain.optimizer.max_grad_norm=0.5": FROM_PRETRAIN,
     "pretrain.schedule.warmup_steps=1": FROM_PRETRAIN,
     "pretrain.seed=3": ("plan_mixture", *FROM_PRETRAIN),
@@ -59,3 +59,19 @@ EDITS: dict[str, tuple[str, ...]] = {
     "report.title=Another": AT_LAST[1:],
 }
 """By `path=value`; a table of the documents, which `campaigns/edits.py` tries."""
+
+
+def table(nodes: list[str]) -> str:
+    """The edits as the documents hold them.
+
+    Args:
+        nodes: Of the whole pipeline, in their order.
+    """
+    lines = ["| edit | nodes that rerun | of 20 |", "|---|---|---|"]
+    for edit, stale in EDITS.items():
+        listed = [node for node in nodes if node in stale]
+        others = [node for node in nodes if node not in stale]
+        few = len(listed) <= len(others)
+        told = ", ".join(listed) if few else f"all but {', '.join(others)}"
+        lines.append(f"| `{edit}` | {told if listed else 'none'} | {len(listed)} |")
+    return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from edits_of_parameters import EDITS
+from edits_of_parameters import EDITS, table
 from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.cli import cli
@@ -138,6 +138,15 @@ def test_a_changed_parameter_makes_stale_what_it_touches_and_nothing_else(
         assert any(
             reason.startswith(f"params:{path}: ") and value in reason for reason in first["reasons"]
         ), first
+
+
+def test_the_documents_hold_the_edits():
+    bootstrap_project(ROOT)
+    from kedro.framework.project import pipelines
+
+    text = (ROOT / "docs" / "staleness.md").read_text(encoding="utf-8")
+    expected = table([node.name for node in pipelines["__default__"].nodes])
+    assert f"<!-- edits: begin -->\n{expected}<!-- edits: end -->" in text, expected
 
 
 def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
