@@ -38,7 +38,7 @@ $(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml plugins/ke
 	rm -f $(VENV)/.installed*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	grep -vE '$(if $(filter cpu,$(TORCH_BACKEND)),^(nvidia-|cuda-|triton),^$$)' $< | \
-		$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python \
+		$(BIN)/uv pip sync --quiet --python $(BIN)/python \
 		$(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) -
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable plugins/kedro-rerun --editable .
 	touch $@

@@ -58,6 +58,17 @@ SESSION_CLASS = session_class(
             "onnxruntime": "onnxruntime",
             "pycocoevalcap": "pycocoevalcap",
         },
+        library_effects={
+            "torch": "weights, losses and answers, from the last bits on",
+            "tokenizers": "token ids, and so what is packed",
+            "PIL": "pixels of decoded and resized images (11.3 and 13 resize some one grey level "
+            "apart), and which damaged files open",
+            "selectolax": "the text that web pages leave",
+            "rapidocr": "the text that is read in images",
+            "onnxruntime": "the text that is read in images",
+            "pycocoevalcap": "scores of captions",
+            "python": "the order and text of what the standard library computes",
+        },
     )
 )
 

@@ -72,6 +72,6 @@ def table(nodes: list[str]) -> str:
         listed = [node for node in nodes if node in stale]
         others = [node for node in nodes if node not in stale]
         few = len(listed) <= len(others)
-        told = ", ".join(listed) if few else f"all but {', '.join(others)}"
-        lines.append(f"| `{edit}` | {told if listed else 'none'} | {len(listed)} |")
+        told = ", ".join(listed) if few else f"all but {', '.join(others) or 'none'}"
+        lines.append(f"| `{edit}` | {told or 'none'} | {len(listed)} |")
     return "\n".join(lines) + "\n"

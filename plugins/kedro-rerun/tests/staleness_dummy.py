@@ -316,6 +316,7 @@ class DummyProject:
         self.catalog_options: dict[str, dict[str, Any]] = {}
         self.switches: dict[str, Any] = {}
         self.libraries = {"python": "python", "json": "pip"}
+        self.library_effects: dict[str, str] = {}
         self.packages: tuple[str, ...] = ("dummy",)
         self.extra_nodes: list[Any] = []
         self.extra_datasets: dict[str, Any] = {}
@@ -384,7 +385,11 @@ class DummyProject:
 
     @property
     def settings(self) -> Settings:
-        return Settings(packages=self.packages, libraries=self.libraries)
+        return Settings(
+            packages=self.packages,
+            libraries=self.libraries,
+            library_effects=self.library_effects,
+        )
 
     def load(self) -> tuple[Pipeline, DataCatalog]:
         module = self.load_module("dummy.pipeline")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import types
@@ -9,7 +10,7 @@ import pytest
 from kedro.io import AbstractDataset, MemoryDataset
 from kedro.pipeline import node, pipeline
 
-from kedro_rerun import summaries
+from kedro_rerun import maintenance, summaries
 from kedro_rerun.context import current_context
 from kedro_rerun.runner import ExpensiveNodeError, RunOptions, StalenessRunner
 from staleness_dummy import NODES, DummyProject, Recorder
@@ -48,6 +49,111 @@ def test_parameters_rerun_an_expensive_node_without_asking(built):
 
 def test_an_expensive_node_never_run_needs_no_leave(project):
     assert "train" in project.run()
+
+
+@pytest.fixture
+def versions(monkeypatch) -> dict[str, str]:
+    """Versions of distributions that are not installed; what is not here is looked up."""
+    found = {"pillow": "11.3.0", "torch": "2.7.0"}
+    look_up = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: found[name] if name in found else look_up(name)
+    )
+    return found
+
+
+@pytest.fixture
+def with_libraries(project, versions) -> DummyProject:
+    """Pillow in `shard`, whose shards hold its version's first digit; torch in `train`."""
+    project.libraries |= {"PIL": "pillow", "torch": "torch"}
+    project.library_effects = {"PIL": "pixels of resized images"}
+    project.edit(
+        "sharding.py",
+        '    return "\\n"',
+        "    import importlib.metadata\n"
+        "    try:\n        import PIL.nothing\n    except ImportError:\n        pass\n"
+        '    text += importlib.metadata.version("pillow")[:2]\n'
+        '    return "\\n"',
+    )
+    project.edit("training.py", "import os\n", "import os\nif not os: import torch\n")
+    project.edit("training.py", "    model = Linear", "    assert os or torch\n    model = Linear")
+    assert set(project.run()) == set(NODES)
+    return project
+
+
+def test_a_library_that_only_a_cheap_node_uses_asks_before_an_expensive_one(
+    with_libraries, versions
+):
+    versions["pillow"] = "13.0.0"
+    status = with_libraries.status()
+    assert status["shard"].reasons == ("library:PIL: 11.3.0 -> 13.0.0",)
+    assert status["train"].reasons == ("upstream:shard: runs first",)
+    with pytest.raises(ExpensiveNodeError) as refused:
+        with_libraries.run()
+    assert "pillow 11.3.0 -> 13.0.0, used by shard; can alter: pixels of resized images" in str(
+        refused.value
+    )
+    assert with_libraries.status()["shard"].state == "fresh"  # the cheap node has run
+    # In another process too, which finds the new shards only.
+    with pytest.raises(ExpensiveNodeError, match=r"train: input:shards: changed .*\n    pillow"):
+        with_libraries.run()
+    assert maintenance.accept(with_libraries.planner(), "train").state == "fresh"
+    assert with_libraries.run() == ["evaluate"]  # it reads the shards too; the score is the same
+    assert with_libraries.run() == []
+
+
+def test_a_library_that_alters_nothing_asks_nobody(with_libraries, versions):
+    versions["pillow"] = "11.9.9"
+    assert with_libraries.run() == ["shard"]
+
+
+def test_a_library_of_an_expensive_node_asks_and_may_be_allowed(with_libraries, versions):
+    versions["torch"] = "2.14.1"
+    with pytest.raises(ExpensiveNodeError, match=r"torch 2.7.0 -> 2.14.1, used by train"):
+        with_libraries.run()
+    with_libraries.switches["allow_expensive"] = True
+    assert with_libraries.run() == ["train"]  # its outputs are the same
+
+
+def test_a_parameter_beside_a_library_reruns_what_it_touches_and_nothing_else(
+    with_libraries, versions
+):
+    versions["pillow"], versions["torch"] = "13.0.0", "2.14.1"
+    with_libraries.set("evaluate", shots=9)  # touches nothing expensive
+    with pytest.raises(ExpensiveNodeError, match="train: input:shards"):
+        with_libraries.run()
+    with_libraries.set("shard", width=2)  # touches what `train` reads
+    assert with_libraries.run() == ["shard", "train", "evaluate", "report"]
+
+
+def test_records_that_are_forgotten_ask_nobody(with_libraries, versions):
+    """What the shards were made from is not known any more, so neither is that it was the same."""
+    versions["pillow"] = "13.0.0"
+    with pytest.raises(ExpensiveNodeError):
+        with_libraries.run()
+    maintenance.collect_garbage(with_libraries.data_root, keep_runs=1)
+    assert "train" in with_libraries.run()
+
+
+def test_roots_are_found_through_results_in_memory(with_libraries, versions):
+    settings_for_tests(with_libraries)
+    with_libraries.extra_nodes = [
+        node(as_text, "shards", "text", name="read"),
+        node(as_text, "text", "evaluation2", name="costly", tags="expensive"),
+    ]
+    assert with_libraries.run() == ["read", "costly"]
+    versions["pillow"] = "13.0.0"
+    with_libraries.switches["allow_expensive"] = True
+    assert "train" in with_libraries.run(tags=["shard", "train"])
+    with_libraries.switches["allow_expensive"] = False
+    with pytest.raises(ExpensiveNodeError, match=r"costly: input:text.*\n    pillow 11"):
+        with_libraries.run()
+    with_libraries.set("shard", width=2)
+    assert "costly" in with_libraries.run()
+
+
+def as_text(value):
+    return str(value)[:0] + "text"
 
 
 def test_other_nodes_run_beside_a_refused_one(built):

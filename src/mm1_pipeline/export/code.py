@@ -41,6 +41,7 @@ def auto_map() -> dict[str, str]:
         "AutoModel": MM1ForConditionalGeneration,
         "AutoModelForCausalLM": MM1ForConditionalGeneration,
         "AutoModelForImageTextToText": MM1ForConditionalGeneration,
+        "AutoModelForVision2Seq": MM1ForConditionalGeneration,  # its name before transformers 5
         "AutoImageProcessor": MM1ImageProcessor,
         "AutoProcessor": MM1Processor,
     }

@@ -139,7 +139,9 @@ class MM1(nn.Module):
         self._check_placeholders(len(slots), len(pixel_values))
         image_tokens = self.connector(self.vision(pixel_values)).flatten(0, 1)
         embeddings = self.decoder.embedding(input_ids)
-        spliced = embeddings.flatten(0, 1).index_copy(0, slots, image_tokens.to(embeddings))
+        spliced = embeddings.flatten(0, 1).index_copy(
+            0, slots.to(embeddings.device), image_tokens.to(embeddings)
+        )
         return spliced.view(embeddings.shape)
 
     def make_cache(self, batch: int, max_positions: int) -> KVCache:

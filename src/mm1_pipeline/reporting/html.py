@@ -53,6 +53,7 @@ def render_report(
     vision_held_out: Mapping[str, Any] | None = None,
     predictions_dir: Path | None = None,
     records_dir: Path | None = None,
+    shards: Mapping[str, Path] | None = None,
     models: Mapping[str, Path] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> str:
@@ -72,8 +73,9 @@ def render_report(
         vision_held_out: content of vision_held_out.json.
         predictions_dir: folder with `<model>/<task>_<shots>shot.jsonl`.
         records_dir: the artifact that holds `records/`, for the images of the examples.
+        shards: folders of packed sequences, by what they are.
         models: folder of each stage's model (model.safetensors, config.json).
-        versions: versions of libraries, by name.
+        versions: versions of libraries that run now, by name.
 
     Returns:
         The page.
@@ -89,6 +91,7 @@ def render_report(
         vision_held_out=vision_held_out,
         predictions_dir=predictions_dir,
         records_dir=records_dir,
+        shards=shards or {},
         models=models or {},
         versions=versions or {},
     )

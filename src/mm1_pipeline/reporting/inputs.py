@@ -56,8 +56,10 @@ class ReportInputs:
         vision_held_out: content of vision_held_out.json.
         predictions_dir: folder with `<model>/<task>_<shots>shot.jsonl`.
         records_dir: the artifact that holds `records/`.
+        shards: folders of packed sequences, by what they are.
         models: folder of each stage's model.
-        versions: versions of the libraries that made the run, by name.
+        versions: versions of libraries that run now, by name; which made an artifact, its manifest
+            says.
     """
 
     config: ReportConfig
@@ -70,6 +72,7 @@ class ReportInputs:
     vision_held_out: Mapping[str, Any] | None = None
     predictions_dir: Path | None = None
     records_dir: Path | None = None
+    shards: Mapping[str, Path] = field(default_factory=dict)
     models: Mapping[str, Path] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -222,16 +222,10 @@ class Use:
     errors: dict[str, str]
 
 
-@pytest.fixture(
-    scope="module",
-    params=list(VERSIONS),
-)
-def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Use:
-    beside = [Path(sys.prefix) / folder for folder in VERSIONS[request.param]]
-    if missing := [str(folder) for folder in beside if not folder.is_dir()]:
-        assert "CI" not in os.environ, f"{missing}: make test installs them"
-        pytest.skip(f"found no {', '.join(missing)}; make test installs what this needs")
-    root = tmp_path_factory.mktemp("use")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every run of `use_exported.py` reads."""
+    root = tmp_path_factory.mktemp("exported")
     texts = ["A cat and a dog sat on a mat. User: what is it? Assistant: a cat.\n"] * 3
     settings = TokenizerConfig(vocab_size=300, min_frequency=1)
     tokenizer = train_tokenizer(settings, texts, root / "tokenizer")
@@ -269,23 +263,35 @@ def use(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     expected["llava"] = to_pixel_values([resize_image(picture(1), squashed)], squashed)
     save_file(expected, root / "expected.safetensors")
     (root / "plan.json").write_text(json.dumps(plan))
+    return root
+
+
+@pytest.fixture(scope="module", params=list(VERSIONS))
+def use(
+    request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Use:
+    beside = [Path(sys.prefix) / folder for folder in VERSIONS[request.param]]
+    if missing := [str(folder) for folder in beside if not folder.is_dir()]:
+        assert "CI" not in os.environ, f"{missing}: make test installs them"
+        pytest.skip(f"found no {', '.join(missing)}; make test installs what this needs")
+    work = tmp_path_factory.mktemp("use")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, beside)),
-        "HF_HOME": str(root / "cache"),
+        "HF_HOME": str(work / "cache"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "*",
         "no_proxy": "*",
     }
     finished = subprocess.run(
-        [sys.executable, str(SCRIPT), str(root)],
-        cwd=root,
+        [sys.executable, str(SCRIPT), str(exported), str(work)],
+        cwd=work,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    errors = json.loads((root / "results.json").read_text())
+    errors = json.loads((work / "results.json").read_text())
     return Use(errors.pop("version"), errors)
 
 

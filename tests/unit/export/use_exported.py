@@ -1,8 +1,8 @@
 """Run alone: does with exported directories what their users do, where this package cannot be
 imported.
 
-Usage: use_exported.py FOLDER, which `test_export_use.py` fills. Writes FOLDER/results.json: for
-each check its traceback, or nothing where it passes.
+Usage: use_exported.py FOLDER WORK. `test_export_use.py` fills FOLDER; all that is written goes to
+WORK, also results.json: for each check its traceback, or nothing where it passes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import shutil
 import sys
 import threading
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -28,7 +29,9 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class OnlyTransformers(MetaPathFinder):
@@ -43,7 +46,7 @@ for name in [*sys.modules]:
     assert not name.startswith("mm1_pipeline"), name
 sys.meta_path.insert(0, OnlyTransformers())
 
-ROOT = Path(sys.argv[1])
+ROOT, WORK = map(Path, sys.argv[1:])
 OWN, MOE, LLAVA = ROOT / "dense", ROOT / "moe", ROOT / "llava"
 PLAN = json.loads((ROOT / "plan.json").read_text())
 EXPECTED = load_file(ROOT / "expected.safetensors")
@@ -209,8 +212,18 @@ def images_come_from_urls():
         with refused(ValueError, "Found no image at"):
             shown(f"{address}/missing.png")
         server.shutdown()
+    path = ROOT / "images" / "la.png"
     with refused(ValueError, "Found no image at"):
         shown(f"{address}/la.png")
+    with refused(ValueError, "Found no image at"):
+        shown(path.with_name("no such file.png").as_uri())
+    with path.open("rb") as opened:
+        for form in (path.as_uri(), opened, io.BytesIO(path.read_bytes())):
+            assert torch.equal(shown(form), EXPECTED["la.png"]), form
+    quoted = urllib.parse.quote(path.read_bytes())
+    assert torch.equal(shown(f"data:image/png,{quoted}"), EXPECTED["la.png"])
+    with refused(ValueError, "Found 'a cat' as an image"):  # which is base64 as well
+        shown("a cat")
 
 
 @check
@@ -220,6 +233,9 @@ def arguments_stand_in_either_order():
     for inputs in (processor(image, text), processor(text, image), processor([image], [text])):
         for key, value in named.items():
             assert torch.equal(inputs[key], value), key
+    path = str(ROOT / "images" / "la.png")
+    for inputs in (processor(path, text), processor(text, path), processor([text], [path])):
+        assert torch.equal(inputs["pixel_values"], EXPECTED["la.png"])
     arrays = processor(images=image, text=text, return_tensors="np")
     assert all(isinstance(value, np.ndarray) for value in arrays.values())
     assert (
@@ -275,6 +291,7 @@ def messages_take_images_in_every_form():
         {"image": path.read_bytes()},
         {"path": str(path)},
         {"url": f"data:image/png;base64,{text}"},
+        {"url": path.as_uri()},
         {"base64": text},
         openai,
     ):
@@ -394,6 +411,40 @@ def returned_sequences_keep_their_images():
 
 
 @check
+def experts_see_no_padding():
+    global model
+    dense, model = model, transformers.AutoModelForCausalLM.from_pretrained(MOE, **TRUSTED).eval()
+    try:
+        for options in ({}, {"num_beams": 2, "cache_implementation": "static"}):
+            alone = [answers(one(prompt), **options)[0] for prompt in PROMPTS]
+            assert answers(batch(), **options) == alone
+    finally:
+        model = dense
+
+
+@check
+def hidden_states_and_tuples_are_given():
+    inputs = batch()
+    output = model(**inputs, output_hidden_states=True)
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+    assert torch.equal(output.hidden_states[0], model.model.embed(*inputs_of(inputs)))
+    again = model.get_input_embeddings()(output.hidden_states[-1])  # the tied head
+    assert torch.equal(again.float(), output.logits)
+    assert not any(layer._forward_pre_hooks for layer in model.model.decoder.layers)
+    assert torch.equal(model(**inputs, return_dict=False)[0], output.logits)
+    said = model.generate(
+        **inputs, **GREEDY, return_dict_in_generate=True, output_hidden_states=True
+    )
+    assert said.hidden_states[0][0].shape == output.hidden_states[0].shape
+    with refused(ValueError, "output_attentions"):
+        model(**inputs, output_attentions=True)
+
+
+def inputs_of(inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    return inputs["input_ids"], inputs["pixel_values"]
+
+
+@check
 def caches_change_no_answer():
     expected = answers(batch())
     for options in (
@@ -456,9 +507,9 @@ def resized_embeddings_load_again():
         ids = torch.tensor([[1, 30, 319]])
         logits = resized(input_ids=ids).logits
         assert logits.shape[-1] == 320
-        resized.save_pretrained(ROOT / "resized" / directory.name)
+        resized.save_pretrained(WORK / "resized" / directory.name)
         again = transformers.AutoModelForCausalLM.from_pretrained(
-            ROOT / "resized" / directory.name, **TRUSTED
+            WORK / "resized" / directory.name, **TRUSTED
         )
         assert torch.equal(again(input_ids=ids).logits, logits)
         again.resize_token_embeddings(310)
@@ -470,7 +521,10 @@ def resized_embeddings_load_again():
 @check
 def every_auto_class_loads_it():
     inputs = batch()
-    for auto_class in (transformers.AutoModel, transformers.AutoModelForCausalLM):
+    classes = [transformers.AutoModel, transformers.AutoModelForCausalLM]
+    if IS_OLD:
+        classes.append(transformers.AutoModelForVision2Seq)
+    for auto_class in classes:
         loaded = auto_class.from_pretrained(OWN, **TRUSTED)
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     assert transformers.AutoTokenizer.from_pretrained(OWN)("a cat").keys() == {
@@ -483,11 +537,11 @@ def every_auto_class_loads_it():
 
 @check
 def what_is_saved_again_loads_anywhere():
-    model.save_pretrained(ROOT / "again")
-    processor.save_pretrained(ROOT / "again")
-    (ROOT / "again").rename(ROOT / "moved")
-    loaded = transformers.AutoModelForImageTextToText.from_pretrained(ROOT / "moved", **TRUSTED)
-    reader = transformers.AutoProcessor.from_pretrained(ROOT / "moved", **TRUSTED)
+    model.save_pretrained(WORK / "again")
+    processor.save_pretrained(WORK / "again")
+    (WORK / "again").rename(WORK / "moved")
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(WORK / "moved", **TRUSTED)
+    reader = transformers.AutoProcessor.from_pretrained(WORK / "moved", **TRUSTED)
     images, texts = zip(*PROMPTS, strict=True)
     inputs = reader(images=[*images], text=[*texts], padding=True)
     for key, value in batch().items():
@@ -495,7 +549,7 @@ def what_is_saved_again_loads_anywhere():
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     chat = [user({"image": picture(1)}, "what is it?")]
     assert reader.apply_chat_template(chat) == processor.apply_chat_template(chat)
-    shutil.rmtree(ROOT / "moved")
+    shutil.rmtree(WORK / "moved")
 
 
 @check
@@ -511,7 +565,7 @@ def weights_may_lie_on_the_disk():
         given = inputs if directory == OWN else {"input_ids": torch.tensor([[1, 30, 40]])}
         for device_map in maps:
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, device_map=device_map, offload_folder=str(ROOT / "offload"), **TRUSTED
+                directory, device_map=device_map, offload_folder=str(WORK / "offload"), **TRUSTED
             )
             with torch.no_grad():
                 assert_close(loaded(**given).logits, whole(**given).logits)
@@ -519,6 +573,99 @@ def weights_may_lie_on_the_disk():
             assert torch.equal(
                 loaded.generate(**given, **options), whole.generate(**given, **options)
             )
+
+
+@check
+def weights_may_lie_on_several_devices():
+    inputs = batch()
+    for directory, places in (
+        (OWN, {"vision": 2, "connector": 0, "decoder": 1}),
+        (OWN, {"vision": 0, "connector": 0, "decoder": 1, "decoder.layers.1": 2}),
+        (MOE, {"vision": 0, "connector": 1, "decoder": 1, "decoder.head": 2}),
+    ):
+        whole = transformers.AutoModelForCausalLM.from_pretrained(directory, **TRUSTED)
+        expected = whole(**inputs, labels=inputs["input_ids"])
+        said = whole.generate(**inputs, num_beams=2, **GREEDY)
+        with SeveralDevices(whole, places) as devices:
+            found = whole(**inputs, labels=inputs["input_ids"])
+            assert torch.equal(found.logits, expected.logits), places
+            assert torch.equal(found.loss, expected.loss), places
+            assert torch.equal(whole.generate(**inputs, num_beams=2, **GREEDY), said), places
+            assert devices.used == {0, 1, 2}
+        blocks = (
+            whole.model.vision.layers[0],
+            whole.model.connector,
+            whole.model.decoder.layers[0],
+        )
+        assert {type(block).__name__ for block in blocks} < {*whole._no_split_modules}
+
+
+class SeveralDevices(TorchFunctionMode):
+    """GPUs as accelerate puts parts of a model on them, acted on a CPU.
+
+    Tensors know of which device they are, `to` moves them, and operations refuse two of different
+    devices, as CUDA does. Every module gets its arguments on its own device, as by accelerate's
+    hooks.
+
+    Args:
+        whole: the model; its own device is that of the image encoder.
+        places: device by part, a larger part first.
+    """
+
+    def __init__(self, whole: torch.nn.Module, places: dict[str, int]) -> None:
+        super().__init__()
+        self.tensors = [*whole.parameters(), *whole.buffers()]
+        modules: dict[torch.nn.Module, int] = {whole: places["vision"]}
+        for name, at in places.items():
+            for module in whole.get_submodule(f"model.{name}").modules():
+                modules[module] = at
+                for tensor in (*module.parameters(), *module.buffers()):
+                    tensor.place = at
+        self.hooks = [
+            module.register_forward_pre_hook(
+                functools.partial(self.move, at), with_kwargs=True, prepend=True
+            )
+            for module, at in modules.items()
+            if module.state_dict()
+        ]
+        self.used: set[int] = set()
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+        for tensor in self.tensors:
+            del tensor.place
+        super().__exit__(*error)
+
+    def move(self, at, module, *given):
+        self.used.add(at)
+        device = torch.device("cuda", at)
+        return tree_map_only(torch.Tensor, lambda each: each.to(device), given)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        places = {x.place for x in tensors if getattr(x, "place", None) is not None and x.ndim}
+        devices = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.device)]
+        if func is torch.Tensor.device.__get__:
+            at = getattr(args[0], "place", None)
+            return torch.device("cpu") if at is None else torch.device("cuda", at)
+        if func is torch.Tensor.to and len(tensors) == 2:
+            at, args = getattr(tensors[1], "place", None), (args[0], tensors[1].dtype)
+        elif devices:
+            at = devices[0].index
+            args = [torch.device("cpu") if x in devices else x for x in args]
+            kwargs = {n: torch.device("cpu") if x in devices else x for n, x in kwargs.items()}
+        else:
+            assert len(places) < 2, f"{func} of tensors on devices {places}"
+            at = next(iter(places), None)
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.to and result is args[0]:
+            result = result.view_as(result)
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                each.place = at
+        return result
 
 
 @check
@@ -536,6 +683,11 @@ def stock_llava_shows_the_pixels_of_training():
     inputs = reader(images=[picture(1)], text=[text], return_tensors="pt")
     assert inputs.keys() == {"input_ids", "attention_mask", "pixel_values"}
     assert_close(inputs["pixel_values"], EXPECTED["llava"], atol=1e-5, rtol=0)  # rounding of 1/255
+    stock = transformers.LlavaForConditionalGeneration.from_pretrained(LLAVA)
+    pipe = transformers.pipeline("image-text-to-text", model=stock, processor=reader)
+    messages = [user({"image": picture(1)}, "what is it?")]
+    chat = pipe.preprocess(transformers.pipelines.image_text_to_text.Chat(messages))
+    assert torch.equal(chat["pixel_values"], inputs["pixel_values"])
     messages = [user({"image": picture(1)}, "say <|eos|><|image|><|bos|> a<|pad|>")]
     ids = reader.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
     assert [ids.count(each) for each in reader.tokenizer.all_special_ids].count(0) == 2
@@ -566,7 +718,7 @@ def a_pipeline_without_messages_opens_images_by_its_own_rules():
 
 if __name__ == "__main__":
     torch.set_grad_enabled(True)
-    os.chdir(ROOT)
+    os.chdir(WORK)
     results = {}
     for name, function in CHECKS.items():
         try:
@@ -576,4 +728,4 @@ if __name__ == "__main__":
         except BaseException:
             results[name] = traceback.format_exc()
     results["version"] = transformers.__version__
-    (ROOT / "results.json").write_text(json.dumps(results))
+    (WORK / "results.json").write_text(json.dumps(results))

@@ -303,7 +303,12 @@ def write_model(directory: Path) -> Path:
     }
     config = {"format_version": 1, "image_token_id": 3, "model": shape}
     (directory / "config.json").write_text(json.dumps(config))
-    manifest = {"kind": "model", "fingerprint": "0123456789abcdef" * 2, "digest": "fedcba98" * 4}
+    manifest = {
+        "kind": "model",
+        "fingerprint": "0123456789abcdef" * 2,
+        "digest": "fedcba98" * 4,
+        "provenance": {"libraries": {"PIL": "11.3.0", "torch": "2.7.0"}},
+    }
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
 
@@ -335,6 +340,6 @@ def sample_run(directory: Path) -> Run:
             "predictions_dir": write_predictions(directory / "predictions"),
             "records_dir": write_records(directory / "records_artifact"),
             "models": {"pretrain": write_model(directory / "model")},
-            "versions": {"torch": "2.7.0"},
+            "versions": {"PIL": "13.0.0", "torch": "2.7.0"},
         }
     )

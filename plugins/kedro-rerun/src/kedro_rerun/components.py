@@ -31,6 +31,8 @@ class Settings:
     """First-party modules that change no result."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Libraries whose versions count: distribution by import name."""
+    library_effects: Mapping[str, str] = field(default_factory=dict)
+    """What another version can alter, by import name: told where an expensive node asks."""
     switches: frozenset[str] = frozenset({"allow_expensive", "when_busy", "rerun_cache"})
     """Parameters of a single run that steer the runner and are no input of any node."""
     history: int = 10

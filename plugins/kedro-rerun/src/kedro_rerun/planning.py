@@ -10,16 +10,19 @@ from kedro_rerun.components import ComponentReader, Settings
 from kedro_rerun.fingerprint import Cause, Fingerprint
 from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
 from kedro_rerun.hash_cache import HashCache
-from kedro_rerun.locks import LockStore, NodeLock
+from kedro_rerun.locks import LockStore, NodeLock, RunRecord
 from kedro_rerun.outputs import OutputStore
+from kedro_rerun.parameters import diff
 from kedro_rerun.run_lock import STATE_FOLDER
 from kedro_rerun.shared_cache import CachedRun, SharedCache
 from kedro_rerun.verdict import (
     Action,
     Reason,
+    Root,
     State,
     Verdict,
     changes_since,
+    explain_change,
     judge,
     state_of,
 )
@@ -61,6 +64,7 @@ class Planner:
         self.outputs = OutputStore(data_root, self.hashes, settings.max_stored_bytes)
         self.reader = ComponentReader(graph, settings, self.outputs, cache_folder / "code.json")
         self._known_locks: dict[str, NodeLock] = {}
+        self._known_roots: dict[tuple[str, str | None, str | None], list[Root]] = {}
 
     def plan(self, done: Collection[str] = ()) -> dict[str, Verdict]:
         """Judges every node, in an order in which they can run.
@@ -74,8 +78,10 @@ class Planner:
         """
         digests: dict[str, str | None] = {}
         verdicts: dict[str, Verdict] = {}
+        self._known_roots = {}
         for node in self.graph.nodes:
             verdict = self._tell_ways(node, self._judge(node, digests))
+            verdict = replace(verdict, roots=self._roots(node, verdict, verdicts))
             if node.name in done:
                 verdict = replace(verdict, state=State.FRESH, action=Action.SKIP, reasons=())
             verdicts[node.name] = verdict
@@ -159,6 +165,81 @@ class Planner:
             reasons.append(replace(reason, detail=told) if way else reason)
         return replace(verdict, reasons=tuple(reasons))
 
+    # What reasons go back to
+
+    def _roots(
+        self, node: StaleNode, verdict: Verdict, before: Mapping[str, Verdict]
+    ) -> tuple[Root, ...]:
+        """Follows reasons back through the nodes before, each root once.
+
+        Args:
+            node: whose reasons they are.
+            verdict: its verdict.
+            before: verdicts of the nodes before it.
+        """
+        latest = self.lock(node.name).latest
+        roots: dict[Root, None] = {}
+        for reason in verdict.reasons:
+            if reason.cause is Cause.UPSTREAM:
+                roots |= dict.fromkeys(before[reason.name].roots)
+            elif reason.cause is Cause.INPUT and latest and verdict.fingerprint:
+                name = f"{Cause.INPUT}:{reason.name}"
+                change = latest.components.get(name), verdict.fingerprint.components.get(name)
+                found = self._roots_of_input(reason.name, *change, before)
+                roots |= dict.fromkeys(found or [Root(node.name, reason)])
+            else:
+                roots[Root(node.name, reason)] = None
+        return tuple(roots)
+
+    def _roots_of_input(
+        self, name: str, was: str | None, now: str | None, before: Mapping[str, Verdict]
+    ) -> list[Root]:
+        """What made a dataset another one, by the records of the node that makes it.
+
+        Where several runs gave the same content, two that differ in code and libraries alone show
+        that no other change was needed.
+
+        Returns:
+            Nothing where no remembered runs tell.
+        """
+        key = (bare(name), was, now)
+        if key not in self._known_roots:
+            self._known_roots[key] = []
+            producer = self.graph.producers.get(bare(name))
+            if producer is not None and was is not None and now is not None:
+                self._known_roots[key] = self._roots_of_made(producer, key, before)
+        return self._known_roots[key]
+
+    def _roots_of_made(
+        self,
+        producer: StaleNode,
+        key: tuple[str, str | None, str | None],
+        before: Mapping[str, Verdict],
+    ) -> list[Root]:
+        name, was, now = key
+        runs, verdict = self.lock(producer.name).runs[::-1], before.get(producer.name)
+        made = [run.components for run in runs if _made(run, name, now)]
+        if verdict and verdict.fingerprint and now == _made_by(verdict.fingerprint.digest):
+            made.append(verdict.fingerprint.components)
+        found: list[list[Root]] = []
+        for earlier in (run for run in runs if _made(run, name, was)):
+            for components in made:
+                roots: dict[Root, None] = {}
+                for change in diff(earlier.components, components):
+                    reason = explain_change(change)
+                    given = (
+                        self._roots_of_input(reason.name, change.before, change.after, before)
+                        if reason.cause is Cause.INPUT
+                        else []
+                    )
+                    roots |= dict.fromkeys(given or [Root(producer.name, reason)])
+                found.append(list(roots))
+        return min(
+            filter(None, found),
+            key=lambda roots: not all(root.may_alter_nothing for root in roots),
+            default=[],
+        )
+
     def _predict(self, node: StaleNode, output: str, verdict: Verdict) -> str | None:
         if verdict.fingerprint is None:
             return None
@@ -166,7 +247,7 @@ class Planner:
             # Its content cannot be compared, so what it is made from stands for it.
             if UNKNOWN in verdict.fingerprint.of(Cause.INPUT).values():
                 return UNKNOWN
-            return f"made by {verdict.fingerprint.digest}"
+            return _made_by(verdict.fingerprint.digest)
         if verdict.action is Action.RUN:
             return None
         run = self.lock(node.name).run(verdict.fingerprint.digest)
@@ -196,6 +277,17 @@ class Planner:
                     reason = Reason(Cause.MEMORY, output.name, f"kept in memory only, {asker}")
                     verdicts[node.name] = replace(verdict, action=Action.RUN, reasons=(reason,))
         return verdicts
+
+
+def _made_by(fingerprint: str) -> str:
+    return f"made by {fingerprint}"
+
+
+def _made(run: RunRecord, dataset: str, digest: str | None) -> bool:
+    """Whether a run gave a dataset this content."""
+    outputs = {bare(name): output for name, output in run.outputs.items()}
+    output = outputs.get(bare(dataset))
+    return digest == _made_by(run.fingerprint) or (output is not None and output.digest == digest)
 
 
 def _reasons_to_run_always(inputs: Mapping[str, str]) -> tuple[Reason, ...]:

@@ -37,7 +37,7 @@ from kedro_rerun.verdict import Action, Reason, Verdict
 
 LOGGER = "kedro.rerun"
 EXPENSIVE = "expensive"
-"""Tag of nodes that do not run again for a change of code alone."""
+"""Tag of nodes that do not run again for changes of code and of libraries alone."""
 ALLOW_EXPENSIVE = "params:allow_expensive"
 WHEN_BUSY = "params:when_busy"
 _ALMOST_NOTHING = 1_000_000
@@ -61,7 +61,7 @@ class RunOptions:
 
 
 class ExpensiveNodeError(StalenessError):
-    """An expensive node would run again although only its code changed."""
+    """An expensive node would run again for changes of code and of libraries alone."""
 
 
 class StalenessRunner(SequentialRunner):
@@ -207,17 +207,22 @@ class _Run:
             )
 
     def _refuse_expensive(self, verdicts: Any) -> None:
+        """Asks about expensive nodes whose inputs are known, so that they can be accepted too.
+
+        The others are asked about when the nodes before them have run, which may alter nothing.
+        """
         if self._options.force or _switch(self._catalog, ALLOW_EXPENSIVE, False):
             return
         refused = [
             verdict
             for verdict in verdicts
             if verdict.action is Action.RUN
-            and verdict.is_only_code
+            and verdict.fingerprint is not None
+            and verdict.may_alter_nothing
             and EXPENSIVE in self.planner.graph.node(verdict.node).tags
         ]
         if refused:
-            raise ExpensiveNodeError(_explain_refusal(refused, self._options.settings.command))
+            raise ExpensiveNodeError(_explain_refusal(refused, self._options.settings))
 
     def _activate(self, node: StaleNode, verdict: Verdict) -> None:
         assert verdict.fingerprint is not None, "only known fingerprints are activated"
@@ -394,11 +399,24 @@ def _explain_full_disk(error: Exception, options: RunOptions) -> str:
     )
 
 
-def _explain_refusal(refused: list[Verdict], command: str) -> str:
-    lines = [f"  {verdict.node}: {_summarize(verdict.reasons)}" for verdict in refused]
+def _explain_refusal(refused: list[Verdict], settings: Settings) -> str:
+    lines = []
+    for verdict in refused:
+        lines.append(f"  {verdict.node}: {_summarize(verdict.reasons)}")
+        nodes: dict[Reason, list[str]] = {}
+        for root in verdict.roots:
+            nodes.setdefault(root.reason, []).append(root.node)
+        for reason, where in nodes.items():
+            if reason.cause is Cause.LIBRARY:
+                library = settings.libraries.get(reason.name, reason.name)
+                effect = settings.library_effects.get(reason.name, "whatever it computes there")
+                used = f"used by {', '.join(where)}; can alter: {effect}"
+                lines.append(f"    {library} {reason.detail}, {used}")
+            elif where != [verdict.node]:
+                lines.append(f"    {reason}, in {', '.join(where)}")
     return (
-        "Found expensive nodes of which only the code changed:\n"
+        "Found expensive nodes that only changes of code or of libraries' versions make stale:\n"
         + "\n".join(lines)
         + "\nIf the change alters results, run with --params=allow_expensive=true; if it does "
-        f"not, keep the results with `{command} accept NODE`."
+        f"not, keep the results with `{settings.command} accept NODE`."
     )

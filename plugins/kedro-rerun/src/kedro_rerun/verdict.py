@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kedro_rerun.fingerprint import Cause, Fingerprint
 from kedro_rerun.graph import Dataset, Storage
 from kedro_rerun.locks import NodeLock, RunRecord
 from kedro_rerun.outputs import OutputStore
-from kedro_rerun.parameters import diff
+from kedro_rerun.parameters import Change, diff
 
 
 class State(StrEnum):
@@ -48,6 +48,19 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Root:
+    """What a reason goes back to: something that changed, and the node where it did."""
+
+    node: str
+    reason: Reason
+
+    @property
+    def may_alter_nothing(self) -> bool:
+        """Whether it is code or a library's version, of which a person may know better."""
+        return self.reason.cause in (Cause.CODE, Cause.LIBRARY)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What is to be done with one node."""
 
@@ -58,10 +71,15 @@ class Verdict:
     fingerprint: Fingerprint | None = None
     """None where an input is not known before an earlier node has run."""
 
+    roots: tuple[Root, ...] = field(default=(), compare=False)
+    """What the reasons go back to, through the nodes before; see `Planner`."""
+
     @property
-    def is_only_code(self) -> bool:
-        """Whether code is all that changed, so that a person may know better."""
-        return bool(self.reasons) and {reason.cause for reason in self.reasons} == {Cause.CODE}
+    def may_alter_nothing(self) -> bool:
+        """Whether all goes back to code and versions of libraries: a person may know that the
+        outputs stay what they are, so an expensive node asks first.
+        """
+        return bool(self.roots) and all(root.may_alter_nothing for root in self.roots)
 
     @property
     def is_certain(self) -> bool:
@@ -119,10 +137,7 @@ def changes_since(lock: NodeLock, components: Mapping[str, str]) -> list[Reason]
     if latest is None:
         told = f"its record is damaged: {lock.damaged}" if lock.damaged else "no record of a run"
         return [Reason(Cause.RECORD, "", told)]
-    return [
-        _explain(change.path, change.before, change.after)
-        for change in diff(latest.components, components)
-    ]
+    return [explain_change(change) for change in diff(latest.components, components)]
 
 
 def _output_problems(
@@ -147,11 +162,12 @@ def state_of(outputs: Iterable[Dataset], store: OutputStore) -> State:
     return State.STALE if all(store.exists(output) for output in persistent) else State.MISSING
 
 
-def _explain(component: str, before: str | None, after: str | None) -> Reason:
-    cause, _, name = component.partition(":")
+def explain_change(change: Change) -> Reason:
+    """A component of a fingerprint that differs, as a reason."""
+    cause, _, name = change.path.partition(":")
     if cause in (Cause.CODE, Cause.INPUT):
-        return Reason(Cause(cause), name, _describe_hash_change(before, after))
-    shown = f"{before or '(absent)'} -> {after or '(absent)'}"
+        return Reason(Cause(cause), name, _describe_hash_change(change.before, change.after))
+    shown = f"{change.before or '(absent)'} -> {change.after or '(absent)'}"
     return Reason(Cause(cause), name, shown)
 
 

@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import os
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -108,8 +109,8 @@ def read_images(images: Any, input_data_format: Any = None) -> Iterator[Image.Im
     Args:
         images: a PIL image of any mode; an array or tensor (grey [H, W], or 1 to 4 channels
             first or last; integers of 0..255 or 0..65535, floats of 0..1 or those ranges; with
-            more dimensions several images); the path of a file; its bytes; an http(s) URL;
-            base64 data; or (nested) lists of these.
+            more dimensions several images); the path of a file; its bytes; an open file; an
+            http(s), file or data URL; base64 data; or (nested) lists of these.
         input_data_format: `channels_first` or `channels_last`, of arrays.
 
     Raises:
@@ -119,8 +120,8 @@ def read_images(images: Any, input_data_format: Any = None) -> Iterator[Image.Im
         image = to_rgb(images)
         # Read when the pixels are: a PNG may state it behind them.
         yield turn_upright(image, exif_orientation(images.info.get("exif")))
-    elif isinstance(images, (str, bytes, bytearray, os.PathLike)):
-        yield _decode(_read(images))
+    elif isinstance(images, (str, bytes, bytearray, os.PathLike)) or hasattr(images, "read"):
+        yield _decode(_read(images), images)
     elif isinstance(images, (list, tuple)):
         for each in images:
             yield from read_images(each, input_data_format)
@@ -132,7 +133,7 @@ def read_images(images: Any, input_data_format: Any = None) -> Iterator[Image.Im
     else:
         raise ValueError(
             f"Found {type(images).__name__} as an image, expected a PIL image, an array, a path, "
-            "bytes, a URL, base64 data, or a list of these."
+            "bytes, an open file, a URL, base64 data, or a list of these."
         )
 
 
@@ -140,9 +141,13 @@ def _read(source: Any) -> bytes:
     """The bytes of an encoded image."""
     if isinstance(source, (bytes, bytearray)):
         return bytes(source)
+    if hasattr(source, "read"):
+        return source.read()
     if not isinstance(source, str):
         return Path(source).read_bytes()
-    if source.startswith(("http://", "https://")):
+    scheme, _, rest = source.partition(":")
+    scheme = scheme.lower()
+    if scheme in ("http", "https", "file") and rest.startswith("/"):
         request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0 (mm1)"})  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:  # noqa: S310
@@ -151,19 +156,19 @@ def _read(source: Any) -> bytes:
             raise ValueError(
                 f"Found no image at {source} ({error}). Give its file or its bytes instead."
             ) from error
-    if not source.startswith("data:") and os.path.isfile(source):
+    if scheme != "data" and os.path.isfile(source):
         return Path(source).read_bytes()
-    encoded = "".join(source.partition(",")[2].split() if source[:5] == "data:" else source.split())
+    kind, _, payload = rest.partition(",") if scheme == "data" else (";base64", "", source)
+    if not kind.lower().endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(payload)
+    encoded = "".join(urllib.parse.unquote(payload).split())
     try:
         return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except binascii.Error as error:
-        raise ValueError(
-            f"Found {source[:80]!r} as an image, but no such file. Expected the path of a file, an "
-            "http(s) URL or base64 data."
-        ) from error
+    except binascii.Error:
+        return b""
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes, source: Any) -> Image.Image:
     lean = strip_metadata(data)
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(lean.data), formats=FORMATS) as image:
@@ -173,6 +178,12 @@ def _decode(data: bytes) -> Image.Image:
                 orientation = exif_orientation(image.info.get("exif"))
             return turn_upright(to_rgb(image), orientation)
     except UnidentifiedImageError:
+        if isinstance(source, str):  # a word that stands where an image should may be base64 too
+            raise ValueError(
+                f"Found {source[:80]!r} as an image, but no such file. Expected the path of a file,"
+                " an http(s), file or data URL, or base64 data, of an image in "
+                f"{', '.join(FORMATS)}."
+            ) from None
         raise ValueError(
             f"Found data that start with {data[:8].hex(' ') or 'nothing'}, expected an image in "
             f"{', '.join(FORMATS)}."

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.export.huggingface.configuration_mm1 import MM1HFConfig
 from mm1_pipeline.export.huggingface.parameters import build
+from mm1_pipeline.models.connectors import CONNECTORS
 from mm1_pipeline.models.losses import IGNORED
 from mm1_pipeline.models.mm1 import MM1
 
@@ -53,7 +54,12 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ["DecoderLayer", "VisionLayer"]  # noqa: RUF012  as transformers reads it
+    # What adds its input to its output, or holds weights of its own beside those of its modules.
+    _no_split_modules = [  # noqa: RUF012  as transformers reads it
+        "DecoderLayer",
+        "VisionLayer",
+        *(connector.__name__ for connector in CONNECTORS.values()),
+    ]
 
     def __init__(self, config: MM1HFConfig) -> None:
         super().__init__(config)
@@ -102,8 +108,11 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **_: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of the next token.
 
         Args:
@@ -118,10 +127,24 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             use_cache: whether to return a cache.
             logits_to_keep: last positions whose logits are computed, 0 is all; or their indices.
             cache: `past_key_values` by its newer name.
+            output_hidden_states: whether to return what enters each layer, and what leaves the
+                final norm.
+            output_attentions: not computed; the kernels keep no weights of attention.
+            return_dict: False for a tuple.
 
         Returns:
-            logits float32[B, S, V], loss, cache.
+            logits float32[B, S, V], loss, cache, hidden_states float[B, S, D].
+
+        Raises:
+            ValueError: placeholders and images do not match, or attentions are asked for.
         """
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError(
+                "Found output_attentions=True, but this model's kernels keep no weights of "
+                "attention. Leave it out."
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         recomputes = self.model.decoder.recompute and torch.is_grad_enabled()
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None and not recomputes:
@@ -137,18 +160,33 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         real = attention_mask[:, : num_past + num_new].bool()
         if position_ids is None:
             position_ids = (real.long().cumsum(-1) - 1).clamp(min=0)[:, num_past:]
-        hidden = self.model.decoder(
-            embeddings.flatten(0, 1),
-            position_ids.expand(num_rows, num_new).flatten(),
-            _attend(cache, _visible(real, num_past), num_rows),
-        ).view(embeddings.shape)
+        entered: list[Tensor] = []
+        watches = [
+            layer.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+            for layer in (self.model.decoder.layers if output_hidden_states else ())
+        ]
+        try:
+            hidden = self.model.decoder(
+                embeddings.flatten(0, 1),
+                position_ids.expand(num_rows, num_new).flatten(),
+                _attend(cache, _visible(real, num_past), num_rows),
+            ).view(embeddings.shape)
+        finally:
+            for watch in watches:
+                watch.remove()
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = (self.model.decoder.head or self.get_input_embeddings())(hidden[:, kept]).float()
-        return CausalLMOutputWithPast(
+        states = (*(each.view(embeddings.shape) for each in entered), hidden)
+        output = CausalLMOutputWithPast(
             loss=None if labels is None else _next_token_loss(logits, labels),
             logits=logits,
+            hidden_states=states if output_hidden_states else None,
             **{_CACHE: cache},
         )
+        wants_dict = (
+            getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        )
+        return output if wants_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(
         self,
@@ -168,6 +206,8 @@ class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache", True),
             "logits_to_keep": kwargs.get("logits_to_keep", 0),
+            "output_hidden_states": kwargs.get("output_hidden_states"),
+            "output_attentions": kwargs.get("output_attentions"),
         }
         if inputs_embeds is not None and num_past == 0:
             generated = self.get_input_embeddings()(input_ids)

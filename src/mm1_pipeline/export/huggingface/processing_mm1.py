@@ -89,6 +89,8 @@ class MM1Processor(ProcessorMixin):
             raise ValueError("Found videos or audio, but this model reads images and text.")
         if _is_text(images) and text is not None and not _is_text(text):
             images, text = text, images
+        elif _is_text(images) and _is_text(text) and self._says_image(images):
+            images, text = text, images  # paths or URLs of images behind the text
         options = {"return_tensors": "pt"}
         for group in ("common_kwargs", "images_kwargs", "text_kwargs"):
             options |= kwargs.pop(group, None) or {}
@@ -243,6 +245,11 @@ class MM1Processor(ProcessorMixin):
                 "Give padding=True."
             )
         return dict(padded)
+
+    def _says_image(self, value: Any) -> bool:
+        return any(
+            self.image_token in each for each in ([value] if isinstance(value, str) else value)
+        )
 
     def _check_counts(self, texts: Sequence[str], images: Any, num_images: int) -> None:
         found = [text.count(self.image_token) for text in texts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.environment import version_of
 
 from mm1_pipeline.config.report import ReportConfig
 
@@ -25,6 +26,8 @@ def write_report(
     vision_held_out: dict[str, Any],
     predictions: Artifact,
     evaluation_records: Artifact,
+    shards: Artifact,
+    sft_shards: Artifact,
     pretrained_model: Artifact,
     upcycled_model: Artifact,
     sft_model: Artifact,
@@ -32,6 +35,9 @@ def write_report(
     """Renders every report of the run as one self-contained HTML page."""
     from mm1_pipeline.reporting.html import render_report
 
+    models = {"pretrain": pretrained_model, "upcycle": upcycled_model, "sft": sft_model}
+    made = (evaluation_records, shards, sft_shards, predictions, *models.values())
+    libraries = {name for each in made for name in each.manifest["provenance"].get("libraries", {})}
     return render_report(
         config,
         ingest_report=ingest_report,
@@ -50,9 +56,7 @@ def write_report(
         vision_held_out=vision_held_out,
         predictions_dir=predictions.path,
         records_dir=evaluation_records.path,
-        models={
-            "pretrain": pretrained_model.path,
-            "upcycle": upcycled_model.path,
-            "sft": sft_model.path,
-        },
+        shards={"shards": shards.path, "shards for sft": sft_shards.path},
+        models={stage: model.path for stage, model in models.items()},
+        versions={name: version_of(name) for name in sorted(libraries)},
     )

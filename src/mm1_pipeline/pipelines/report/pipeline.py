@@ -29,6 +29,8 @@ def create_pipeline() -> Pipeline:
                     "vision_held_out",
                     "predictions",
                     "evaluation_records",
+                    "shards",
+                    "sft_shards",
                     "pretrained_model",
                     "upcycled_model",
                     "sft_model",

@@ -13,6 +13,7 @@ from mm1_pipeline.reporting.page import Block, Code, Column, Section, Table
 
 MANIFEST = "manifest.json"
 _SHOWN_DIGITS = 12
+_NOW = "running now"
 
 
 def provenance_section(inputs: ReportInputs) -> Section | None:
@@ -31,14 +32,10 @@ def provenance_section(inputs: ReportInputs) -> Section | None:
 
 def _artifacts(inputs: ReportInputs) -> list[Block]:
     """What the artifacts' own manifests say; plain folders without one are left out."""
-    folders = {"records": inputs.records_dir}
-    folders |= {f"model: {stage}": folder for stage, folder in inputs.models.items()}
-    folders["predictions"] = inputs.predictions_dir
     rows = []
-    for name, folder in folders.items():
-        if folder and (manifest := read_manifest(folder)):
-            fingerprint, digest = str(manifest["fingerprint"]), str(manifest["digest"])
-            rows.append((name, fingerprint[:_SHOWN_DIGITS], digest[:_SHOWN_DIGITS]))
+    for name, manifest in _manifests(inputs).items():
+        fingerprint, digest = str(manifest["fingerprint"]), str(manifest["digest"])
+        rows.append((name, fingerprint[:_SHOWN_DIGITS], digest[:_SHOWN_DIGITS]))
     if not rows:
         return []
     columns = (
@@ -47,6 +44,18 @@ def _artifacts(inputs: ReportInputs) -> list[Block]:
         Column("Digest", numeric=False),
     )
     return [Table("Artifacts", columns, tuple(rows))]
+
+
+def _manifests(inputs: ReportInputs) -> dict[str, Mapping[str, Any]]:
+    """Manifests of the artifacts that have one, by what they are."""
+    folders = {"records": inputs.records_dir, **inputs.shards}
+    folders |= {f"model: {stage}": folder for stage, folder in inputs.models.items()}
+    folders["predictions"] = inputs.predictions_dir
+    return {
+        name: manifest
+        for name, folder in folders.items()
+        if folder and (manifest := read_manifest(folder))
+    }
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any] | None:
@@ -86,10 +95,37 @@ def _flatten(prefix: str, values: Any) -> dict[str, Any]:
 
 
 def _versions(inputs: ReportInputs) -> list[Block]:
-    if not inputs.versions:
+    """The versions of libraries that made each artifact, and those that run now."""
+    made = {
+        name: {library: str(version) for library, version in libraries.items()}
+        for name, manifest in _manifests(inputs).items()
+        if (libraries := manifest.get("provenance", {}).get("libraries"))
+    }
+    now = {_NOW: dict(inputs.versions)} if inputs.versions else {}
+    libraries = sorted({library for row in (*made.values(), *now.values()) for library in row})
+    if not libraries:
         return []
-    columns = (Column("Library", numeric=False), Column("Version", numeric=False))
-    return [Table("Versions", columns, tuple(inputs.versions.items()))]
+    others = [
+        f"{name} by {library} {version} (now {inputs.versions[library]})"
+        for name, row in made.items()
+        for library, version in sorted(row.items())
+        if inputs.versions.get(library, version) != version
+    ]
+    note = (
+        f"Made by other versions than those that run now: {'; '.join(others)}. Another version may "
+        "compute other values; what is here was kept."
+    )
+    return [
+        Table(
+            "Versions of libraries",
+            tuple(Column(title, numeric=False) for title in ("Made by", *libraries)),
+            tuple(
+                (name, *(row.get(library, "") for library in libraries))
+                for name, row in {**made, **now}.items()
+            ),
+            note=note if others else "",
+        )
+    ]
 
 
 def _parameters(inputs: ReportInputs) -> list[Block]:
