@@ -23,6 +23,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,17 @@ class Project:
 
     Args:
         folder: For configuration, data and what a run says.
+        edits: Parameters that differ from those of the environment.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, edits: Mapping[str, Any] | None = None) -> None:
         self.folder, self.data = folder, folder / "data"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "conf", folder / "conf")
         smoke = folder / "conf" / "smoke"
         _change_yaml(smoke / "globals.yml", {"data_root": str(self.data)})
         _change_yaml(smoke / "parameters.yml", PARAMETERS)
+        _change_yaml(smoke / "parameters.yml", dict(edits or {}))
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self.server = os.fork()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mm1_pipeline.evaluation.comparison import TaskComparison
 
 PREDICTIONS = "07_model_output/predictions"
-RECORDS = "03_primary/records"
+RECORDS = "03_primary/evaluation_records"
 CURRENT = "CURRENT"
 
 

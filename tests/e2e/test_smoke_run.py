@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edits_of_parameters import EDITS, table
 from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.cli import cli
@@ -116,111 +117,36 @@ def test_every_batch_holds_the_planned_shares(finished):
         assert row["shares"] == {"caption": 0.45, "interleaved": 0.45, "text": 0.1}
 
 
-AT_LAST = ("evaluate_models", "write_report")
-UPCYCLED = ("train_dense_control", "train_experts")
-FROM_PRETRAIN = ("pretrain_model", "fine_tune", *UPCYCLED, *AT_LAST)
-VISION = ("pretrain_vision", "evaluate_vision")
-PLANS = ("plan_mixture", "plan_text_mixture", "plan_vision_mixture")
-PARTS = ("pretrain_text", *VISION)
-FROM_SHARDS = ("pack_shards", *PLANS, *PARTS, *FROM_PRETRAIN)
-EVERYTHING = (
-    "ingest_sources",
-    "prepare_tokenizer",
-    "synthesize_captions",
-    "pack_conversations",
-    *FROM_SHARDS,
-)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "stale", "reason"),
-    [
-        ({"pretrain": {"num_workers": 1, "log_interval_steps": 2}}, (), None),
-        ({"evaluate": {"batch_size": 2}}, (), None),
-        (
-            {"ingest": {"sources": {"text": {"max_records": 100}}}},
-            EVERYTHING,
-            "params:ingest.sources.text.max_records: 150 -> 100",
-        ),
-        (
-            {"tokenizer": {"min_frequency": 3}},
-            ("prepare_tokenizer", "pack_conversations", *FROM_SHARDS),
-            "params:tokenizer.min_frequency: 2 -> 3",
-        ),
-        (
-            {"shard": {"packing": {"overflow": "truncate"}}},
-            FROM_SHARDS,
-            'params:shard.packing.overflow: "split" -> "truncate"',
-        ),
-        (
-            {"pretrain": {"optimizer": {"max_grad_norm": 0.5}}},
-            ("plan_mixture", *FROM_PRETRAIN),
-            "params:pretrain.optimizer.max_grad_norm: 1.0 -> 0.5",
-        ),
-        (
-            {"model": {"decoder": {"num_layers": 1}}},
-            ("pretrain_text", *FROM_PRETRAIN),
-            "params:model.decoder.num_layers: 2 -> 1",
-        ),
-        (
-            {"model": {"vision": {"num_heads": 1}}},
-            (*VISION, *FROM_PRETRAIN),
-            "params:model.vision.num_heads: 2 -> 1",
-        ),
-        (
-            {"vision_pretrain": {"objective": "aim"}},
-            ("plan_vision_mixture", *VISION, *FROM_PRETRAIN),
-            'params:vision_pretrain.objective: "clip" -> "aim"',
-        ),
-        (
-            {"text_pretrain": {"source": "scratch"}},
-            ("plan_text_mixture", "pretrain_text", *FROM_PRETRAIN),
-            'params:text_pretrain.source: "train" -> "scratch"',
-        ),
-        (
-            {"sft_shard": {"sub_images": {"grid": 1}}},
-            ("pack_conversations", "fine_tune", *AT_LAST),
-            "params:sft_shard.sub_images.grid: 2 -> 1",
-        ),
-        (
-            {"sft": {"schedule": {"num_steps": 7}}},
-            ("fine_tune", *AT_LAST),
-            "params:sft.schedule.num_steps: 6 -> 7",
-        ),
-        (
-            {"upcycle": {"expert_noise": 0.1}},
-            (*UPCYCLED, *AT_LAST),
-            "params:upcycle.expert_noise: 0.0 -> 0.1",
-        ),
-        (
-            {"evaluate": {"bootstrap_samples": 50}},
-            ("evaluate_vision", *AT_LAST),
-            "params:evaluate.bootstrap_samples: 100 -> 50",
-        ),
-        (
-            {"report": {"title": "Another"}},
-            AT_LAST[1:],
-            'params:report.title: "MM1 pipeline: run report" -> "Another"',
-        ),
-    ],
-)
+@pytest.mark.parametrize("edit", EDITS)
 def test_a_changed_parameter_makes_stale_what_it_touches_and_nothing_else(
-    finished, tmp_path, monkeypatch, parameters, stale, reason
+    finished, monkeypatch, edit
 ):
     # In this process: a process each would spend most of its time on starting.
     project, _ = finished
-    shutil.copytree(project.folder / "conf", tmp_path / "conf")
-    edited = type(project)(tmp_path)
-    edited.set_parameters(**parameters)
     monkeypatch.chdir(ROOT)  # And back, whatever a session changes it to.
     bootstrap_project(ROOT)
-    result = CliRunner().invoke(cli, edited.command("mm1", "status", "--json")[3:])
-    status, output = result.exit_code, result.output
-    rows = json.loads(output[output.index("[\n") :])
+    command = project.command("mm1", "status", "--json", f"--params={edit}")
+    result = CliRunner().invoke(cli, command[3:])
+    assert "[\n" in result.output, result.output
+    rows = json.loads(result.output[result.output.index("[\n") :])
+    stale = EDITS[edit]
     assert {row["node"] for row in rows if row["state"] != "fresh"} == set(stale)
-    assert status == (3 if stale else 0)
-    if reason:
-        assert reason in next(row for row in rows if row["node"] == stale[0])["reasons"]
+    assert result.exit_code == (3 if stale else 0)
+    if stale:
+        path, _, value = edit.partition("=")
+        first = next(row for row in rows if row["state"] != "fresh")
+        assert any(
+            reason.startswith(f"params:{path}: ") and value in reason for reason in first["reasons"]
+        ), first
+
+
+def test_the_documents_hold_the_edits():
+    bootstrap_project(ROOT)
+    from kedro.framework.project import pipelines
+
+    text = (ROOT / "docs" / "staleness.md").read_text(encoding="utf-8")
+    expected = table([node.name for node in pipelines["__default__"].nodes])
+    assert f"<!-- edits: begin -->\n{expected}<!-- edits: end -->" in text, expected
 
 
 def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
@@ -231,7 +157,7 @@ def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
     stale = {row["node"] for row in rows if row["state"] != "fresh"}
     assert status == 3
     assert "pretrain_model" in stale
-    assert not {"ingest_sources", "prepare_tokenizer", "pack_shards"} & stale
+    assert not {"ingest_pretraining", "prepare_tokenizer", "pack_shards"} & stale
     assert project.run("mm1", "status")[0] == 0, "and changes nothing"
 
 

@@ -105,7 +105,7 @@ def test_runners_are_refused_before_the_session_opens_whoever_asks():
 def explain(smoke_project, *arguments: str) -> dict:
     conf = os.path.relpath(smoke_project.folder / "conf")
     options = ("--env=smoke", f"--conf-source={conf}", "--json")
-    result = invoke("mm1", "explain", "ingest_sources", *options, *arguments)
+    result = invoke("mm1", "explain", "ingest_pretraining", *options, *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
 
@@ -188,11 +188,11 @@ def run_installed(site: Path, folder: Path, *arguments: str) -> subprocess.Compl
 def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_folder):
     below = user_folder / "notes"
     below.mkdir()
-    node = ("--env=smoke", "--nodes=ingest_sources")
+    node = ("--env=smoke", "--nodes=ingest_evaluation,ingest_pretraining")
     few = "--params=ingest.sources.web_documents.max_records=1"
     ran = run_installed(installed, below, "run", *node, few)
     assert ran.returncode == 0, ran.stderr
-    assert "Ran 1 of 1 nodes" in ran.stdout
+    assert "Ran 2 of 2 nodes" in ran.stdout
     assert (user_folder / "data" / "smoke" / "03_primary" / "records" / "CURRENT").exists()
     assert list(below.iterdir()) == []
     # The same code and data, found through the sources and from above: nothing is stale.
@@ -222,7 +222,7 @@ def test_the_wheel_outside_of_a_project_says_what_it_needs(installed, tmp_path, 
         tmp_path,
         "run",
         "--env=smoke",
-        "--nodes=ingest_sources",
+        "--nodes=ingest_evaluation,ingest_pretraining",
         "--conf-source=user/conf",
     )
     assert elsewhere.returncode == 1
@@ -281,7 +281,7 @@ def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
     sources = [f"ingest.sources.{name}.path={address}" for name, address in ADDRESSES.items()]
     param = f"--params={','.join(sources)}"
     for command in (
-        ("run", "--nodes=ingest_sources", *options, param),
+        ("run", "--nodes=ingest_evaluation,ingest_pretraining", *options, param),
         ("mm1", "status", "--pipeline=ingest", *options, param),
     ):
         told = subprocess.run(

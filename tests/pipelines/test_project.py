@@ -98,16 +98,17 @@ def test_model_and_shards_agree_in_every_environment():
         assert params["model"].decoder.vocab_size == params["tokenizer"].vocab_size
 
 
-SHARDED = {"ingest_sources", "synthesize_captions", "prepare_tokenizer", "pack_shards"}
+INGESTED = {"ingest_evaluation", "ingest_pretraining"}
+SHARDED = {*INGESTED, "synthesize_captions", "prepare_tokenizer", "pack_shards"}
 
 
 @pytest.mark.parametrize(
     ("goal", "nodes"),
     [
-        ("ingest", {"ingest_sources"}),
+        ("ingest", {*INGESTED, "ingest_conversations", "report_sources"}),
         (
             "shard",
-            SHARDED | {"pack_conversations"},
+            SHARDED | {"ingest_conversations", "pack_conversations"},
         ),
         (
             "vision_pretrain",
@@ -177,7 +178,7 @@ def test_export_is_a_goal_outside_the_default_run():
 
     names = {node.name for node in pipelines["export"].nodes}
     exports = {"export_pretrained", "export_upcycled", "export_fine_tuned"}
-    assert {*exports, "pretrain_model", "ingest_sources"} <= names
+    assert {*exports, "pretrain_model", "ingest_pretraining"} <= names
     assert "evaluate_models" not in names
     assert not exports & {node.name for node in pipelines["__default__"].nodes}
 

@@ -110,7 +110,7 @@ def test_two_processes_upload_the_same_bytes(
     corpus: SimpleNamespace, expected: tuple[Path, dict], tmp_path: Path
 ) -> None:
     url = (tmp_path / "remote").as_uri()
-    report = write(corpus, url, replace(CONFIG, num_workers=2), work_dir=tmp_path / "work")
+    report = write(corpus, url, replace(CONFIG, num_workers=2), part=(tmp_path / "work").joinpath)
     assert report == expected[1]
     assert digests(tmp_path / "remote") == digests(expected[0])
     assert not list((tmp_path / "work").rglob("*.mds*")), "uploaded files take no room here"
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
     monkeypatch.setattr(partition_writer, "_write_completed", stop)
     with pytest.raises(Killed):
-        write(corpus, tmp_path / "out", work_dir=tmp_path / "work")
+        write(corpus, tmp_path / "out", part=(tmp_path / "work").joinpath)
     assert not (tmp_path / "out" / SHARDS_JSON).exists()
 
     def count(job: Any, written: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_where_it_was(
         original(job, written)
 
     monkeypatch.setattr(partition_writer, "_write_completed", count)
-    report = write(corpus, tmp_path / "out", work_dir=tmp_path / "work")
+    report = write(corpus, tmp_path / "out", part=(tmp_path / "work").joinpath)
     assert report == expected[1]
     assert digests(tmp_path / "out") == digests(expected[0])
     total = sum(source["partitions"] for source in report["sources"].values())
@@ -157,8 +157,8 @@ def test_progress_of_other_parameters_is_not_taken(corpus: SimpleNamespace, tmp_
     other = replace(CONFIG, image=replace(CONFIG.image, quality=40))
     write(corpus, tmp_path / "fresh", other)
     url = (tmp_path / "elsewhere").as_uri()
-    write(corpus, url, work_dir=tmp_path / "work")  # leaves its marks in the work folder
-    write(corpus, tmp_path / "out", other, work_dir=tmp_path / "work")
+    write(corpus, url, part=(tmp_path / "work").joinpath)  # leaves its marks in the work folder
+    write(corpus, tmp_path / "out", other, part=(tmp_path / "work").joinpath)
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
@@ -192,12 +192,12 @@ def test_an_upload_that_is_gone_is_noticed_and_written_again(
 ) -> None:
     remote = tmp_path / "remote"
     work = tmp_path / "work"
-    write(corpus, remote.as_uri(), work_dir=work)
+    write(corpus, remote.as_uri(), part=work.joinpath)
     victim = next(remote.rglob("*.mds.zstd"))
     victim.write_bytes(b"short")
     with pytest.raises(OSError, match="found 5 bytes, expected"):
-        write(corpus, remote.as_uri(), work_dir=work)
-    write(corpus, remote.as_uri(), work_dir=work)
+        write(corpus, remote.as_uri(), part=work.joinpath)
+    write(corpus, remote.as_uri(), part=work.joinpath)
     assert digests(remote) == digests(expected[0])
 
 

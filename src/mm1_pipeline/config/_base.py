@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -229,3 +230,28 @@ def parameters(cls: type[T]) -> type[T]:
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     return dataclass(frozen=True, kw_only=True, config=config)(cls)  # pyright: ignore[reportReturnType]
+
+
+def only(group: T, *paths: str) -> T:
+    """A copy of a group that has these fields and None for all others.
+
+    For nodes that read no more: what is None makes nothing stale, and reading it fails.
+
+    Args:
+        group: Its values are checked already and are not checked again.
+        paths: Fields, those of nested groups with dots.
+    """
+    part = copy.copy(group)
+    wanted: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, rest = path.partition(".")
+        wanted.setdefault(name, []).append(rest)
+    fields = {field.name for field in dataclasses.fields(part)}  # pyright: ignore[reportArgumentType]
+    assert wanted.keys() <= fields, (wanted.keys() - fields, type(group))
+    for name in fields:
+        below = wanted.get(name)
+        if below is None:
+            object.__setattr__(part, name, None)
+        elif "" not in below:
+            object.__setattr__(part, name, only(getattr(part, name), *below))
+    return part

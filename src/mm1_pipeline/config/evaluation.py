@@ -23,6 +23,7 @@ from mm1_pipeline.config._base import (
     Tries,
     bounds,
     input_path,
+    only,
     operational,
     parameters,
 )
@@ -409,6 +410,10 @@ class EvaluateConfig:
                     "and evaluate.judge.model of an OpenAI-compatible server, or leave the task "
                     "out."
                 )
+
+    def vision_part(self) -> EvaluateConfig:
+        """What measuring an encoder at its own task depends on."""
+        return only(self, "device", "max_validation_items")
 
     def asked_of(self, *models: str) -> EvaluateConfig:
         """The same with the tasks that ask one of some models.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from mm1_pipeline.config import conversation_prompts as prompts
 from mm1_pipeline.config._base import (
@@ -279,6 +281,42 @@ class IngestConfig:
                     f"sources: found the name {name!r}; a source's name becomes a folder and a "
                     "column, so use letters, digits and underscores."
                 )
+
+    def evaluation_part(self) -> IngestConfig:
+        """What evaluation data depends on: it is compared with nothing, and may repeat itself."""
+        return self._only(
+            lambda source: source.split == SourceSplit.EVALUATION,
+            deduplication=DeduplicationConfig(),
+            decontamination=DecontaminationConfig(),
+        )
+
+    def pretraining_part(self) -> IngestConfig:
+        """What the records of captions, interleaved documents and text depend on."""
+        return self._only(
+            lambda source: (
+                source.split == SourceSplit.TRAIN and source.kind != RecordKind.CONVERSATION
+            )
+        )
+
+    def conversation_part(self) -> IngestConfig:
+        """What the records of fine-tuning depend on."""
+        return self._only(
+            lambda source: (
+                source.split == SourceSplit.TRAIN and source.kind == RecordKind.CONVERSATION
+            )
+        )
+
+    def source_names(self) -> list[str]:
+        """Names of all sources, in the order of the file."""
+        return list(self.sources)
+
+    def _only(self, is_wanted: Callable[[SourceConfig], bool], **others: Any) -> IngestConfig:
+        """Some of the sources, none of them where the recipe has no such; values are checked."""
+        part = copy.copy(self)
+        sources = {name: source for name, source in self.sources.items() if is_wanted(source)}
+        for name, value in {"sources": sources, **others}.items():
+            object.__setattr__(part, name, value)
+        return part
 
     def deduplication_of(self, source: SourceConfig) -> DeduplicationConfig:
         """How repetitions in a source are found."""

@@ -5,8 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from mm1_pipeline.config._base import Layers, Positive, Width, bounds, input_path, parameters
-from mm1_pipeline.config.training import TrainingConfig
+from mm1_pipeline.config._base import (
+    Layers,
+    Positive,
+    Width,
+    bounds,
+    input_path,
+    only,
+    parameters,
+)
+from mm1_pipeline.config.training import MIXTURE_FIELDS, TrainingConfig
 
 
 class WeightSource(StrEnum):
@@ -95,6 +103,10 @@ class VisionPretrainConfig:
                 "learning-rate law speaks of decoders, and this stage trains none."
             )
 
+    def mixture_part(self) -> VisionPretrainConfig:
+        """What the order of the sequences depends on, if it is trained."""
+        return only(self, *_MIXTURE_FIELDS)
+
 
 @parameters
 class TextPretrainConfig:
@@ -110,6 +122,13 @@ class TextPretrainConfig:
 
     def __post_init__(self) -> None:
         _check_source(self.source, self.path)
+
+    def mixture_part(self) -> TextPretrainConfig:
+        """What the order of the sequences depends on, if it is trained."""
+        return only(self, *_MIXTURE_FIELDS)
+
+
+_MIXTURE_FIELDS = ("source", *(f"training.{field}" for field in MIXTURE_FIELDS))
 
 
 def _check_source(source: WeightSource, path: str | None) -> None:

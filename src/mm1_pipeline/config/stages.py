@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from mm1_pipeline.config._base import Count, Seed, bounds, parameters
+from mm1_pipeline.config._base import Count, Seed, bounds, only, parameters
 from mm1_pipeline.config.model import MoEConfig
 from mm1_pipeline.config.training import (
     OptimizerConfig,
@@ -72,6 +72,10 @@ class UpcycleConfig:
                 f"moe.d_ff: found {self.moe.d_ff}, expected null: experts are copies of the dense "
                 "layer and have its width."
             )
+
+    def training_part(self) -> UpcycleConfig:
+        """What the training depends on, and with it a model without experts."""
+        return only(self, "schedule", "seed")
 
     def training(self, pretrain: TrainingConfig) -> TrainingConfig:
         """The training that follows: that of the dense model but for schedule and order."""

@@ -21,6 +21,7 @@ from mm1_pipeline.config._base import (
     Weight,
     Workers,
     bounds,
+    only,
     operational,
     parameters,
 )
@@ -193,6 +194,10 @@ class TimeoutConfig:
     """Of the whole step, a checkpoint written after it included."""
 
 
+MIXTURE_FIELDS = ("mixture", "schedule.num_steps", "global_batch_size", "seed")
+"""Of a training: what the order of its sequences depends on."""
+
+
 @parameters
 class TrainingConfig:
     """Parameters of one training, the same for every stage."""
@@ -228,3 +233,7 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights stay float32. On a CPU with bfloat16 instructions
     (AVX512-BF16, AMX) `bfloat16` is faster as well, without them it is slower."""
+
+    def mixture_part(self) -> TrainingConfig:
+        """What the order of the sequences depends on."""
+        return only(self, *MIXTURE_FIELDS)

@@ -6,7 +6,7 @@ keys/dropped.parquet          what near-duplicates and pictures are not compared
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mm1_pipeline.config.corpus_rules import DeduplicationConfig
@@ -52,20 +52,22 @@ def _link(file: Path, place: Path) -> None:
     place.hardlink_to(file)
 
 
-def open_earlier(name: str, config: IngestConfig, work_dir: Path) -> list[EarlierSource]:
+def open_earlier(
+    name: str, config: IngestConfig, finished: Mapping[str, Path]
+) -> list[EarlierSource]:
     """What a source is compared with, its sources in their order.
 
     Args:
         name: Of the source that is searched.
         config: The sources.
-        work_dir: Holds the work of the earlier ones, which are finished.
+        finished: Folders of the sources before it, by name.
     """
     ours = config.deduplication_of(config.sources[name])
     opened: list[EarlierSource] = []
     num_partitions = 0
     for other in reversed(config.earlier_sources(name)):
         theirs = config.deduplication_of(config.sources[other])
-        keys = work_dir / other / _KEYS
+        keys = finished[other] / _KEYS
         partitions = sorted(path for path in keys.iterdir() if path.is_dir())
         num_partitions += len(partitions)
         same = [

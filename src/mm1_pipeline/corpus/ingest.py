@@ -1,9 +1,11 @@
 """Raw sources to clean records, partition by partition, in memory that does not grow.
 
-Evaluation sources come first, because what they hold must not be in the others. Each source is
-parted into partitions of whole files (`partitions.py`), which pass through the steps of
-`steps.py`; between the steps, queries over tables of keys find what only the whole source shows.
-Everything that is finished stays: a run that was killed goes on with the partitions it lacks.
+Evaluation sources come first, because what they hold must not be in the others; an earlier call may
+have made their records. Each source is parted into partitions of whole files (`partitions.py`),
+which pass through the steps of `steps.py`; between the steps, queries over tables of keys find what
+only the whole source shows. Everything that is finished stays: a run that was killed goes on with
+the partitions it lacks, and one with other parameters or files takes the sources that they do not
+touch as they are.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import hashlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from kedro_rerun.files import hash_file
 from kedro_rerun.inputs import path_state
 from kedro_rerun.parameters import flatten_parameters
 
@@ -37,7 +40,7 @@ from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Tally
 from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
-from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
+from mm1_pipeline.corpus.records import RECORDS, read_parts, read_sources, write_sources
 from mm1_pipeline.corpus.steps import QUARANTINE as PARTITION_QUARANTINE
 from mm1_pipeline.corpus.steps import (
     STEPS,
@@ -51,7 +54,13 @@ from mm1_pipeline.corpus.steps import (
     read_partition,
     write_partition,
 )
-from mm1_pipeline.ground.files import read_sealed, seal, whole_folder, write_json
+from mm1_pipeline.ground.files import (
+    link_or_copy,
+    read_sealed,
+    seal,
+    whole_folder,
+    write_json,
+)
 from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.ground.rejects import Passed, Reason
@@ -61,7 +70,8 @@ logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine"
 
 _WORK = ".ingest"
-_COMPLETED = "completed.json"
+_FINISHED = ".finished"
+_FINISHED_MARK = "finished.json"
 _STARTED = "started.json"
 _INDEX = ".evaluation"
 _LAYOUT = 4
@@ -72,7 +82,9 @@ def ingest(
     config: IngestConfig,
     output_dir: Path,
     *,
+    evaluation_dir: Path | None = None,
     work_dir: Path | None = None,
+    part: Callable[[str], Path] | None = None,
     load_scorer: LoadScorer | None = None,
 ) -> dict[str, Any]:
     """Reads, filters and de-duplicates every source; what is dropped is listed and counted.
@@ -83,8 +95,13 @@ def ingest(
     Args:
         config: the sources and the rules.
         output_dir: gets `records/`, `quarantine/` and `sources.json`.
-        work_dir: where finished partitions and sources wait until all are; a run that finds them
+        evaluation_dir: Records that training sources must not hold, beside those of evaluation
+            sources in `config`.
+        work_dir: where finished partitions wait until all of a source are; a run that finds them
             there does not make them again. None takes a folder inside `output_dir`.
+        part: gives the folder for a finished source by a name that tells what it was made from,
+            on the file system of `work_dir`; one that lies there is not made again. None keeps
+            them in `work_dir` until all are finished.
         load_scorer: gives what sources with a `clip_score` are scored by.
 
     Returns:
@@ -97,59 +114,86 @@ def ingest(
     """
     scorers = check_sources(config, load_scorer)
     work_dir = work_dir or output_dir / _WORK
+    part = part or (work_dir / _FINISHED).joinpath
     reports: dict[str, Any] = {}
     fingerprints: dict[str, str] = {}
+    finished: dict[str, Path] = {}
     index: Path | None = None
     with Engine(config) as engine:
         for name in _evaluation_first(config):
             if config.sources[name].split == SourceSplit.TRAIN and index is None:
-                index = _index_evaluation(config, work_dir)
-            folder = work_dir / name
+                index = _index_evaluation(config, finished, evaluation_dir, work_dir)
             scorer = scorers.get(name)
             earlier = [fingerprints[other] for other in config.earlier_sources(name)]
             fingerprint = _fingerprint(name, config, index, scorer, earlier)
             fingerprints[name] = fingerprint
-            reports[name] = _completed_report(folder, fingerprint)
-            if reports[name] is None:
+            finished[name] = part(f"{name}/{fingerprint[:16]}")
+            report = _finished_report(finished[name], fingerprint)
+            if report is None:
+                folder = work_dir / name
                 _start_or_resume(folder, fingerprint)
-                reports[name] = _ingest_source(name, config, folder, index, scorer, engine)
+                report = _ingest_source(name, config, folder, index, scorer, engine, finished)
                 if _fingerprint(name, config, index, scorer, earlier) != fingerprint:
                     raise ValueError(
                         f"ingest.sources.{name}.path: found files that were written to while they "
                         "were read, so nobody can tell what was. Run it again when nothing writes "
                         "to them."
                     )
-                _complete(folder, fingerprint, reports[name])
+                _finish(folder, fingerprint, report, finished[name])
             else:
                 logger.info("%s: finished by an earlier run, kept", name)
-            _warn_if_little_is_kept(name, reports[name])
-    report = {
-        "sources": {name: reports[name] for name in config.sources},
-        "totals": _totals(reports),
-        "decontamination": _summarise(index, reports),
-    }
+            reports[name] = report
+            _warn_if_little_is_kept(name, report)
     for name in config.sources:
-        _publish(work_dir / name, name, output_dir)
+        _publish(finished[name], name, output_dir)
+    report = join_reports([_report_of(reports, index)], list(config.sources))
     shutil.rmtree(work_dir / _INDEX, ignore_errors=True)
     if work_dir == output_dir / _WORK:
-        shutil.rmtree(work_dir)
+        shutil.rmtree(work_dir, ignore_errors=True)
     write_sources(output_dir, config.sources)
     return report
+
+
+def join_reports(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """One report of what several calls ingested.
+
+    Args:
+        reports: Theirs. Those that compared training sources with evaluation data compared them
+            with the same.
+        names: Of all sources, in the order that the report has them in.
+    """
+    sources = {name: found for report in reports for name, found in report["sources"].items()}
+    summary: dict[str, Any] = {}
+    rejected: dict[str, Any] = {}
+    for report in reports:
+        summary |= report["decontamination"]
+        rejected |= summary.pop("rejected")
+    return {
+        "sources": {name: sources[name] for name in names},
+        "totals": _totals(sources),
+        "decontamination": {**summary, "rejected": dict(sorted(rejected.items()))},
+    }
 
 
 def _evaluation_first(config: IngestConfig) -> list[str]:
     return sorted(config.sources, key=lambda name: config.sources[name].split == SourceSplit.TRAIN)
 
 
-def _index_evaluation(config: IngestConfig, work_dir: Path) -> Path:
+def _index_evaluation(
+    config: IngestConfig, finished: Mapping[str, Path], evaluation_dir: Path | None, work_dir: Path
+) -> Path:
     """Makes the index of all evaluation records, unless an earlier run made the same."""
     names = [n for n, s in config.sources.items() if s.split == SourceSplit.EVALUATION]
+    places = [finished[name] / RECORDS for name in names]
+    if evaluation_dir is not None:
+        places += [evaluation_dir / RECORDS / name for name in read_sources(evaluation_dir)]
+    files = [file for place in places for file in sorted(place.glob("part-*.parquet"))]
     rules = config.decontamination
-    made_from = identity(rules=rules, sources=[_fingerprint(name, config) for name in names])
+    made_from = identity(rules=rules, records=[hash_file(file) for file in files])
     folder = work_dir / _INDEX / made_from[:16]
     if not (folder / SUMMARY).exists():
         shutil.rmtree(folder.parent, ignore_errors=True)
-        records = (record for name in names for record in read_parts(work_dir / name / RECORDS))
+        records = (record for place in places for record in read_parts(place))
         with whole_folder(folder) as unfinished:
             build_index(records, rules, unfinished)
     return folder
@@ -162,6 +206,7 @@ def _ingest_source(
     index: Path | None,
     scorer: ScorerReference | None,
     engine: Engine,
+    finished: Mapping[str, Path],
 ) -> dict[str, Any]:
     source = config.sources[name]
     files = open_files(source)
@@ -194,7 +239,9 @@ def _ingest_source(
         folder / "frequent_images", lambda part: _find_frequent_images(source, tasks, part)
     )
     run("judge", judge_partition)
-    finish_folder(folder / "repeats", lambda part: _find_repeats(config, source, tasks, part))
+    finish_folder(
+        folder / "repeats", lambda part: _find_repeats(config, source, tasks, part, finished)
+    )
     run("write", write_partition)
     if is_wanted_later(name, config):
         keep_keys(folder, tasks)
@@ -202,11 +249,22 @@ def _ingest_source(
     return _add_unread_files(name, source, files, report)
 
 
-def _complete(folder: Path, fingerprint: str, report: dict[str, Any]) -> None:
-    """Marks a source as finished, and removes what only an unfinished one needs."""
-    write_json(folder / _COMPLETED, seal({"fingerprint": fingerprint, "report": report}))
+def _finish(folder: Path, fingerprint: str, report: dict[str, Any], place: Path) -> None:
+    """Removes what only an unfinished source needs, seals the rest, and moves it to its place."""
     for step in ("index", "prepared", "read", "frequent_images", "judge", "repeats", "write"):
         shutil.rmtree(folder / step, ignore_errors=True)
+    (folder / _STARTED).unlink(missing_ok=True)
+    (folder / _FINISHED_MARK).unlink(missing_ok=True)
+    content = {"fingerprint": fingerprint, "report": report, "files": _hash_files(folder)}
+    write_json(folder / _FINISHED_MARK, seal(content))
+    shutil.rmtree(place, ignore_errors=True)  # what it lacked or had damaged
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(place)
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def _start_or_resume(folder: Path, fingerprint: str) -> None:
@@ -271,7 +329,11 @@ def _find_frequent_images(source: SourceConfig, tasks: list[PartitionTask], fold
 
 
 def _find_repeats(
-    config: IngestConfig, source: SourceConfig, tasks: list[PartitionTask], folder: Path
+    config: IngestConfig,
+    source: SourceConfig,
+    tasks: list[PartitionTask],
+    folder: Path,
+    finished: Mapping[str, Path],
 ) -> None:
     """What repeats an earlier record once boilerplate is gone."""
     if source.split == SourceSplit.EVALUATION:
@@ -287,7 +349,7 @@ def _find_repeats(
     elif source.kind in (RecordKind.INTERLEAVED, RecordKind.TEXT):
         tables["near"] = [step / "near.parquet" for step in judged]
     work = folder / "work"
-    earlier = open_earlier(tasks[0].name, config, tasks[0].folder.parent)
+    earlier = open_earlier(tasks[0].name, config, finished)
     find_repeats(config.deduplication_of(source), tables, folder / "found", work, earlier)
     shutil.rmtree(work)
 
@@ -351,22 +413,27 @@ def _add_unread_files(
 
 
 def _publish(folder: Path, name: str, output_dir: Path) -> None:
-    """Moves a finished source to its place; without its mark half a move is never trusted."""
-    records, quarantine = output_dir / RECORDS / name, output_dir / QUARANTINE / f"{name}.parquet"
-    shutil.rmtree(records, ignore_errors=True)
-    for path in (records, quarantine):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    (folder / _COMPLETED).unlink()
-    (folder / _STARTED).unlink()
-    shutil.move(folder / RECORDS, records)
-    shutil.move(folder / f"{QUARANTINE}.parquet", quarantine)
-    shutil.rmtree(folder)
+    """Links a finished source into the output, where the file system can."""
+    (output_dir / QUARANTINE).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output_dir / RECORDS / name, ignore_errors=True)
+    shutil.copytree(folder / RECORDS, output_dir / RECORDS / name, copy_function=link_or_copy)
+    quarantine = f"{QUARANTINE}.parquet"
+    link_or_copy(folder / quarantine, output_dir / QUARANTINE / f"{name}.parquet")
 
 
-def _completed_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+def _finished_report(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The report of a source that an earlier run finished with the same parameters and files."""
-    content = read_sealed(folder / _COMPLETED)
-    return content["report"] if content and content["fingerprint"] == fingerprint else None
+    content = read_sealed(folder / _FINISHED_MARK)
+    if content is None or content["fingerprint"] != fingerprint:
+        return None
+    found = _hash_files(folder)
+    del found[_FINISHED_MARK]
+    if changed := sorted({name for name, _ in found.items() ^ content["files"].items()}):
+        logger.warning(
+            "%s: is not as it was written; its source is read again.", folder / changed[0]
+        )
+        return None
+    return content["report"]
 
 
 def _fingerprint(
@@ -419,8 +486,8 @@ def _totals(reports: dict[str, Any]) -> dict[str, Any]:
     return {**records.to_json(), "images": images.to_json()}
 
 
-def _summarise(index: Path | None, reports: dict[str, Any]) -> dict[str, Any]:
-    """What training records were compared with, and how many were rejected for it."""
+def _report_of(reports: dict[str, Any], index: Path | None) -> dict[str, Any]:
+    """Sources, what they were compared with, and how many records were rejected for it."""
     rejected = {
         name: found
         for name, report in reports.items()
@@ -433,7 +500,7 @@ def _summarise(index: Path | None, reports: dict[str, Any]) -> dict[str, Any]:
         )
     }
     summary = {} if index is None else read_summary(index)
-    return {**summary, "rejected": dict(sorted(rejected.items()))}
+    return {"sources": reports, "decontamination": {**summary, "rejected": rejected}}
 
 
 def _warn_if_little_is_kept(name: str, report: dict[str, Any]) -> None:

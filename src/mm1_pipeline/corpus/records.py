@@ -364,6 +364,7 @@ def write_sources(records_dir: Path, sources: Mapping[str, SourceConfig]) -> Non
         name: {"kind": source.kind.value, "split": source.split.value}
         for name, source in sources.items()
     }
+    records_dir.mkdir(parents=True, exist_ok=True)
     (records_dir / SOURCES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -385,10 +386,18 @@ def conversation_sources(records_dir: Path) -> dict[str, RecordKind]:
     return {name: kind for name, kind in sources.items() if kind == RecordKind.CONVERSATION}
 
 
-def _training_sources(records_dir: Path) -> dict[str, RecordKind]:
+def read_sources(records_dir: Path) -> dict[str, tuple[RecordKind, SourceSplit]]:
+    """Kind and split of every source that records were made of, in their order."""
     content = json.loads((Path(records_dir) / SOURCES).read_text(encoding="utf-8"))
     return {
-        name: RecordKind(source["kind"])
+        name: (RecordKind(source["kind"]), SourceSplit(source["split"]))
         for name, source in content.items()
-        if source["split"] == SourceSplit.TRAIN
+    }
+
+
+def _training_sources(records_dir: Path) -> dict[str, RecordKind]:
+    return {
+        name: kind
+        for name, (kind, split) in read_sources(records_dir).items()
+        if split == SourceSplit.TRAIN
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from mm1_pipeline.evaluation.small_images import write_small_images
 from mm1_pipeline.evaluation.tasks import Task, load_task
 from mm1_pipeline.evaluation.text.text_run import TextRunner
 from mm1_pipeline.evaluation.text.text_tasks import TextTask, load_text_task
+from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.checkpoint import CONFIG, WEIGHTS, load_model
 from mm1_pipeline.models.device import usable_device
@@ -125,7 +126,7 @@ def evaluate(
     shards_dir: Path,
     records_dir: Path,
     output_dir: Path,
-    work_dir: Path | None = None,
+    part: Callable[[str], Path] | None = None,
     *,
     chat: ChatModels | None = None,
     loss_only: Mapping[str, Path] | None = None,
@@ -133,7 +134,8 @@ def evaluate(
     """Scores models, their blind twins and the most frequent answer on every task.
 
     Tasks, prompts and models are checked before the first answer. The same inputs give the
-    same bytes, also when a run is killed and another goes on with its work folder.
+    same bytes, also when a run is killed and another goes on with its answers. A model that did not
+    change is not asked again what it answered before, whatever else is evaluated.
 
     Args:
         config: Tasks, shots, resamples, seed.
@@ -142,8 +144,8 @@ def evaluate(
         shards_dir: The artifact of the stage `shard`; held-out sequences and image transform.
         records_dir: The artifact that contains `records/`.
         output_dir: Gets `<model>/<task>_<shots>shot.jsonl`.
-        work_dir: Keeps the answers as they come, `answers/<model>/<task>_<shots>shot.jsonl`;
-            None keeps none.
+        part: Gives the folder for answers, as they come, by a name that tells what they depend on
+            besides prompts and code; None keeps none.
         chat: Models that are asked in conversations, with the words of their fine-tuning.
         loss_only: Further models, of which only the held-out losses are measured.
 
@@ -157,7 +159,7 @@ def evaluate(
     """
     _check_tasks(config, [*models, *(chat.models if chat is not None else ())])
     documents = build_harness(config, tokenizer_dir, shards_dir, records_dir)
-    judge = _connect_judge(config, work_dir)
+    judge = _connect_judge(config, part)
     device = torch.device(usable_device(config.device))
     suites = [(name, directory, documents) for name, directory in models.items()]
     of_chat = None
@@ -180,7 +182,7 @@ def evaluate(
                 model, config, harness.shards_dir, harness.tasks, harness.tokenizer
             )
             model = _in_precision(model, config.precision)
-            logs = _Logs(work_dir, _made_with(config, directory, harness.shards_dir))
+            logs = _Logs(part, _made_with(config, directory, harness.shards_dir))
             run = _Run(harness, progress, logs, judge)
             seeing = _answer_all(name, model, run)
             blind = _answer_all(name + BLIND_SUFFIX, model, run, blind=True)
@@ -377,14 +379,15 @@ def _answer_all(name: str, model: MM1, run: _Run, *, blind: bool = False) -> Sco
 class _Logs:
     """Where the answers of one model are kept while an evaluation runs."""
 
-    work_dir: Path | None
+    part: Callable[[str], Path] | None
     made_with: Mapping[str, Any]
 
     def of(self, name: str, task: Task | TextTask, num_shots: int) -> AnswerLog | None:
         """The log of one model, task and number of shots."""
-        if self.work_dir is None:
+        if self.part is None:
             return None
-        path = self.work_dir / "answers" / name / f"{task.name}_{num_shots}shot.jsonl"
+        folder = self.part(f"answers/{name}/{identity(**self.made_with)[:16]}")
+        path = folder / f"{task.name}_{num_shots}shot.jsonl"
         limits = {"max_new_tokens": task.config.max_new_tokens, "stop": task.config.stop}
         log = AnswerLog(path, {**self.made_with, **limits})
         if len(log):
@@ -504,10 +507,10 @@ def _task_entry(task: Task, evaluation: EvaluateConfig) -> dict[str, Any]:
     return entry
 
 
-def _connect_judge(config: EvaluateConfig, work_dir: Path | None) -> Judge | None:
+def _connect_judge(config: EvaluateConfig, part: Callable[[str], Path] | None) -> Judge | None:
     if config.judge is None:
         return None
-    return Judge(config.judge, None if work_dir is None else work_dir / "judge.jsonl")
+    return Judge(config.judge, None if part is None else part("judge") / "replies.jsonl")
 
 
 def _judge_facts(config: EvaluateConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from kedro_rerun.graph import Graph, Storage
 from kedro_rerun.preflight import Mistake
 
+from mm1_pipeline.config.ingest import IngestConfig
 from mm1_pipeline.preflight import data, evaluation, lab, training
 from mm1_pipeline.preflight.run import Check, Run
 
@@ -18,7 +19,10 @@ def _of_run(run: Run) -> Iterator[str]:
 
 
 CHECKS: Mapping[str, Check | None] = {
-    "ingest_sources": data.check_ingest,
+    "ingest_evaluation": data.check_ingest(IngestConfig.evaluation_part),
+    "ingest_pretraining": data.check_ingest(IngestConfig.pretraining_part),
+    "ingest_conversations": data.check_ingest(IngestConfig.conversation_part),
+    "report_sources": None,
     "synthesize_captions": data.check_synthesis,
     "prepare_tokenizer": data.check_tokenizer,
     "pack_shards": None,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from mm1_pipeline.config.ingest import RecordKind, SourceSplit
-from mm1_pipeline.preflight.run import Run, is_installed, missing, refused, unknown
+from mm1_pipeline.config.ingest import IngestConfig, RecordKind, SourceSplit
+from mm1_pipeline.preflight.run import Check, Run, is_installed, missing, refused, unknown
 
 
-def check_ingest(run: Run) -> Iterator[str]:
-    """Every raw source has files of its format, and columns of the configured names."""
+def check_ingest(part: Callable[[IngestConfig], IngestConfig]) -> Check:
+    """Every raw source of a part has files of its format, and columns of the configured names."""
+    return partial(_check_ingest, part)
+
+
+def _check_ingest(part: Callable[[IngestConfig], IngestConfig], run: Run) -> Iterator[str]:
     from mm1_pipeline.corpus.preflight import source_problems
     from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 
-    config = run.get("ingest")
+    config = part(run.get("ingest"))
     for name, source in config.sources.items():
         key = name, source, config.limits
         found = run.once(key, partial(source_problems, *key, load_scorer))[0]
@@ -33,7 +37,7 @@ def check_synthesis(run: Run) -> Iterator[str]:
     config, ingest = run.get("synthesis"), run.get("ingest")
     if not config.sources:
         return
-    if ingest is not None and "ingest_sources" in run.nodes:
+    if ingest is not None and "ingest_pretraining" in run.nodes:
         captions = [
             name
             for name, source in ingest.sources.items()

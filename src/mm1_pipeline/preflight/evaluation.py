@@ -116,7 +116,7 @@ def _positions(config: EvaluateConfig, run: Run) -> Iterator[str]:
 def _ingested(path: str, task: TaskConfig, run: Run) -> Iterator[str]:
     """A task out of a source that this run ingests."""
     ingest: IngestConfig | None = run.get("ingest")
-    if ingest is None or "ingest_sources" not in run.nodes or task.source is None:
+    if ingest is None or "ingest_evaluation" not in run.nodes or task.source is None:
         return
     evaluated = [
         name

@@ -53,7 +53,7 @@ class Run:
         A run of later stages alone takes the shards as they are, and they are looked at when it
         does.
         """
-        if not {"ingest_sources", "pack_shards"} <= self.nodes:
+        if not {"ingest_pretraining", "pack_shards"} <= self.nodes:
             return None
         found = self._training_sources()
         kinds = {name: kind for name, kind in found.items() if kind != RecordKind.CONVERSATION}
@@ -64,7 +64,7 @@ class Run:
 
     def conversation_sources(self) -> dict[str, RecordKind] | None:
         """As `pretraining_sources`, of `sft_shards`."""
-        if not {"ingest_sources", "pack_conversations"} <= self.nodes:
+        if not {"ingest_conversations", "pack_conversations"} <= self.nodes:
             return None
         found = self._training_sources()
         return {name: kind for name, kind in found.items() if kind == RecordKind.CONVERSATION}

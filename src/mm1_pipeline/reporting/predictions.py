@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1_pipeline.config.ingest import SourceSplit
-from mm1_pipeline.corpus.records import SOURCES, Record, read_records
+from mm1_pipeline.corpus.records import SOURCES, Record, read_records, read_sources
 
 Prediction = Mapping[str, Any]
 
@@ -78,11 +78,10 @@ def find_records(records_dir: Path, predictions: Iterable[Prediction]) -> dict[s
 
 
 def _evaluation_sources(records_dir: Path) -> list[str]:
-    path = records_dir / SOURCES
-    if not path.is_file():
+    if not (records_dir / SOURCES).is_file():
         return []
-    sources = json.loads(path.read_text(encoding="utf-8"))
-    return [name for name, s in sources.items() if s["split"] == SourceSplit.EVALUATION]
+    found = read_sources(records_dir)
+    return [name for name, (_, split) in found.items() if split == SourceSplit.EVALUATION]
 
 
 def _references(record: Record, expected: list[str]) -> bool:

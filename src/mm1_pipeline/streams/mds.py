@@ -172,7 +172,7 @@ class ShardFile:
         """
         data = self.stored.read_bytes()
         if self._zip is not None:
-            _check_content(self.stored, data, self._zip)
+            check_content(self.stored, data, self._zip)
             try:
                 # What a frame says of its size is what unpacking it would allocate.
                 if zstandard.frame_content_size(data) != self._raw["bytes"]:
@@ -180,7 +180,7 @@ class ShardFile:
                 data = zstandard.decompress(data)
             except zstandard.ZstdError as error:
                 raise ValueError(f"{self.stored}: found no frame of zstd ({error}).") from error
-        _check_content(self.stored, data, self._raw)
+        check_content(self.stored, data, self._raw)
         return data
 
     def read_sample(self, file: Path, number: int) -> dict[str, Any]:
@@ -255,7 +255,12 @@ def _describe(basename: str, data: bytes) -> dict[str, Any]:
     return {"basename": basename, "bytes": len(data), "hashes": hashes}
 
 
-def _check_content(file: Path, data: bytes, expected: Mapping[str, Any]) -> None:
+def check_content(file: Path, data: bytes, expected: Mapping[str, Any]) -> None:
+    """Compares what a file holds with what its index says of it.
+
+    Raises:
+        ValueError: They differ.
+    """
     if len(data) != expected["bytes"]:
         raise ValueError(f"{file}: found {len(data)} bytes, expected {expected['bytes']}.")
     if xxhash.xxh64(data).hexdigest() != expected["hashes"]["xxh64"]:

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from mm1_pipeline.corpus.records import SYNTHETIC_OF, Record
 from mm1_pipeline.ground.files import write_text
 from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
 from mm1_pipeline.streams.images import encode_image
-from mm1_pipeline.streams.mds import MDSWriter
+from mm1_pipeline.streams.mds import MDSWriter, check_content
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
 from mm1_pipeline.streams.partitions import Partition, read_partition
 from mm1_pipeline.streams.serialization import serialize
@@ -43,6 +44,8 @@ from mm1_pipeline.streams.shard_index import Split
 from mm1_pipeline.streams.shard_store import ShardStore
 from mm1_pipeline.streams.sub_images import count_sub_images, decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 COMPLETED = "completed.json"
 _MEASURED_RECORDS = 16
@@ -178,9 +181,10 @@ def plan_partition(job: PartitionJob) -> PartitionPlan:
 def write_partition(job: PartitionJob) -> WrittenPartition:
     """Writes the shard files of a partition, or takes those an earlier run finished.
 
-    What a killed run left of an unfinished partition is removed.
+    What a killed run left of an unfinished partition, or is damaged since, is removed.
     """
-    if (finished := read_completed(job)) is not None:
+    finished = read_completed(job)
+    if finished is not None and (job.store is not None or _is_whole(job, finished)):
         return finished
     shutil.rmtree(job.folder, ignore_errors=True)
     writers = {split: _open_writer(job, split) for split in Split}
@@ -212,6 +216,18 @@ def shard_files(folder: Path, source: str, written: WrittenPartition) -> Iterato
         for entry in entries:
             name = (entry["zip_data"] or entry["raw_data"])["basename"]
             yield folder / split.value / name, f"{source}/{split.value}/{name}"
+
+
+def _is_whole(job: PartitionJob, written: WrittenPartition) -> bool:
+    entries = [entry for split in written.shards.values() for entry in split]
+    files = [file for file, _ in shard_files(job.folder, job.partition.source, written)]
+    for file, entry in zip(files, entries, strict=True):
+        try:
+            check_content(file, file.read_bytes(), entry["zip_data"] or entry["raw_data"])
+        except (OSError, ValueError) as error:
+            logger.warning("%s Its partition is written again.", error)
+            return False
+    return True
 
 
 def read_completed(job: PartitionJob) -> WrittenPartition | None:

@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kedro_rerun.files import hash_file
+from kedro_rerun.manifests import read_manifest
+
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ShardConfig
 from mm1_pipeline.corpus.records import RECORDS, read_records
-from mm1_pipeline.ground.files import write_text
+from mm1_pipeline.ground.files import link_or_copy, write_text
 from mm1_pipeline.ground.identity import identity
 from mm1_pipeline.ground.processes import WorkerPool
 from mm1_pipeline.ground.progress import Progress
@@ -105,7 +108,7 @@ def write_shards(
     sources: dict[str, RecordKind],
     output_dir: Path | str,
     *,
-    work_dir: Path | None = None,
+    part: Callable[[str], Path] | None = None,
 ) -> dict[str, Any]:
     """Plans, packs and writes a training and a validation dataset of each source.
 
@@ -121,8 +124,9 @@ def write_shards(
         output_dir: Gets `<source>/train`, `<source>/validation` and `shards.json`. A folder, or a
             URL that fsspec opens: then each partition is uploaded when it is finished and takes
             no room here any more.
-        work_dir: Keeps finished partitions, so that a killed run goes on with the next; None
-            keeps them with the output, or, for a URL, not at all.
+        part: Gives the folder for a source's finished partitions by a name that tells what they
+            were made from, on the output's file system: those that lie there are not made again.
+            None keeps them with the output until all are there, or, for a URL, not at all.
 
     Returns:
         The shard report: counts and fill by source and split, and by kind (training only).
@@ -130,7 +134,7 @@ def write_shards(
     Raises:
         ValueError: A source has no records.
     """
-    with _working_folder(output_dir, work_dir) as folder, _processes(config.num_workers) as run:
+    with _working_folder(output_dir, part) as folder, _processes(config.num_workers) as run:
         store = ShardStore(str(output_dir)) if is_url(output_dir) else None
         jobs = _jobs(config, records_dir, tokenizer, sources, folder, store, run)
         plan = _plan(config, jobs, run)
@@ -166,15 +170,17 @@ def _processes(num_workers: int) -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def _working_folder(output_dir: Path | str, work_dir: Path | None) -> Iterator[Path]:
-    if work_dir is not None:
-        yield work_dir / "partitions"
+def _working_folder(
+    output_dir: Path | str, part: Callable[[str], Path] | None
+) -> Iterator[Callable[[str], Path]]:
+    if part is not None:
+        yield part
     elif is_url(output_dir):
         with TemporaryFolder("shards") as folder:
-            yield folder
+            yield folder.joinpath
     else:
         folder = Path(output_dir) / ".partitions"
-        yield folder
+        yield folder.joinpath
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -183,7 +189,7 @@ def _jobs(
     records_dir: Path | Sequence[Path],
     tokenizer: Tokenizer,
     sources: dict[str, RecordKind],
-    folder: Path,
+    part: Callable[[str], Path],
     store: ShardStore | None,
     run: Run,
 ) -> list[PartitionJob]:
@@ -193,7 +199,8 @@ def _jobs(
     for source, kind in sources.items():
         records = _records_of(source, records_dir)
         costs = source_costs(records, source, config, lambda f, items: _in_order(run, f, items))
-        made_from = _identity_of(config, tokenizer, records, source)
+        made_from = _identity_of(config, tokenizer, records, source, store)
+        folder = part(f"{source}/{made_from[:16]}")
         jobs += [
             PartitionJob(
                 config,
@@ -201,7 +208,7 @@ def _jobs(
                 records,
                 content,
                 partition,
-                folder / source / f"{partition.number:05d}",
+                folder / f"{partition.number:05d}",
                 store,
                 made_from,
             )
@@ -223,11 +230,21 @@ def _records_of(source: str, records_dir: Path | Sequence[Path]) -> Path:
     raise AssertionError("read_records names the sources that there are")
 
 
-def _identity_of(config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str) -> str:
-    """What the files of a source's partitions depend on."""
-    files = [(file.name, file.stat().st_size) for file in record_files(records, source)]
+def _identity_of(
+    config: ShardConfig, tokenizer: Tokenizer, records: Path, source: str, store: ShardStore | None
+) -> str:
+    """What the files of a source's partitions depend on, and where they are."""
+    manifest = read_manifest(records)
+    listed = {} if manifest is None else manifest["files"]
+    files = record_files(records, source)
+    names = [file.relative_to(records).as_posix() for file in files]
+    digests = [listed[n].get("hash") if n in listed else hash_file(records / n) for n in names]
     return identity(
-        layout=_LAYOUT, config=config, tokenizer=tokenizer.sha256, records=[records, files]
+        layout=_LAYOUT,
+        config=config,
+        tokenizer=tokenizer.sha256,
+        records=list(zip(names, digests, strict=True)),
+        store=None if store is None else store.url,
     )
 
 
@@ -357,14 +374,13 @@ def _index_texts(
 def _collect(
     jobs: list[PartitionJob], written: dict[int, WrittenPartition], output_dir: Path
 ) -> None:
-    """Moves finished files to their places; without its mark half a move is never trusted."""
+    """Links finished files to their places, where the file system can."""
     for source in {job.partition.source for job in jobs}:
         for split in Split:
             dataset_directory(output_dir, source, split).mkdir(parents=True, exist_ok=True)
     for number, job in enumerate(jobs):
-        (job.folder / COMPLETED).unlink()
         for file, name in shard_files(job.folder, job.partition.source, written[number]):
-            shutil.move(file, output_dir / name)
+            link_or_copy(file, output_dir / name)
 
 
 def _put_indices(

@@ -182,11 +182,11 @@ def test_a_killed_run_goes_on_and_a_changed_source_changes_those_after_it(tmp_pa
     real = ingest_module._find_repeats
     searched = []
 
-    def die_once(config, source, tasks, folder):
+    def die_once(config, source, tasks, folder, finished):
         searched.append(tasks[0].name)
         if searched == ["first", "second"]:
             raise KeyboardInterrupt
-        return real(config, source, tasks, folder)
+        return real(config, source, tasks, folder, finished)
 
     monkeypatch.setattr(ingest_module, "_find_repeats", die_once)
     work = tmp_path / "work"

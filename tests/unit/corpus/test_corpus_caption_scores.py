@@ -23,7 +23,7 @@ from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.readers.base import RejectedRecord
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
 from mm1_pipeline.ground.rejects import Reason, Rejected
-from mm1_pipeline.pipelines.ingest.nodes import ingest_sources
+from mm1_pipeline.pipelines.ingest.nodes import ingest_pretraining
 from mm1_pipeline.settings import SESSION_CLASS
 
 MODEL = {"checkpoint": "model", "tokenizer": "tokenizer", "threshold": 0.5}
@@ -132,7 +132,7 @@ def test_the_model_counts_by_its_content() -> None:
 
 def test_edits_of_the_models_do_not_rerun_ingest() -> None:
     settings = SESSION_CLASS.staleness_settings
-    entry = (ingest_sources.__module__, ingest_sources.__name__)
+    entry = (ingest_pretraining.__module__, ingest_pretraining.__name__)
 
     def reached(excluded: tuple[str, ...]) -> set[str]:
         return set(CodeIndex(settings.packages, excluded).closure([entry]).parts)

@@ -334,3 +334,69 @@ def test_a_column_that_is_missing_later_stops_the_run_before_it_starts(tmp_path)
 
 def test_details_can_be_stored_and_are_the_same_in_every_run():
     assert printable("<BytesIO object at 0x7f00Ab>: \ud83d") == "<BytesIO object>: \\ud83d"
+
+
+def parts_of(config):
+    return config.evaluation_part(), config.pretraining_part(), config.conversation_part()
+
+
+def test_sources_ingested_apart_are_those_ingested_together(tmp_path):
+    """The nodes of the pipeline against one call: contaminated, repeated and bad records in all."""
+    sources = make_sources(tmp_path / "raw")
+    write_bytes(tmp_path / "raw" / "captions" / "9.tar", b"")
+    write_tar(tmp_path / "raw" / "captions" / "8.tar", sample("seen", pattern(99), "one"))
+    turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+    write_json(tmp_path / "raw" / "chat" / "2.json", [{"conversations": turns, "image": "x.jpg"}])
+    write_bytes(tmp_path / "raw" / "chat" / "x.jpg", pattern(99))
+    config = make_config(sources)
+    expected = ingest(config, tmp_path / "whole")
+    assert len(expected["decontamination"]["rejected"]) == 2
+    evaluation, *training = parts_of(config)
+    reports = [ingest(evaluation, tmp_path / "evaluation")]
+    for number, part in enumerate(training):
+        folder = tmp_path / str(number)
+        reports.append(ingest(part, folder, evaluation_dir=tmp_path / "evaluation"))
+    found = {}
+    for folder in ("evaluation", "0", "1"):
+        found |= digests(tmp_path / folder)
+    whole = digests(tmp_path / "whole")
+    assert {n: d for n, d in found.items() if n != "sources.json"} == {
+        n: d for n, d in whole.items() if n != "sources.json"
+    }
+    joined = ingest_module.join_reports(reports, config.source_names())
+    assert json.dumps(joined) == json.dumps(expected)
+
+
+def test_the_parts_of_a_recipe_hold_every_source_once(tmp_path):
+    config = make_config(make_sources(tmp_path / "raw"))
+    names = [name for part in parts_of(config) for name in part.sources]
+    assert sorted(names) == sorted(config.sources)
+    only_captions = make_config({"captions": make_sources(tmp_path / "raw")["captions"]})
+    assert [list(part.sources) for part in parts_of(only_captions)] == [[], ["captions"], []]
+    for number, part in enumerate(parts_of(only_captions)):  # which is no error
+        ingest(part, tmp_path / f"out{number}")
+
+
+def test_another_run_takes_the_sources_that_did_not_change(tmp_path, monkeypatch, caplog):
+    sources = make_sources(tmp_path / "raw")
+    place = tmp_path / "parts"
+    first = ingest(make_config(sources), tmp_path / "first", part=place.joinpath)
+    sources["words"]["documents"] = {"min_characters": 2}
+    names = count_reads(monkeypatch)
+    ingest(make_config(sources), tmp_path / "second", part=place.joinpath)
+    assert names == ["words"]
+    ingest(make_config(sources), tmp_path / "fresh")
+    assert digests(tmp_path / "second") == digests(tmp_path / "fresh")
+    names.clear()
+    del sources["words"]["documents"]
+    assert ingest(make_config(sources), tmp_path / "third", part=place.joinpath) == first
+    assert names == []
+    whole = digests(tmp_path / "first")
+    assert digests(tmp_path / "third") == whole
+    # What lies there is compared before it is taken, and whoever changes a version changes it too.
+    victim = next((tmp_path / "third" / "records" / "captions").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    assert ingest(make_config(sources), tmp_path / "fourth", part=place.joinpath) == first
+    assert names == ["captions"]
+    assert "is not as it was written" in caplog.text
+    assert digests(tmp_path / "fourth") == whole

@@ -34,7 +34,8 @@ MODELS = ("pretrain", "pretrain:blind", "frequent")
 def run(world, output_dir, work_dir=None, **changes):
     config = dataclasses.replace(world.config, **changes)
     models = {"pretrain": world.model}
-    return evaluate(config, models, **world.inputs(), output_dir=output_dir, work_dir=work_dir)
+    part = None if work_dir is None else work_dir.joinpath
+    return evaluate(config, models, **world.inputs(), output_dir=output_dir, part=part)
 
 
 def files_of(directory) -> dict[str, bytes]:

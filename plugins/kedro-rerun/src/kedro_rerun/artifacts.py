@@ -6,6 +6,7 @@ Layout of one artifact:
     <root>/CURRENT              text file that names the version in use
     <root>/.staging/            versions being written, named <fingerprint12>-<pid>
     <root>/.work/<fingerprint12>/   progress that a later run may resume from
+    <root>/.parts/<code12>/<name>/  what one version is put together of, for the next to take again
 
 A version is written to staging, checked, given its manifest, renamed into place; then CURRENT
 is replaced. A kill at any moment leaves the earlier version whole and current. Versions are
@@ -48,6 +49,9 @@ from kedro_rerun.manifests import (
 CURRENT = "CURRENT"
 STAGING = ".staging"
 WORK = ".work"
+PARTS = ".parts"
+_USED_PARTS = "parts"
+_NO_MAKING = "unknown"
 FINGERPRINT_LENGTH = 12
 WEIGHTS = (".safetensors", ".json")
 """Files of models and tokenizers, which are read whole in any case. Tables of records may be too
@@ -94,6 +98,10 @@ class Workspace:
     root: Path
     fingerprint: str
     pid: int = field(default_factory=os.getpid)
+    making: str = ""
+    """Digest of the code and the libraries that write it."""
+    used_parts: set[str] = field(default_factory=set, compare=False)
+    """Names of the parts that were asked for."""
 
     def __post_init__(self) -> None:
         _check_fingerprint(self.fingerprint)
@@ -121,6 +129,21 @@ class Workspace:
     def version(self) -> Path:
         """The folder of the published version, whether it exists or not."""
         return self.root / self.name
+
+    def part(self, name: str) -> Path:
+        """The folder of a part that outlives this version, whether it exists or not.
+
+        A node that gets other parameters or inputs, but the same code and libraries, finds there
+        what it wrote before. It stays as long as a version that is kept has asked for it. Who
+        fills it does so at once (`os.rename`), and checks what is found.
+
+        Args:
+            name: a relative path. It must tell which parameters and inputs the part was made
+                from, such as a fingerprint of its own.
+        """
+        name = f"{self.making[:FINGERPRINT_LENGTH] or _NO_MAKING}/{name}"
+        self.used_parts.add(name)
+        return self.root / PARTS / name
 
     def discard_staging(self) -> None:
         """Removes what an earlier attempt of this process left in staging."""
@@ -193,6 +216,8 @@ def publish(
     staging = workspace.staging
     if validate is not None:
         validate(staging)
+    if workspace.used_parts:
+        provenance = {**provenance, _USED_PARTS: sorted(workspace.used_parts)}
     manifest = build_manifest(
         staging,
         kind=kind,
@@ -361,7 +386,9 @@ def sweep(root: Path) -> list[Path]:
 
 
 def collect_garbage(root: Path, keep: Collection[str], dry_run: bool = False) -> list[Removed]:
-    """Removes versions and progress that nothing refers to; the current version always stays.
+    """Removes versions, progress and parts that nothing refers to; the current version stays.
+
+    While the progress of a run is kept, so are all parts: nobody can tell which it made.
 
     Args:
         root: the artifact's root.
@@ -374,11 +401,13 @@ def collect_garbage(root: Path, keep: Collection[str], dry_run: bool = False) ->
     names = {fingerprint[:FINGERPRINT_LENGTH] for fingerprint in keep}
     if (name := current_name(root)) is not None:
         names.add(name)
-    candidates = version_folders(root) + _children(root / WORK)
+    candidates = [
+        path for path in version_folders(root) + _children(root / WORK) if path.name not in names
+    ]
+    if not any(path.name in names for path in _children(root / WORK)):
+        candidates += _unused_parts(root, names)
     removed = []
     for path in candidates:
-        if path.name in names:
-            continue
         size = sum(stat.st_size for _, stat in walk_files(path))
         if not dry_run:
             remove_directory(path, root / STAGING / f"{path.name}-{os.getpid()}{_TRASH}")
@@ -386,6 +415,24 @@ def collect_garbage(root: Path, keep: Collection[str], dry_run: bool = False) ->
     if not dry_run:
         sweep(root)
     return removed
+
+
+def _unused_parts(root: Path, names: Collection[str]) -> list[Path]:
+    kept = (artifact for artifact in versions(root) if artifact.path.name in names)
+    used = {
+        name for artifact in kept for name in artifact.manifest["provenance"].get(_USED_PARTS, [])
+    }
+    folders = [Path(name) for name in used]
+    above = {parent for path in folders for parent in path.parents}
+    found, waiting = [], _children(root / PARTS)
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(root / PARTS)
+        if name in above:
+            waiting += _children(path)
+        elif name not in folders:
+            found.append(path)
+    return sorted(found)
 
 
 def _make_durable(staging: Path, files: Collection[str]) -> None:

@@ -98,7 +98,7 @@ class ComponentReader:
         for name in node.inputs:
             dataset = self._graph.datasets[name]
             if dataset.storage is Storage.PARAMETER:
-                for path, selection in self._flatten(dataset).inputs().items():
+                for path, selection in self._flatten(node, dataset).inputs().items():
                     component = f"{Cause.INPUT}:{path.removeprefix(f'{Cause.PARAMS}:')}"
                     digests[component] = self._read_path(component, selection)
             elif bare(name) in predicted:
@@ -133,7 +133,7 @@ class ComponentReader:
             options = {f"{dataset.name}.{name}": text for name, text in dataset.options.items()}
             components |= _prefixed(Cause.CATALOG, options)
             if dataset.storage is Storage.PARAMETER:
-                components |= self._flatten(dataset).values
+                components |= self._flatten(node, dataset).values
         return components
 
     def code_changed(self, node: StaleNode) -> bool:
@@ -207,7 +207,9 @@ class ComponentReader:
     def _datasets(self, node: StaleNode) -> list[Dataset]:
         return [self._graph.datasets[name] for name in (*node.inputs, *node.outputs)]
 
-    def _flatten(self, dataset: Dataset) -> FlatParameters:
+    def _flatten(self, node: StaleNode, dataset: Dataset) -> FlatParameters:
+        if (part := node.parts.get(dataset.name)) is not None:
+            return flatten_parameters(part(dataset.value), dataset.name)
         if dataset.name != _ALL_PARAMETERS:
             return flatten_parameters(dataset.value, dataset.name)
         flat = FlatParameters.empty()

@@ -29,6 +29,8 @@ class BuildContext:
     mixed: tuple[str, ...] = ()
     """Of a node that is tagged `shows_lineage`: which datasets stand in more than one version
     behind what it reads; see `lineage.Lineage.mixed`."""
+    making: str = ""
+    """Digest of the node's code and libraries: of its fingerprint without parameters and inputs."""
 
     def workspace(self, dataset_name: str) -> Workspace:
         """The workspace of one output.
@@ -49,7 +51,7 @@ class BuildContext:
                 f"expected one of its output artifacts: {', '.join(self.roots) or 'none'}. "
                 "Name an output whose catalog entry is an artifact directory."
             )
-        return Workspace(self.roots[names[0]], self.fingerprint)
+        return Workspace(self.roots[names[0]], self.fingerprint, making=self.making)
 
 
 _context: ContextVar[BuildContext | None] = ContextVar("build_context", default=None)

@@ -45,6 +45,14 @@ class Fingerprint:
         """The hash of all components (64 hexadecimal digits)."""
         return hash_json(dict(self.components))
 
+    @property
+    def making(self) -> str:
+        """The hash of what works on parameters and inputs: code, wiring and libraries."""
+        given = (f"{Cause.PARAMS}:", f"{Cause.INPUT}:")
+        return hash_json(
+            {n: text for n, text in self.components.items() if not n.startswith(given)}
+        )
+
     def of(self, cause: Cause) -> dict[str, str]:
         """The components of one cause, without its prefix."""
         prefix = f"{cause}:"

@@ -80,6 +80,8 @@ class StaleNode:
     wiring: Mapping[str, str] = field(default_factory=dict)
     """Which dataset is which argument and which result."""
     tags: frozenset[str] = frozenset()
+    parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """What it reads of a parameter group, by dataset; see `narrowing.narrowed`."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from kedro.pipeline.node import Node
 from kedro_rerun.files import canonical_json
 from kedro_rerun.graph import Dataset, Graph, StaleNode, Storage
 from kedro_rerun.inputs import ABSENT
+from kedro_rerun.narrowing import parts_by_dataset
 from kedro_rerun.parameters import ORDER, flatten_parameters
 
 _PLACES = frozenset(
@@ -59,6 +60,7 @@ def _describe_node(node: Node) -> StaleNode:
             "outputs": canonical_json(node._outputs),
         },
         tags=frozenset(node.tags),
+        parts=parts_by_dataset(node.func, node._inputs),
     )
 
 

@@ -246,7 +246,7 @@ def find_roots(data_root: Path) -> list[Path]:
     """Every artifact root below a folder, whether the catalog still names it or not."""
     roots = []
     for directory, folders, files in os.walk(data_root):
-        marks = {artifacts.CURRENT, artifacts.STAGING, artifacts.WORK}
+        marks = {artifacts.CURRENT, artifacts.STAGING, artifacts.WORK, artifacts.PARTS}
         if marks & {*files, *folders} or _holds_versions(Path(directory)):
             roots.append(Path(directory))
             folders.clear()

@@ -327,6 +327,7 @@ class _Run:
             },
             {**origin, **_describe_components(fingerprint)},
             tuple(self.planner.mixed(view, _input_digests(fingerprint))),
+            making=fingerprint.making,
         )
         with artifacts.keep_work_until_done(), building(context):
             self._execute(node)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.narrowing import narrowed
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
@@ -22,7 +23,7 @@ def evaluate_models(
     config: EvaluateConfig,
     tokenizer: Artifact,
     shards: Artifact,
-    records: Artifact,
+    evaluation_records: Artifact,
     pretrained_model: Artifact,
     upcycled_model: Artifact,
     dense_control_model: Artifact,
@@ -34,37 +35,37 @@ def evaluate_models(
         "predictions",
         config,
         {"pretrain": pretrained_model.path, "upcycle": upcycled_model.path},
-        (tokenizer, shards, records),
+        (tokenizer, shards, evaluation_records),
         chat=_fine_tuned(sft_model, sft_shards),
         loss_only={"dense_control": dense_control_model.path},
     )
 
 
+@narrowed(config=lambda config: config.asked_of("pretrain"))
 def evaluate_pretrained(
     config: EvaluateConfig,
     tokenizer: Artifact,
     shards: Artifact,
-    records: Artifact,
+    evaluation_records: Artifact,
     pretrained_model: Artifact,
 ) -> Evaluated:
     """Scores the pre-trained model alone, its blind twin and the most frequent answer."""
     models = {"pretrain": pretrained_model.path}
-    asked = config.asked_of("pretrain")
-    return _score("pretrain_predictions", asked, models, (tokenizer, shards, records))
+    return _score("pretrain_predictions", config, models, (tokenizer, shards, evaluation_records))
 
 
+@narrowed(config=lambda config: config.asked_of("sft"))
 def evaluate_fine_tuned(
     config: EvaluateConfig,
     tokenizer: Artifact,
     shards: Artifact,
-    records: Artifact,
+    evaluation_records: Artifact,
     sft_model: Artifact,
     sft_shards: Artifact,
 ) -> Evaluated:
     """Scores the fine-tuned model alone, in conversations, and the same beside it."""
     chat = _fine_tuned(sft_model, sft_shards)
-    asked = config.asked_of("sft")
-    return _score("sft_predictions", asked, {}, (tokenizer, shards, records), chat=chat)
+    return _score("sft_predictions", config, {}, (tokenizer, shards, evaluation_records), chat=chat)
 
 
 def _score(
@@ -97,7 +98,7 @@ def _score(
         shards_dir=shards.path,
         records_dir=records.path,
         output_dir=staged.directory,
-        work_dir=staged.work_directory,
+        part=staged.workspace.part,
         chat=chat,
         loss_only=loss_only,
     )

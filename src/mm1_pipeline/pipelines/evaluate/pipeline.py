@@ -26,5 +26,5 @@ def create_pipeline(goal: str = "evaluate") -> Pipeline:
     """
     function, models, beginning = _GOALS[goal]
     outputs = [f"{beginning}{name}" for name in ("evaluation", "held_out_loss", "predictions")]
-    inputs = ["params:evaluate", "tokenizer", "shards", "records", *models]
+    inputs = ["params:evaluate", "tokenizer", "shards", "evaluation_records", *models]
     return Pipeline([node(function, inputs, outputs, name=function.__name__)], tags=goal)

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline, node
 
-from mm1_pipeline.pipelines.ingest.nodes import ingest_sources
+from mm1_pipeline.pipelines.ingest import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Raw sources -> records and ingest_report."""
+    """Raw sources -> records for evaluation, pre-training and SFT, and ingest_report."""
+    reports = ["evaluation_sources", "pretraining_sources", "conversation_sources"]
     return Pipeline(
         [
             node(
-                ingest_sources,
+                nodes.ingest_evaluation,
                 inputs="params:ingest",
-                outputs=["records", "ingest_report"],
-                name="ingest_sources",
-            )
+                outputs=["evaluation_records", reports[0]],
+                name="ingest_evaluation",
+            ),
+            node(
+                nodes.ingest_pretraining,
+                inputs=["params:ingest", "evaluation_records"],
+                outputs=["records", reports[1]],
+                name="ingest_pretraining",
+            ),
+            node(
+                nodes.ingest_conversations,
+                inputs=["params:ingest", "evaluation_records"],
+                outputs=["sft_records", reports[2]],
+                name="ingest_conversations",
+            ),
+            node(
+                nodes.report_sources,
+                inputs=["params:ingest", *reports],
+                outputs="ingest_report",
+                name="report_sources",
+            ),
         ],
         tags="ingest",
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.narrowing import narrowed
 
 from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 
 
+@narrowed(config=TrainingConfig.mixture_part)
 def plan_mixture(config: TrainingConfig, shards: Artifact) -> dict[str, Any]:
     """Fixes which sequences every global batch holds, before anything is trained."""
     from mm1_pipeline.streams.mixture import MixtureSnapshot

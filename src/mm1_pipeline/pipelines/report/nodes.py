@@ -26,7 +26,7 @@ def write_report(
     held_out_loss: dict[str, Any],
     vision_held_out: dict[str, Any],
     predictions: Artifact,
-    records: Artifact,
+    evaluation_records: Artifact,
     shards: Artifact,
     sft_shards: Artifact,
     pretrained_model: Artifact,
@@ -37,7 +37,7 @@ def write_report(
     from mm1_pipeline.reporting.html import render_report
 
     models = {"pretrain": pretrained_model, "upcycle": upcycled_model, "sft": sft_model}
-    made = (records, shards, sft_shards, predictions, *models.values())
+    made = (evaluation_records, shards, sft_shards, predictions, *models.values())
     libraries = {name for each in made for name in each.manifest["provenance"].get("libraries", {})}
     return render_report(
         config,
@@ -56,7 +56,7 @@ def write_report(
         held_out_loss=held_out_loss,
         vision_held_out=vision_held_out,
         predictions_dir=predictions.path,
-        records_dir=records.path,
+        records_dir=evaluation_records.path,
         shards={"shards": shards.path, "shards for sft": sft_shards.path},
         models={stage: model.path for stage, model in models.items()},
         versions={name: version_of(name) for name in sorted(libraries)},

@@ -28,7 +28,7 @@ def create_pipeline() -> Pipeline:
                     "held_out_loss",
                     "vision_held_out",
                     "predictions",
-                    "records",
+                    "evaluation_records",
                     "shards",
                     "sft_shards",
                     "pretrained_model",

@@ -35,7 +35,7 @@ def pack_shards(
         Tokenizer.load(tokenizer.path),
         {name: kind for path in folders for name, kind in pretraining_sources(path).items()},
         staged.directory,
-        work_dir=staged.work_directory,
+        part=staged.workspace.part,
     )
     return staged.described(counts=report["streams"]), report
 
@@ -55,5 +55,6 @@ def pack_conversations(
         Tokenizer.load(tokenizer.path),
         conversation_sources(records.path),
         staged.directory,
+        part=staged.workspace.part,
     )
     return staged.described(counts=report["streams"]), report

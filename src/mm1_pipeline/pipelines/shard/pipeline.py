@@ -29,7 +29,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 pack_conversations,
-                inputs=["params:sft_shard", "records", "tokenizer"],
+                inputs=["params:sft_shard", "sft_records", "tokenizer"],
                 outputs=["sft_shards", "sft_shard_report"],
                 name="pack_conversations",
             ),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.narrowing import narrowed
 
 from mm1_pipeline.config.model import DecoderConfig
 from mm1_pipeline.config.pretraining import TextPretrainConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 
 
+@narrowed(config=TextPretrainConfig.mixture_part)
 def plan_text_mixture(config: TextPretrainConfig, shards: Artifact) -> dict[str, Any]:
     """Fixes which sequences every global batch holds, if the decoder is trained."""
     from mm1_pipeline.streams.mixture import plan_part

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.narrowing import narrowed
 
 from mm1_pipeline.config.stages import UpcycleConfig
 from mm1_pipeline.config.training import TrainingConfig
@@ -36,6 +37,7 @@ def train_experts(
     return staged.described(counts={"steps": len(rows)}), rows
 
 
+@narrowed(config=UpcycleConfig.training_part)
 def train_dense_control(
     config: UpcycleConfig, pretrain: TrainingConfig, pretrained_model: Artifact, shards: Artifact
 ) -> tuple[StagedArtifact, list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro_rerun.artifacts import Artifact
+from kedro_rerun.narrowing import narrowed
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.model import VisionConfig
@@ -12,6 +13,7 @@ from mm1_pipeline.config.pretraining import VisionPretrainConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 
 
+@narrowed(config=VisionPretrainConfig.mixture_part)
 def plan_vision_mixture(config: VisionPretrainConfig, shards: Artifact) -> dict[str, Any]:
     """Fixes which sequences every global batch holds, if the encoder is trained."""
     from mm1_pipeline.streams.mixture import plan_part
@@ -37,6 +39,7 @@ def pretrain_vision(
     return staged.described(counts={"source": config.source.value, "steps": len(rows)}), rows
 
 
+@narrowed(config=EvaluateConfig.vision_part)
 def evaluate_vision(
     config: EvaluateConfig, pretraining: VisionPretrainConfig, encoder: Artifact, shards: Artifact
 ) -> dict[str, Any]:
