@@ -1,9 +1,9 @@
 # Two commands for everyone: `make demo` and `make test`. Each sets up what it needs.
 .DEFAULT_GOAL := help
 PYTHON ?= python3.11
-# Which lock is installed, of `newest` and `pinned` (torch 2.7); the one that is not the default has an
+# Which lock is installed, of `newest` and `pinned` (torch 2.7, Composer); the one that is not the default has an
 # environment of its own.
-DEFAULT_STACK := pinned
+DEFAULT_STACK := newest
 STACK ?= $(DEFAULT_STACK)
 VENV := $(if $(filter $(DEFAULT_STACK),$(STACK)),.venv,.venv-$(STACK))
 BIN := $(VENV)/bin
