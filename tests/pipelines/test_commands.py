@@ -105,7 +105,7 @@ def test_runners_are_refused_before_the_session_opens_whoever_asks():
 def explain(smoke_project, *arguments: str) -> dict:
     conf = os.path.relpath(smoke_project.folder / "conf")
     options = ("--env=smoke", f"--conf-source={conf}", "--json")
-    result = invoke("mm1", "explain", "ingest_pretraining", *options, *arguments)
+    result = invoke("mm1", "explain", "ingest_evaluation", *options, *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
 
@@ -188,7 +188,8 @@ def run_installed(site: Path, folder: Path, *arguments: str) -> subprocess.Compl
 def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_folder):
     below = user_folder / "notes"
     below.mkdir()
-    node = ("--env=smoke", "--nodes=ingest_evaluation,ingest_pretraining")
+    nodes = ("ingest_evaluation", "ingest_pretraining")
+    node = ("--env=smoke", f"--nodes={','.join(nodes)}")
     few = "--params=ingest.sources.web_documents.max_records=1"
     ran = run_installed(installed, below, "run", *node, few)
     assert ran.returncode == 0, ran.stderr
@@ -205,7 +206,9 @@ def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_
         capture_output=True,
         text=True,
     )
-    assert [row["state"] for row in json.loads(seen.stdout)] == ["fresh"], seen.stderr
+    states = {row["node"]: row["state"] for row in json.loads(seen.stdout)}
+    assert {states.pop(node) for node in nodes} == {"fresh"}, seen.stderr
+    assert set(states.values()) == {"missing"}
 
 
 @pytest.mark.slow
@@ -281,7 +284,12 @@ def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
     sources = [f"ingest.sources.{name}.path={address}" for name, address in ADDRESSES.items()]
     param = f"--params={','.join(sources)}"
     for command in (
-        ("run", "--nodes=ingest_evaluation,ingest_pretraining", *options, param),
+        (
+            "run",
+            "--nodes=ingest_evaluation,ingest_pretraining,ingest_conversations",
+            *options,
+            param,
+        ),
         ("mm1", "status", "--pipeline=ingest", *options, param),
     ):
         told = subprocess.run(

@@ -150,7 +150,7 @@ def test_fine_tuning_depends_on_the_model_that_it_starts_from_alone():
     def nodes() -> set[str]:
         return {node.name for node in pipelines["sft"].nodes}
 
-    needed = SHARDED | {"pack_conversations"}
+    needed = SHARDED | {"ingest_conversations", "pack_conversations"}
     needed |= {"plan_vision_mixture", "plan_text_mixture", "pretrain_vision", "pretrain_text"}
     needed |= {"plan_mixture", "pretrain_model", "fine_tune"}
     try:
