@@ -88,7 +88,8 @@ MISTAKES = [
     _("model.decoder.vocab_size", "1024", sets="tokenizer.vocab_size", value=4096),
     _("model.connector.num_tokens", "4", sets="shard.packing.image_tokens", value=8),
     _("model.vision.image_size", "32", sets="shard.image.size", value=64),
-    _("model.vision.image_size", "32", sets="sft_shard.image.size", value=64),
+    _("sft_shard.image.size", "60", value=60),
+    _("model.connector.num_tokens", "4", sets="sft_shard.packing.image_tokens", value=8),
     _("sft_shard.sub_images.grid", "5", value=5),
     _("shard.compression", "gzip", value="gzip"),
     # The model and its parts

@@ -95,11 +95,12 @@ def test_all_mistakes_are_told_at_once(smoke):
         "pretrain.num_processes": 2,
         "tokenizer.file": "no/such/tokenizer.json",
         "evaluate.tasks.sample_vqa.source": "eval_vqq",
-        "sft_shard.image.size": 64,
+        "sft_shard.image.size": 60,
+        "shard.image.size": 64,
     }
     texts = smoke.refusals(changed(smoke.raw, mistakes, Path()), "__default__")
     for path in (*mistakes, "model.vision.image_size"):
-        if path != "sft_shard.image.size":
+        if path != "shard.image.size":
             assert sum(text.startswith(path) for text in texts) == 1, (path, texts)
 
 
@@ -123,6 +124,15 @@ def test_the_environment_without_a_mistake_is_not_refused(smoke):
     for pipeline in smoke.pipelines:
         expected = 1 if pipeline == "download" else 0  # Which lists no user has named yet.
         assert len(smoke.refusals(smoke.raw, pipeline)) == expected, pipeline
+
+
+@pytest.mark.parametrize("name", ["base", "h100", "lab", "mm1_3b", "mm1_7b_moe"])
+def test_no_environment_has_a_mistake_but_that_its_data_is_not_here(name, smoke):
+    environment = Environment(name)
+    environment.known = smoke.known
+    for pipeline in ("__default__", "export", "ablate")[: 2 + (name == "lab")]:
+        texts = environment.refusals(environment.raw, pipeline)
+        assert [text for text in texts if "found nothing at" not in text] == [], pipeline
 
 
 def test_every_node_has_its_check(smoke):

@@ -21,7 +21,7 @@ from kedro_rerun.graph import Graph
 from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.lineage import Lineage
 from kedro_rerun.locks import NodeLock, OutputRecord, RunRecord
-from kedro_rerun.preflight import Mistake, PreflightError
+from kedro_rerun.preflight import Mistake, PreflightError, concerning
 from kedro_rerun.render import render_status
 from kedro_rerun.runner import Earlier
 from staleness_dummy import DummyProject
@@ -140,6 +140,12 @@ def test_mistakes_stop_a_run_before_its_first_node(built):
     assert console.export_text().count("To be mended first:\n  - shard.width: found 9") == 1
     assert rows["shard"].mistakes == ("shard.width: found 9, expected less than 9.",)
     assert rows["ingest"].mistakes == ()
+
+
+def test_mistakes_hold_no_secret():
+    found = [Mistake("a.path: found 's3://me:secret@bucket/x'", frozenset({"a", "b"}))] * 2
+    assert concerning(found, ["b"]) == ["a.path: found 's3://***@bucket/x'"]
+    assert concerning(found, ["c"]) == []
 
 
 def test_mistakes_of_nodes_that_need_not_run_stop_none(built):

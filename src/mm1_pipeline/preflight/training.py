@@ -119,7 +119,20 @@ def check_sft(run: Run) -> Iterator[str]:
     config = run.get("sft")
     yield from _mixture("sft", config, run.conversation_sources())
     yield from _machine("sft", config)
-    yield from _shapes("sft_shard", run.get("sft_shard"), *_shape_of(run.get("model")))
+    shards, model = run.get("sft_shard"), run.get("model")
+    if shards is None or model is None:
+        return
+    # Position embeddings are interpolated where images are larger than in pre-training.
+    yield from _shapes("sft_shard", shards, model.connector.num_tokens, None)
+    size = shards.image.size
+    try:
+        vision = dataclasses.replace(model.vision, image_size=size)
+        dataclasses.replace(model, vision=vision)
+    except ValueError as error:
+        yield (
+            f"sft_shard.image.size: found {size}, expected a size that the encoder takes: "
+            f"model.vision.{_message(error)}"
+        )
 
 
 def check_export(model: str) -> Check:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from kedro_rerun.errors import StalenessError
+from kedro_rerun.errors import StalenessError, without_secrets
 
 
 class Mistake(NamedTuple):
@@ -23,8 +23,9 @@ class PreflightError(StalenessError):
 
 
 def concerning(mistakes: Iterable[Mistake], nodes: Collection[str]) -> list[str]:
-    """The texts of those that stand in the way of some nodes, each once."""
-    return list(dict.fromkeys(found.text for found in mistakes if found.nodes & set(nodes)))
+    """The texts of those that stand in the way of some nodes, each once, without secrets."""
+    texts = (found.text for found in mistakes if found.nodes & set(nodes))
+    return list(dict.fromkeys(map(without_secrets, texts)))
 
 
 def refusal(texts: Collection[str]) -> str:
