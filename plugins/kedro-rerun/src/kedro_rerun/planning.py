@@ -171,11 +171,13 @@ class Planner:
         latest = lock.latest.components if lock.latest else {}
         # Unknown inputs are taken as unchanged, so that other changes still show.
         assumed = {name: latest.get(name, UNKNOWN) for name in pending}
-        reasons = changes_since(lock, self.reader.components(node, {**known, **assumed}))
+        components = self.reader.components(node, {**known, **assumed})
+        reasons = changes_since(lock, components)
         producers = {self.graph.producers[bare(_dataset(name))].name for name in pending}
         reasons += [Reason(Cause.UPSTREAM, name, "runs first") for name in sorted(producers)]
         state = state_of(self.datasets(node.outputs), self.outputs)
-        return Verdict(node.name, state, Action.RUN, tuple(reasons))
+        told = {name: text for name, text in components.items() if name not in assumed}
+        return Verdict(node.name, state, Action.RUN, tuple(reasons), known=told)
 
     def _tell_ways(self, node: StaleNode, verdict: Verdict) -> Verdict:
         """Adds to each reason that is code how the node comes to reach it."""
