@@ -21,7 +21,7 @@ from kedro_rerun.verdict import State
 
 _STYLES = {State.FRESH: "green", State.STALE: "yellow", State.MISSING: "red"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_SHOWN = 40
+_SHOWN = 12
 _ORDER = (*map(Cause, ("params", "library", "input", "wiring", "catalog", "code")),)
 _TITLES: dict[str, str] = {
     Cause.PARAMS: "parameters",

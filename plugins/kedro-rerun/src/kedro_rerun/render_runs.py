@@ -159,11 +159,15 @@ def render_difference(found: RunDifference) -> RenderableType:
         table.add_row(Text("parameters", style="bold"))
     for change in found.parameters:
         table.add_row(change.path, change.before or _ABSENT, change.after or _ABSENT)
-    if found.scores:
+    both = {
+        name: (first, second)
+        for name, (first, second) in found.scores.items()
+        if first is not None and second is not None
+    }
+    if both:
         table.add_row(Text("scores", style="bold"))
-    for name, (first, second) in found.scores.items():
-        change = "" if first is None or second is None else f"{second - first:+.4g}"
-        table.add_row(name, score(first), score(second), change)
+    for name, (first, second) in both.items():
+        table.add_row(name, score(first), score(second), f"{second - first:+.4g}")
     parts: list[RenderableType] = [table]
     for title, items in _lines(found):
         parts.append(_one_line(f"{title}: ", items))
@@ -269,9 +273,12 @@ def _lines(found: RunDifference) -> Iterator[tuple[str, str]]:
         yield "libraries", ", ".join(map(str, found.libraries))
     if found.inputs:
         yield "inputs", ", ".join(found.inputs)
-    for run, nodes in zip((found.first, found.second), found.only, strict=True):
-        if nodes:
-            yield f"only in run {run.number}", ", ".join(nodes)
+    for place, run in enumerate((found.first, found.second)):
+        if nodes := found.only[place]:
+            yield f"nodes only in run {run.number}", ", ".join(nodes)
+        scores = [name for name, sides in found.scores.items() if sides[1 - place] is None]
+        if scores:
+            yield f"scores only in run {run.number}", ", ".join(scores)
 
 
 def _one_line(title: str, text: str, style: str = "") -> Text:
