@@ -11,6 +11,9 @@ from rich.console import Console
 
 from kedro_rerun import maintenance, render
 from kedro_rerun.artifacts import versions
+from kedro_rerun.history import History
+from kedro_rerun.locks import LockStore
+from kedro_rerun.looking_back import list_runs
 from kedro_rerun.run_lock import hold_run_lock
 from staleness_dummy import NODES, DummyProject
 
@@ -127,6 +130,20 @@ def test_several_nodes_are_accepted_in_the_order_in_which_they_run(built):
     built.edit("layers.py", "self.scale() *", "1.0 * self.scale() *")
     rows = maintenance.accept(built.planner(), ["train", "shard"])
     assert [(row.node, row.state) for row in rows] == [("shard", "fresh"), ("train", "fresh")]
+    assert built.run() == []
+
+
+def test_what_is_fresh_stays_as_it_is_recorded_when_it_is_accepted(built):
+    before = LockStore(built.data_root).read("train")
+    assert maintenance.accept(built.planner(), ["train"])[0].state == "fresh"
+    assert LockStore(built.data_root).read("train") == before
+    built.set("train", steps=5)
+    built.run()
+    built.set("train", steps=2)
+    # In place is what five steps made.
+    with pytest.raises(ValueError, match="train: found outputs in place that are not what it"):
+        maintenance.accept(built.planner(), ["train"])
+    assert maintenance.accept_all(built.planner()) == []
     assert built.run() == []
 
 
@@ -281,6 +298,7 @@ def test_commands_that_only_look_work_on_a_read_only_data_root(read_only):
     assert read_only.status()["ingest"].state == "stale"
     assert maintenance.explain(read_only.planner(), "ingest").fingerprint is not None
     assert maintenance.verify(read_only.data_root, deep=True) == []
+    assert [listed.run.number for listed in list_runs(History(read_only.data_root))] == [1]
     assert maintenance.collect_garbage(read_only.data_root, keep_runs=0, dry_run=True) == []
 
 

@@ -298,8 +298,16 @@ def _ordered(planner: Planner, nodes: Collection[str]) -> list[str]:
 
 
 def _accept(planner: Planner, verdict: Verdict) -> None:
-    """Records that a node's outputs are what it would make now."""
+    """Records that a node's outputs are what it would make now; of a fresh node that is known."""
     node = verdict.node
+    if verdict.action is Action.SKIP:
+        return
+    if verdict.action is not Action.RUN:
+        raise StalenessError(
+            f"{node}: found outputs in place that are not what it would make, but the next run "
+            "has those at hand and puts them in place without running it: there is nothing to "
+            "accept."
+        )
     if verdict.fingerprint is None:
         first = [reason.name for reason in verdict.reasons if reason.cause is Cause.UPSTREAM]
         raise StalenessError(

@@ -19,7 +19,14 @@ def render_planned(planned: Sequence[PlannedSetting]) -> RenderableType:
         *_setting_columns(settings),
         Column("runs", tuple(str(len(item.runs)) for item in planned), True),
         Column("shares", tuple(str(len(item.shared)) for item in planned), True),
-        Column("takes", tuple(expected(item.seconds, item.unknown) for item in planned), True),
+        Column(
+            "takes",
+            tuple(
+                expected(item.seconds, item.unknown) if item.runs else "finished"
+                for item in planned
+            ),
+            True,
+        ),
     ]
     details = [[Items(item.runs, style="dim")] if item.runs else [] for item in planned]
     seconds = sum(item.seconds for item in planned)
