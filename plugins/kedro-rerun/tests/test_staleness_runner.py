@@ -12,7 +12,8 @@ from kedro.pipeline import node, pipeline
 
 from kedro_rerun import maintenance, summaries
 from kedro_rerun.context import current_context
-from kedro_rerun.runner import ExpensiveNodeError, RunOptions, StalenessRunner
+from kedro_rerun.expensive import ExpensiveNodeError
+from kedro_rerun.runner import RunOptions, StalenessRunner
 from kedro_rerun.source import summarize
 from staleness_dummy import NODES, DummyProject, Recorder
 
