@@ -65,7 +65,9 @@ def mm1() -> None:
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path, resolve_path=True)
 """Options are paths of the folder that the command is given in; the session changes it."""
 
-for _command in (rerun.status, rerun.explain, rerun.accept, rerun.verify):
+for _command in (
+    rerun.status, rerun.explain, rerun.accept, rerun.verify, rerun.runs, rerun.diff, rerun.sweep
+):  # fmt: skip
     assert _command.callback is not None
     mm1.add_command(UserErrorCommand.like(_command, _command.callback))
 
@@ -92,19 +94,16 @@ def convert(source: Path, target: Path, key: str | None) -> None:
     )
 
 
-def _gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
+def _gc(*, dry_run: bool, **options: Any) -> None:
     """The plug-in's `gc`, and what killed trainings left outside of the data root."""
-    from kedro_rerun import maintenance, render
     from kedro_rerun.artifacts import Removed
 
     from mm1_pipeline.streams.leftovers import remove_leftovers
 
-    session = rerun.open_session(env, conf_source)
-    removed = maintenance.collect_garbage(
-        session.data_root(), session.known_nodes(), keep_runs, dry_run
-    )
-    removed += [Removed(path, size) for path, size in remove_leftovers(dry_run=dry_run)]
-    rerun.show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
+    def more() -> list[Removed]:
+        return [Removed(path, size) for path, size in remove_leftovers(dry_run=dry_run)]
+
+    rerun.collect_garbage(dry_run=dry_run, more=more, **options)
 
 
 mm1.add_command(UserErrorCommand.like(rerun.gc, _gc))
@@ -151,8 +150,8 @@ def compare(
 ) -> None:
     """Shows item by item what differs between the predictions of two runs.
 
-    A run is a folder of predictions, a folder of data with one, `CURRENT`, or the beginning of the
-    fingerprint of a version that the environment keeps.
+    A run is its number as `runs` tells it, a folder of predictions, a folder of data with one,
+    `CURRENT`, or the beginning of the fingerprint of a version that the environment keeps.
     """
     from mm1_pipeline import comparing
     from mm1_pipeline.ground.files import write_text

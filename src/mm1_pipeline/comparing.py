@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro_rerun.artifacts import current, versions
+from kedro_rerun.history import History
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,11 +46,11 @@ def compare_runs(
     """Compares the predictions of two runs, or of two models of one run.
 
     Args:
-        run_a: A folder, `CURRENT`, or the beginning of a fingerprint.
+        run_a: A folder, the number of a past run, `CURRENT`, or the beginning of a fingerprint.
         run_b: Likewise.
         model: Of the first run; may be left out where both have just one model in common.
         other_model: Of the second run; as `model` if left out.
-        data_root: Where `CURRENT` and fingerprints are looked up; None allows folders only.
+        data_root: Where all but folders are looked up; None allows folders only.
 
     Raises:
         ComparisonError: A run or model is not there, or they have nothing in common.
@@ -103,6 +104,8 @@ def _find(run: str, data_root: Path | None) -> Path:
         artifact = current(path / PREDICTIONS) or current(path)
         return path if artifact is None else artifact.path
     if data_root is not None:
+        if (numbered := _of_past_run(run, data_root)) is not None:
+            return numbered
         root = data_root / PREDICTIONS
         found = [version for version in versions(root) if version.path.name.startswith(run)]
         if run == CURRENT and (artifact := current(root)):
@@ -111,10 +114,27 @@ def _find(run: str, data_root: Path | None) -> Path:
             return found[0].path
         kept = ", ".join(version.path.name for version in versions(root)) or "none"
         raise ComparisonError(
-            f"Found {len(found)} versions of predictions for {run!r}; it must be a folder, "
-            f"{CURRENT}, or the beginning of one of: {kept}."
+            f"Found {len(found)} versions of predictions for {run!r}; it must be a folder, a "
+            f"number that `kedro mm1 runs` tells, {CURRENT}, or the beginning of one of: {kept}."
         )
     raise ComparisonError(f"Found no folder {run}; expected one with predictions.")
+
+
+def _of_past_run(run: str, data_root: Path) -> Path | None:
+    """The predictions that a run made or found fresh, by its number; None for another name."""
+    past = {str(known.number): known for known in History(data_root).runs()}.get(run)
+    if past is None:
+        return None
+    names = [name for name in past.versions if name.rpartition("_")[2] == "predictions"]
+    if not names:
+        raise ComparisonError(f"Found no predictions of run {run}; it evaluated no model.")
+    path = data_root / past.versions[min(names, key=len)]
+    if not path.is_dir():
+        raise ComparisonError(
+            f"Found the predictions of run {run} removed ({path}), as `kedro mm1 gc` does. Run "
+            "with its parameters again: `kedro mm1 runs` tells what was changed."
+        )
+    return path
 
 
 def _choose_models(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kedro_rerun.components import Settings
@@ -47,11 +49,18 @@ def _preflight(graph: Graph) -> list[Mistake]:
     return find_mistakes(graph)
 
 
+def _headlines(places: Mapping[str, Path]) -> Mapping[str, float]:
+    from mm1_pipeline.lab.results import headlines
+
+    return headlines(places)
+
+
 SESSION_CLASS = session_class(
     Settings(
         packages=("mm1_pipeline",),
         command="kedro mm1",
         preflight=_preflight,
+        headlines=_headlines,
         user_errors=(ValueError, TrainingStoppedError),  # Invariants are asserted.
         # Scorer and captioner reach the models, whose edits would rerun `ingest` and `synthesize`
         # of everybody who has neither; corpus.caption_scores.SCORES_VERSION and

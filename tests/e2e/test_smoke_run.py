@@ -178,6 +178,37 @@ def test_status_tells_what_a_run_with_other_parameters_would_do(finished):
     assert project.run("mm1", "status")[0] == 0, "and changes nothing"
 
 
+def test_the_run_is_remembered_with_its_scores(finished, monkeypatch):
+    project, _ = finished
+    monkeypatch.chdir(ROOT)
+    bootstrap_project(ROOT)
+    result = CliRunner().invoke(cli, project.command("mm1", "runs", "--json")[3:])
+    run = json.loads(result.stdout)["runs"][-1]
+    assert (run["run"], run["outcome"], len(run["ran"])) == (1, "done", 20)
+    losses = json.loads((project.reports / "held_out_loss.json").read_text())["models"]
+    of_streams = [stream["loss"] for stream in losses["sft"]["streams"].values()]
+    assert run["scores"]["sft loss"] == pytest.approx(sum(of_streams) / len(of_streams))
+    tasks = json.loads((project.reports / "evaluation.json").read_text())["models"]["sft"]["tasks"]
+    values = [found["value"] for task in tasks.values() for found in task["shots"].values()]
+    assert run["scores"]["sft score"] == pytest.approx(sum(values) / len(values))
+    assert not [name for name in run["scores"] if "blind" in name or "frequent" in name]
+    assert (project.data / run["versions"]["predictions"] / "sft").is_dir()
+
+
+def test_a_sweep_looks_at_every_setting_before_any_run(finished, monkeypatch):
+    project, _ = finished
+    monkeypatch.chdir(ROOT)
+    bootstrap_project(ROOT)
+    rate = "--params=pretrain.optimizer.learning_rate="
+    command = project.command("mm1", "sweep", "--pipeline=pretrain", "--dry-run", "--json")[3:]
+    result = CliRunner().invoke(cli, [*command, f"{rate}1e-4,3e-4"])
+    assert [item["would_run"] for item in json.loads(result.stdout)] == [["pretrain_model"]] * 2
+    refused = CliRunner().invoke(cli, [*command, f"{rate}1e-4,-1"])
+    assert refused.exit_code == 1
+    assert "Found mistakes in 1 of 2 settings before the first run" in refused.output
+    assert "learning_rate: found -1, expected a number of more than 0" in refused.output
+
+
 WATCH_IMPORTS = """
 import sys
 from kedro.framework.cli.cli import main

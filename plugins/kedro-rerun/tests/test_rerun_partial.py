@@ -22,9 +22,11 @@ from kedro_rerun.graph import Graph
 from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.lineage import Lineage
 from kedro_rerun.locks import NodeLock, OutputRecord, RunRecord
+from kedro_rerun.planning import Planner
 from kedro_rerun.preflight import Mistake, PreflightError, concerning
 from kedro_rerun.render import render_status
 from kedro_rerun.runner import Earlier
+from kedro_rerun.verdict import Action
 from staleness_dummy import DummyProject
 
 
@@ -236,6 +238,13 @@ def test_a_page_gets_to_know_what_is_mixed_and_is_made_anew_when_nothing_is(buil
     assert built._run(without, built.load()[1]) == [], "the earlier version is put back"
     assert report_only() == [], "and so is the page without a banner"
     assert built.status()["report"].state == "fresh"
+    # What will be put back is foreseen: status names no mixture that the next run does not find.
+    built.set("train", steps=7)
+    built._run(without, built.load()[1])
+    built.set("train", steps=2)
+    graph = build_graph(rest + tagged, built.load()[1])
+    plan = Planner(graph, built.data_root, built.settings).plan()
+    assert (plan["train"].action, plan["report"].action) == (Action.ACTIVATE, Action.SKIP)
 
 
 # Errors of nodes

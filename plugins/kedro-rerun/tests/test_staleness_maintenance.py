@@ -4,12 +4,16 @@ import errno
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from kedro_rerun import maintenance, render
 from kedro_rerun.artifacts import versions
+from kedro_rerun.history import History
+from kedro_rerun.locks import LockStore
+from kedro_rerun.looking_back import list_runs
 from kedro_rerun.run_lock import hold_run_lock
 from staleness_dummy import NODES, DummyProject
 
@@ -98,7 +102,7 @@ def test_explain_shows_what_a_node_is_made_from(built):
 def test_accept_keeps_results_of_changed_code(built):
     built.edit("layers.py", "self.scale() *", "1.0 * self.scale() *")
     assert built.status()["train"].state == "stale"
-    assert maintenance.accept(built.planner(), "train").state == "fresh"
+    assert [row.state for row in maintenance.accept(built.planner(), ["train"])] == ["fresh"]
     assert built.run() == []
     (run, first) = maintenance.explain(built.planner(), "train").runs
     assert run["accepted"]
@@ -112,13 +116,79 @@ def test_accept_keeps_results_of_changed_code(built):
 def test_accept_refuses_what_it_cannot_vouch_for(built):
     built.set("shard", width=2)
     with pytest.raises(ValueError, match=r"train: its inputs are not known .*: shard"):
-        maintenance.accept(built.planner(), "train")
+        maintenance.accept(built.planner(), ["train"])
     next(built.data_root.glob("shards/*/shards.txt")).write_text("spoiled")
     with pytest.raises(ValueError, match=r"its output shards not as it was written .*shards.txt"):
-        maintenance.accept(built.planner(), "shard")
+        maintenance.accept(built.planner(), ["shard"])
     (built.data_root / "08_reporting" / "summary.json").unlink()
     with pytest.raises(ValueError, match=r"its output summary not as it was written \(missing\)"):
-        maintenance.accept(built.planner(), "summary")
+        maintenance.accept(built.planner(), ["summary"])
+
+
+def test_several_nodes_are_accepted_in_the_order_in_which_they_run(built):
+    built.edit("sharding.py", "helpers.chunks(text, width)", "list(helpers.chunks(text, width))")
+    built.edit("layers.py", "self.scale() *", "1.0 * self.scale() *")
+    rows = maintenance.accept(built.planner(), ["train", "shard"])
+    assert [(row.node, row.state) for row in rows] == [("shard", "fresh"), ("train", "fresh")]
+    assert built.run() == []
+
+
+def test_what_is_fresh_stays_as_it_is_recorded_when_it_is_accepted(built):
+    before = LockStore(built.data_root).read("train")
+    assert maintenance.accept(built.planner(), ["train"])[0].state == "fresh"
+    assert LockStore(built.data_root).read("train") == before
+    built.set("train", steps=5)
+    built.run()
+    built.set("train", steps=2)
+    # In place is what five steps made.
+    with pytest.raises(ValueError, match="train: found outputs in place that are not what it"):
+        maintenance.accept(built.planner(), ["train"])
+    assert maintenance.accept_all(built.planner()) == []
+    assert built.run() == []
+
+
+def test_accepting_all_leaves_what_more_than_code_makes_stale(built):
+    built.edit("sharding.py", "helpers.chunks(text, width)", "list(helpers.chunks(text, width))")
+    built.edit("layers.py", "self.scale() *", "1.0 * self.scale() *")
+    built.edit("common.py", "text.upper", "text.lower")
+    built.set("evaluate", shots=5)
+    (built.data_root / "08_reporting" / "summary.json").write_text("damaged")
+    rows = {row.node: row for row in maintenance.accept_all(built.planner())}
+    assert {name: row.state for name, row in rows.items()} == {
+        "shard": "fresh", "train": "fresh", "evaluate": "stale", "report": "stale",
+        "summary": "stale",
+    }  # fmt: skip
+    text = show(render.render_accepted(list(rows.values())))
+    assert text.startswith("Accepted: shard, train.\n")
+    assert "params:evaluate.shots: 4 -> 5" in text
+    assert sorted(built.run()) == ["evaluate", "report", "summary"]
+
+
+def test_nodes_before_are_one_line_as_wide_as_there_is_room(built):
+    names = [f"prepare_{place}_of_many" for place in range(9)]
+    reasons = ("params:a.b: 1 -> 2", *(f"upstream:{name}: runs first" for name in names))
+    row = replace(built.status()["report"], state="stale", action="run", reasons=reasons)
+    for width in (80, 120):
+        console = Console(width=width, no_color=True)
+        with console.capture() as capture:
+            console.print(render.render_status([row]))
+        lines = capture.get().splitlines()
+        assert max(map(len, lines)) <= width
+        (told,) = [line for line in lines if "upstream" in line]
+        assert "upstream: 9 nodes run first: prepare_0_of_many" in told
+        assert told.rstrip().endswith("…")
+    assert maintenance.as_json([row])[0]["reasons"] == reasons
+
+
+def test_parameters_are_told_before_inputs_are_known(built):
+    built.set("shard", width=7)
+    built.set("evaluate", shots=9)
+    explanation = maintenance.explain(built.planner(), "evaluate")
+    assert explanation.fingerprint is None
+    assert explanation.components["params:evaluate.shots"] == "9"
+    assert "input:shards" not in explanation.components
+    text = show(render.render_explanation(explanation))
+    assert text.index("evaluate.shots: 9") < text.index("code (")
 
 
 def test_garbage_collection_drops_what_no_remembered_run_made(built):
@@ -131,7 +201,14 @@ def test_garbage_collection_drops_what_no_remembered_run_made(built):
     removed = maintenance.collect_garbage(built.data_root, keep_runs=2)
     assert removed == planned
     assert len(versions(built.data_root / "model")) == 2
-    assert "removed, " in show(render.render_removed(removed, dry_run=False))
+    assert "removed, " in show(render.render_removed(removed, False, built.data_root))
+    for item in removed:
+        told = show(render.render_removed(removed, False, built.data_root, verbose=True))
+        assert str(item.path.relative_to(built.data_root)) in told
+    summary = show(render.render_removed(removed, False, built.data_root)).splitlines()
+    rows = {tuple(line.split()[:2]): line.split()[2] for line in summary}
+    of_model = [item for item in removed if item.path.parent.name == "model"]
+    assert rows["model", "versions"] == str(len(of_model))
     assert built.run() == []
     built.set("shard", width=4)
     assert built.run() == []
@@ -171,7 +248,8 @@ def test_garbage_collection_keeps_progress_of_an_interrupted_run(built):
 
 def test_verify_names_every_damage(built):
     assert maintenance.verify(built.data_root, deep=True) == []
-    assert "as they were written" in show(render.render_problems([]))
+    assert "every file was hashed" in show(render.render_problems([], deep=True))
+    assert "Contents were not compared" in show(render.render_problems([], deep=False))
     weights = next(built.data_root.glob("model/*/weights.txt"))
     weights.write_text(weights.read_text()[::-1])
     next(built.data_root.glob("shards/*/manifest.json")).write_text("{")
@@ -185,7 +263,7 @@ def test_verify_names_every_damage(built):
     assert [problem.text for problem in deep if "model" in problem.path] == [
         "weights.txt: its content differs from what was published."
     ]
-    assert "weights.txt" in show(render.render_problems(deep))
+    assert "weights.txt" in show(render.render_problems(deep, deep=True))
 
 
 @pytest.fixture
@@ -220,6 +298,7 @@ def test_commands_that_only_look_work_on_a_read_only_data_root(read_only):
     assert read_only.status()["ingest"].state == "stale"
     assert maintenance.explain(read_only.planner(), "ingest").fingerprint is not None
     assert maintenance.verify(read_only.data_root, deep=True) == []
+    assert [listed.run.number for listed in list_runs(History(read_only.data_root))] == [1]
     assert maintenance.collect_garbage(read_only.data_root, keep_runs=0, dry_run=True) == []
 
 
@@ -228,6 +307,6 @@ def test_commands_that_write_say_that_a_data_root_is_read_only(read_only):
     with pytest.raises(ValueError, match=told):
         maintenance.collect_garbage(read_only.data_root)
     with pytest.raises(ValueError, match=told):
-        maintenance.accept(read_only.planner(), "train")
+        maintenance.accept(read_only.planner(), ["train"])
     with pytest.raises(ValueError, match=told):
         read_only.run()

@@ -98,7 +98,8 @@ def test_a_library_that_only_a_cheap_node_uses_asks_before_an_expensive_one(
     # In another process too, which finds the new shards only.
     with pytest.raises(ExpensiveNodeError, match=r"train: input:shards: changed .*\n    pillow"):
         with_libraries.run()
-    assert maintenance.accept(with_libraries.planner(), "train").state == "fresh"
+    (row,) = maintenance.accept(with_libraries.planner(), ["train"])
+    assert row.state == "fresh"
     assert with_libraries.run() == ["evaluate"]  # it reads the shards too; the score is the same
     assert with_libraries.run() == []
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,12 +128,48 @@ def held_out_losses(folder: Path, model: str) -> dict[str, float]:
 
 def task_values(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Value of every task, by trained model, task and number of shots."""
+    return _trained_values(read_json(folder / EVALUATION))
+
+
+def headlines(places: Mapping[str, Path]) -> dict[str, float]:
+    """Scores that `kedro mm1 runs` remembers a run by.
+
+    Args:
+        places: file of each report of the run, by dataset.
+
+    Returns:
+        First of each trained model the mean over its tasks and numbers of shots, then the mean of
+        its held-out losses over the streams (both unweighted), then the value of every task.
+    """
+    means: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    values: dict[str, float] = {}
+    for name, path in places.items():
+        if name.endswith("held_out_loss"):
+            for model, found in read_json(path)["models"].items():
+                of_streams = [float(stream["loss"]) for stream in found["streams"].values()]
+                if of_streams and BLIND_SUFFIX not in model:
+                    losses[f"{model} loss"] = statistics.fmean(of_streams)
+        elif name.rpartition("_")[2] == "evaluation":
+            for model, tasks in _trained_values(read_json(path)).items():
+                of_tasks = {
+                    f"{model} {task} {shots}-shot": value
+                    for task, found in tasks.items()
+                    for shots, value in found.items()
+                }
+                values |= of_tasks
+                if of_tasks:
+                    means[f"{model} score"] = statistics.fmean(of_tasks.values())
+    return means | losses | values
+
+
+def _trained_values(evaluation: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     return {
         model: {
             task: {shots: float(score["value"]) for shots, score in entry["shots"].items()}
             for task, entry in found["tasks"].items()
         }
-        for model, found in read_json(folder / EVALUATION)["models"].items()
+        for model, found in evaluation["models"].items()
         if model != FREQUENT and BLIND_SUFFIX not in model
     }
 

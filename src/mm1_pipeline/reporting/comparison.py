@@ -69,14 +69,17 @@ def comparison_table(
     comparisons: Sequence[TaskComparison], names: tuple[str, str]
 ) -> RenderableType:
     """The summary as a terminal shows it."""
-    table = RichTable()
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
     table.add_column("Task", overflow="fold")
     for title in ("Shots", "n", "A", "B", "B − A", "95 % interval", "Flips", "p"):
         table.add_column(title, justify="right", no_wrap=True)
+    before = None
     for task, shots, size, first, second, change, ends, gained, lost, p_value, _ in _table_rows(
         comparisons
     ):
-        cells = (task, shots, size, first, second, change, ends, f"+{gained} −{lost}", p_value)
+        title = "" if task == before else task  # Numbers of shots stand below each other.
+        before = task
+        cells = (title, shots, size, first, second, change, ends, f"+{gained} −{lost}", p_value)
         table.add_row(*(Text(visible(cell)) for cell in map(str, cells)))
     legend = Text(visible(f"A: {names[0]}. B: {names[1]}. Flips: gained and lost by B."))
     return Group(table, legend, Text(_warnings(comparisons)))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from report_samples import HOSTILE, encoded_image
+from rich.console import Console
 
 from mm1_pipeline.cli import mm1
 from mm1_pipeline.comparing import ComparisonError, compare_runs, data, page
 from mm1_pipeline.evaluation.comparison import compare_predictions, mcnemar_exact
+from mm1_pipeline.reporting.comparison import comparison_table
 
 
 def row(key: str, score: float, answer: str = "red", **changes: Any) -> dict[str, Any]:
@@ -141,6 +145,40 @@ def test_versions_of_an_environment_are_found_by_fingerprint(runs, tmp_path):
     assert [task.num_gained for task in found.tasks] == [3]
     with pytest.raises(ComparisonError, match=r"Found 0 versions of predictions for '2'"):
         compare_runs("2", "CURRENT", None, None, tmp_path / "data")
+
+
+def test_runs_are_found_by_the_numbers_that_runs_tells(runs, tmp_path):
+    from kedro_rerun.history import History, PastRun
+
+    data = tmp_path / "data"
+    for number, run in enumerate(runs, start=3):
+        version = f"07_model_output/predictions/v{number}"
+        write(data / version / "pretrain", [json.loads(line) for line in _lines(run)])
+        versions = {"predictions": version, "records": "03_primary/records/x"}
+        History(data).write(PastRun(number, "2026-11-30T12:00:00+00:00", versions=versions))
+    History(data).write(PastRun(5, "2026-11-30T12:00:00+00:00", versions={"records": "r/x"}))
+    found = compare_runs("3", "4", None, None, data)
+    assert [task.num_gained for task in found.tasks] == [3]
+    assert found.names == ("3 pretrain", "4 pretrain")
+    assert compare_runs(str(runs[0]), "4", None, None, data).tasks == found.tasks
+    with pytest.raises(ComparisonError, match="Found no predictions of run 5; it evaluated no"):
+        compare_runs("5", "4", None, None, data)
+    shutil.rmtree(data / "07_model_output/predictions/v3")
+    with pytest.raises(ComparisonError, match=r"predictions of run 3 removed \(.*v3\)"):
+        compare_runs("3", "4", None, None, data)
+
+
+def test_the_table_fits_80_columns(runs):
+    found = compare_runs(str(runs[0]), str(runs[1]), None, None, None)
+    long = [replace(task, task="a_benchmark_with_a_long_name", shots=n) for task in found.tasks
+            for n in (0, 16)]  # fmt: skip
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(comparison_table(long, ("A", "B")))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in capture.get()
+    assert "16" in lines[-3].split() or "16" in lines[-4].split()
 
 
 def _lines(run: Path) -> list[str]:

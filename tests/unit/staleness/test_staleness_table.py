@@ -51,6 +51,7 @@ REPORTS = {
 STATE = {
     "CURRENT": "shards/CURRENT",
     "record of runs": ".staleness/shard.json",
+    "record of a run": ".staleness/runs/000001.json",
     "hashes of files": ".staleness/cache/hashes.json",
     "what is known of code": ".staleness/cache/code.json",
     "copy of a report": ".staleness/outputs/",
@@ -60,6 +61,9 @@ HARMLESS = {
     ("CURRENT", "extra"): HOLDS_NOTHING,
     ("report, mixture", "extra"): HOLDS_NOTHING,
     ("published metrics", "extra"): HOLDS_NOTHING,
+    ("record of a run", "delete"): "`runs` has a row less",
+    ("record of a run", "replace"): "decides nothing",
+    ("record of a run", "extra"): HOLDS_NOTHING,
     ("hashes of files", "replace"): "holds other files",
     ("what is known of code", "replace"): "holds hashes of what it tells of",
     ("copy of a report", "extra"): "`gc` removes it",

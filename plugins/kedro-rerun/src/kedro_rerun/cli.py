@@ -20,11 +20,13 @@ from kedro_rerun.errors import (
 )
 
 if TYPE_CHECKING:
+    from kedro_rerun.artifacts import Removed
     from kedro_rerun.maintenance import StatusRow
     from kedro_rerun.session import StalenessSession
 
 
 _DEBUG = "kedro_rerun.debug"
+_MAX_RUNS = 20
 
 
 class UserErrorCommand(click.Command):
@@ -162,23 +164,35 @@ def explain(
 
 
 @rerun.command(cls=UserErrorCommand)
-@click.argument("node")
+@click.argument("nodes", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All that only code and libraries make stale.")
 @pipeline_option
+@json_option
 @params_option
 @env_option
 @conf_source_option
 def accept(
-    node: str, pipeline: str | None, params: dict[str, Any], env: str, conf_source: str | None
+    nodes: tuple[str, ...],
+    every: bool,
+    pipeline: str | None,
+    as_json: bool,
+    params: dict[str, Any],
+    env: str,
+    conf_source: str | None,
 ) -> None:
-    """Declares a node's outputs fresh without running it: the change altered no result."""
+    """Declares outputs of NODES fresh without running them: the change altered no result."""
     from kedro_rerun import maintenance, render
 
-    planner = open_session(env, conf_source, params).planner(pipeline, node)
-    show([maintenance.accept(planner, node)], render.render_status, as_json=False)
+    if every == bool(nodes):
+        raise click.UsageError("Name the nodes to accept, or give --all; not both.")
+    planner = open_session(env, conf_source, params).planner(pipeline, *nodes)
+    rows = maintenance.accept_all(planner) if every else maintenance.accept(planner, nodes)
+    show(rows, render.render_accepted, as_json)
 
 
 @rerun.command(cls=UserErrorCommand)
 @pipeline_option
+@json_option
 @params_option
 @env_option
 @conf_source_option
@@ -186,6 +200,7 @@ def accept(
 def push(
     ctx: click.Context,
     pipeline: str | None,
+    as_json: bool,
     params: dict[str, Any],
     env: str,
     conf_source: str | None,
@@ -195,26 +210,65 @@ def push(
 
     given = maintenance.push(open_session(env, conf_source, params).planner(pipeline))
     missing = [name for name, is_there in given.items() if not is_there]
-    click.echo(f"The cache holds the outputs of {len(given) - len(missing)} nodes.")
-    if missing:
-        click.echo(f"Not those of: {', '.join(missing)}.")
+    if as_json:
+        click.echo(json.dumps(given, indent=2))
+    else:
+        click.echo(f"The cache holds the outputs of {len(given) - len(missing)} nodes.")
+        if missing:
+            click.echo(f"Not those of: {', '.join(missing)}.")
     ctx.exit(1 if missing else 0)
 
 
 @rerun.command(cls=UserErrorCommand)
 @click.option("--keep-runs", default=2, show_default=True, help="Runs to remember for each node.")
 @click.option("--dry-run", is_flag=True, help="Only tells what would go.")
+@click.option("--verbose", is_flag=True, help="A line a path instead of one an artifact.")
+@json_option
 @env_option
 @conf_source_option
-def gc(keep_runs: int, dry_run: bool, env: str, conf_source: str | None) -> None:
+def gc(
+    keep_runs: int,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+    env: str,
+    conf_source: str | None,
+) -> None:
     """Removes versions and progress that no remembered run refers to, and what killed runs left."""
+    collect_garbage(keep_runs, dry_run, verbose, as_json, env, conf_source, list)
+
+
+def collect_garbage(
+    keep_runs: int,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+    env: str | None,
+    conf_source: str | None,
+    more: Callable[[], list[Removed]],
+) -> None:
+    """What `gc` does, for projects that leave more behind.
+
+    Args:
+        keep_runs: as the options of the command, like those that follow.
+        dry_run: only tells.
+        verbose: tells each path.
+        as_json: prints JSON.
+        env: the environment.
+        conf_source: another conf folder.
+        more: removes what lies outside of the data root, or in a dry run looks for it.
+    """
     from kedro_rerun import maintenance, render
 
     session = open_session(env, conf_source)
-    removed = maintenance.collect_garbage(
-        session.data_root(), session.known_nodes(), keep_runs, dry_run
+    root = session.data_root()
+    removed = maintenance.collect_garbage(root, session.known_nodes(), keep_runs, dry_run)
+    removed += more()
+    show(
+        removed,
+        lambda found: render.render_removed(found, dry_run, root, verbose=verbose),
+        as_json,
     )
-    show(removed, lambda found: render.render_removed(found, dry_run), as_json=False)
 
 
 @rerun.command(cls=UserErrorCommand)
@@ -230,8 +284,110 @@ def verify(
     from kedro_rerun import maintenance, render
 
     problems = maintenance.verify(open_session(env, conf_source).data_root(), deep)
-    show(problems, render.render_problems, as_json)
+    show(problems, lambda found: render.render_problems(found, deep), as_json)
     ctx.exit(maintenance.EXIT_DAMAGED if problems else maintenance.EXIT_FRESH)
+
+
+@rerun.command(cls=UserErrorCommand)
+@click.option("--all", "every", is_flag=True, help="Lists more than the newest 20.")
+@json_option
+@env_option
+@conf_source_option
+def runs(every: bool, as_json: bool, env: str, conf_source: str | None) -> None:
+    """Lists past runs, newest first: changed parameters, what ran and how long, scores."""
+    from kedro_rerun import looking_back, render_runs
+    from kedro_rerun.history import History
+
+    history = History(open_session(env, conf_source).data_root())
+    found, damaged = looking_back.list_runs(history), history.damaged()
+    shown = found if every or as_json else found[:_MAX_RUNS]
+    if as_json:
+        click.echo(json.dumps(render_runs.runs_as_json(shown, damaged), indent=2))
+    else:
+        show_text(render_runs.render_runs(shown, len(found) - len(shown), damaged))
+
+
+@rerun.command(cls=UserErrorCommand)
+@click.argument("first", type=int)
+@click.argument("second", type=int)
+@json_option
+@env_option
+@conf_source_option
+def diff(first: int, second: int, as_json: bool, env: str, conf_source: str | None) -> None:
+    """Shows what differs between the runs FIRST and SECOND: numbers that `runs` tells."""
+    from kedro_rerun import looking_back, render_runs
+    from kedro_rerun.history import History
+
+    history = History(open_session(env, conf_source).data_root())
+    found = looking_back.compare_runs(history, first, second)
+    if as_json:
+        click.echo(json.dumps(render_runs.difference_as_json(found), indent=2))
+    else:
+        show_text(render_runs.render_difference(found))
+
+
+@rerun.command(cls=UserErrorCommand)
+@click.option(
+    "--params",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="PATH=VALUE,VALUE",
+    help="A parameter and its values; several give every combination.",
+)
+@click.option("--dry-run", is_flag=True, help="Only tells what each setting would run.")
+@pipeline_option
+@json_option
+@env_option
+@conf_source_option
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    texts: tuple[str, ...],
+    dry_run: bool,
+    pipeline: str | None,
+    as_json: bool,
+    env: str,
+    conf_source: str | None,
+) -> None:
+    """Runs a grid of parameters; what settings have in common, once. Exit code 1 if any failed.
+
+    Give the same command again after a kill: what is finished is fresh.
+    """
+    from kedro_rerun import render_sweep
+    from kedro_rerun.history import History
+    from kedro_rerun.sweep import Sweep, parse_grid
+
+    errors = ctx.command.user_errors() if isinstance(ctx.command, UserErrorCommand) else ()
+    grid = Sweep(
+        parse_grid(texts),
+        lambda params: open_session(env, conf_source, params),
+        pipeline,
+        errors,
+    )
+    if dry_run:
+        planned = grid.planned()
+        if as_json:
+            click.echo(json.dumps(render_sweep.planned_as_json(planned), indent=2))
+        else:
+            show_text(render_sweep.render_planned(planned))
+        return
+    newest, finished = History(grid.data_root).next_number() - 1, []
+    for item in grid.run(lambda place: _tell(render_sweep.before(grid, place), as_json), as_json):
+        finished.append(item)
+        if item.run is None or item.run.number > newest:
+            _tell(render_sweep.after(grid, finished), as_json)
+    if as_json:
+        click.echo(json.dumps(render_sweep.finished_as_json(finished), indent=2))
+    else:
+        show_text(render_sweep.render_finished(finished))
+        click.echo(f"In place is what ran last; back to the environment's own: {grid.command}")
+    ctx.exit(0 if all(item.is_done for item in finished) else 1)
+
+
+def _tell(text: str, as_json: bool) -> None:
+    """Progress, away from JSON."""
+    click.secho(text, bold=True, err=as_json)
 
 
 def _show_in_viz(pipeline: str | None, rows: Sequence[StatusRow]) -> None:
@@ -288,6 +444,11 @@ def show(value: Any, render: Callable[[Any], Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(maintenance.as_json(value), indent=2))
     else:
-        from rich.console import Console
+        show_text(render(value))
 
-        Console().print(render(value))
+
+def show_text(renderable: Any) -> None:
+    """Prints something of Rich as wide as the terminal is; numbers are not coloured."""
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)

@@ -38,6 +38,12 @@ class Settings:
     """Parameters of a single run that steer the runner and are no input of any node."""
     history: int = 10
     """Runs remembered for each node."""
+    run_history: int = 200
+    """Runs that `runs` can list."""
+    headlines: Callable[[Mapping[str, Path]], Mapping[str, float]] | None = None
+    """Gives scores to remember a run by, the most telling first, from the places of its outputs by
+    dataset: files, and folders of artifacts' versions. Asked when a run ends, also if it failed;
+    with the outputs that it made or found fresh."""
     max_stored_bytes: int = 64 * 1024 * 1024
     """Size above which no copy of a file is kept."""
     cache: str | None = None

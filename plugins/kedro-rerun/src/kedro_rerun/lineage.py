@@ -92,9 +92,12 @@ class Lineage:
 
     Args:
         locks: of all nodes.
+        foreseen: digests of what will be in place when earlier versions are put back, by bare name.
     """
 
-    def __init__(self, locks: Iterable[NodeLock]) -> None:
+    def __init__(
+        self, locks: Iterable[NodeLock], foreseen: Mapping[str, str | None] | None = None
+    ) -> None:
         self._made: dict[tuple[str, str], RunRecord] = {}
         self._current: dict[str, str] = {}
         for lock in locks:
@@ -104,6 +107,9 @@ class Lineage:
             head = lock.run(lock.head)
             for name, output in head.outputs.items() if head is not None else ():
                 self._current[bare(name)] = output.digest
+        for name, digest in (foreseen or {}).items():
+            if digest is not None and (name, digest) in self._made:
+                self._current[name] = digest
 
     def mixed(self, read: Mapping[str, str]) -> list[str]:
         """Which datasets stand behind others in more than one version.

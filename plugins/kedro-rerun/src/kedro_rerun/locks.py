@@ -18,6 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from kedro_rerun.files import hash_text, read_json, seal, unseal, write_atomically
 from kedro_rerun.run_lock import STATE_FOLDER
 
+SWEEP = "sweep"
+"""In the provenance of what a sweep's run made: which one, and which setting."""
 _FORMAT = 1
 _PLAIN_NAME = re.compile(r"[\w\-.]{1,150}")
 
@@ -82,10 +84,13 @@ class NodeLock:
 
         Args:
             run: takes the place of an earlier one with its fingerprint, as the head.
-            history: runs to remember.
+            history: runs to remember beside those of sweeps, which stay until `gc`.
         """
         others = tuple(known for known in self.runs if known.fingerprint != run.fingerprint)
-        runs = (*others, run)[-history:]
+        runs = (*others, run)
+        counted = [known for known in runs if SWEEP not in known.provenance]
+        forgotten = {known.fingerprint for known in counted[:-history]}
+        runs = tuple(known for known in runs if known.fingerprint not in forgotten)
         return replace(self, head=run.fingerprint, attempt=None, runs=runs)
 
 

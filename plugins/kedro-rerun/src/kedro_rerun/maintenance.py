@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from kedro_rerun import artifacts
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.fingerprint import Cause
+from kedro_rerun.history import History
 from kedro_rerun.locks import LockStore, NodeLock, OutputRecord, RunRecord
 from kedro_rerun.manifests import MANIFEST
 from kedro_rerun.outputs import OutputStore
@@ -53,7 +55,8 @@ class Explanation:
     status: StatusRow
     fingerprint: str | None
     components: Mapping[str, str]
-    """What decides the node's outputs now; empty before earlier nodes have run."""
+    """What decides the node's outputs now. Inputs that nodes before it must make first are left
+    out, and there is no fingerprint before they have run."""
     runs: tuple[Mapping[str, Any], ...]
     """Remembered runs, newest first."""
 
@@ -111,46 +114,66 @@ def explain(planner: Planner, node: str) -> Explanation:
     return Explanation(
         _row(planner, verdict),
         fingerprint.digest if fingerprint else None,
-        fingerprint.components if fingerprint else {},
+        verdict.components,
         tuple(_describe_run(run, lock) for run in reversed(lock.runs)),
     )
 
 
-def accept(planner: Planner, node: str) -> StatusRow:
-    """Takes the outputs in place for what the node would make now, without running it.
+def accept(planner: Planner, nodes: Collection[str]) -> list[StatusRow]:
+    """Takes the outputs in place for what nodes would make now, without running them.
 
     For changes that cannot alter results, such as a refactoring before an expensive node.
 
     Args:
-        planner: of a pipeline with the node and those before it.
-        node: its name.
+        planner: of a pipeline with the nodes and those before them.
+        nodes: their names, in any order: those before others come first.
 
     Returns:
-        The node's new status.
+        The new status of each, in an order in which they can run.
 
     Raises:
-        StalenessError: when an output is missing or damaged, or earlier nodes must run first.
+        StalenessError: when an output is missing or damaged, or earlier nodes must run first. What
+            came before in that order is accepted then.
     """
-    planner.graph.node(node)
+    ordered = _ordered(planner, nodes)
     with hold_run_lock(planner.data_root, WhenBusy.REFUSE):
-        verdict = planner.plan()[node]
-        if verdict.fingerprint is None:
-            first = [reason.name for reason in verdict.reasons if reason.cause is Cause.UPSTREAM]
-            raise StalenessError(
-                f"{node}: its inputs are not known before these nodes have run: "
-                f"{', '.join(first)}. Run or accept them first."
-            )
-        outputs = _vouch_for_outputs(planner, node)
-        now = datetime.datetime.now(datetime.UTC).isoformat()
-        run = RunRecord(
-            verdict.fingerprint.digest,
-            verdict.fingerprint.components,
-            outputs,
-            {"node": node, "accepted_at": now},
-        )
-        planner.write_lock(planner.lock(node).completed(run, planner.settings.history))
+        for node in ordered:
+            _accept(planner, planner.plan()[node])
         planner.save_caches()
-    return _row(planner, planner.plan()[node])
+    plan = planner.plan()
+    return [_row(planner, plan[node]) for node in ordered]
+
+
+def accept_all(planner: Planner) -> list[StatusRow]:
+    """Accepts every node that nothing but code and versions of libraries makes stale.
+
+    Nodes that go back to a parameter, an input or a damaged output as well are left, as are those
+    that come after them.
+
+    Args:
+        planner: of a pipeline.
+
+    Returns:
+        The new status of those that were accepted, and of those that are still not fresh.
+
+    Raises:
+        StalenessError: while a run is in progress.
+    """
+    accepted = []
+    with hold_run_lock(planner.data_root, WhenBusy.REFUSE):
+        for node in planner.graph.nodes:
+            verdict = planner.plan()[node.name]
+            is_stale = verdict.action is Action.RUN and verdict.fingerprint is not None
+            if is_stale and verdict.may_alter_nothing:
+                with contextlib.suppress(StalenessError):  # Its outputs are not whole.
+                    _accept(planner, verdict)
+                    accepted.append(node.name)
+        planner.save_caches()
+    return [
+        row
+        for row in (_row(planner, verdict) for verdict in planner.plan().values())
+        if row.node in accepted or row.state != State.FRESH
+    ]
 
 
 def push(planner: Planner) -> dict[str, bool]:
@@ -190,7 +213,7 @@ def collect_garbage(
     keep_runs: int = 2,
     dry_run: bool = False,
 ) -> list[artifacts.Removed]:
-    """Removes versions, progress and copies that no remembered run refers to.
+    """Removes versions, progress, copies and records of runs that no remembered run refers to.
 
     Args:
         data_root: the environment's folder.
@@ -218,9 +241,11 @@ def collect_garbage(
         removed = []
         for root in find_roots(data_root):
             removed += artifacts.collect_garbage(root, keep, dry_run)
-        return removed + OutputStore.collect_garbage(
+        removed += OutputStore.collect_garbage(
             data_root, {output.digest for output in outputs}, dry_run
         )
+        fingerprints = {run.fingerprint for lock in locks for run in lock.runs}
+        return removed + History(data_root).collect_garbage(fingerprints, keep_runs, dry_run)
 
 
 def verify(data_root: Path, deep: bool = False) -> list[Problem]:
@@ -236,6 +261,10 @@ def verify(data_root: Path, deep: bool = False) -> list[Problem]:
     damaged = [
         Problem(str(path), "this record of a node's runs is damaged; the node will run again.")
         for path in LockStore(data_root).damaged()
+    ]
+    damaged += [
+        Problem(str(path), "this record of a run is damaged; `runs` leaves it out.")
+        for path in History(data_root).damaged()
     ]
     return damaged + [
         problem for root in find_roots(data_root) for problem in _verify_root(root, deep)
@@ -260,6 +289,39 @@ def as_json(value: Any) -> Any:
         return [as_json(item) for item in value]
     content = asdict(value)
     return {name: str(item) if isinstance(item, Path) else item for name, item in content.items()}
+
+
+def _ordered(planner: Planner, nodes: Collection[str]) -> list[str]:
+    for node in nodes:
+        planner.graph.node(node)
+    return [node.name for node in planner.graph.nodes if node.name in nodes]
+
+
+def _accept(planner: Planner, verdict: Verdict) -> None:
+    """Records that a node's outputs are what it would make now; of a fresh node that is known."""
+    node = verdict.node
+    if verdict.action is Action.SKIP:
+        return
+    if verdict.action is not Action.RUN:
+        raise StalenessError(
+            f"{node}: found outputs in place that are not what it would make, but the next run "
+            "has those at hand and puts them in place without running it: there is nothing to "
+            "accept."
+        )
+    if verdict.fingerprint is None:
+        first = [reason.name for reason in verdict.reasons if reason.cause is Cause.UPSTREAM]
+        raise StalenessError(
+            f"{node}: its inputs are not known before these nodes have run: "
+            f"{', '.join(first)}. Run or accept them first."
+        )
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    run = RunRecord(
+        verdict.fingerprint.digest,
+        verdict.fingerprint.components,
+        _vouch_for_outputs(planner, node),
+        {"node": node, "accepted_at": now},
+    )
+    planner.write_lock(planner.lock(node).completed(run, planner.settings.history))
 
 
 def _row(planner: Planner, verdict: Verdict) -> StatusRow:

@@ -95,6 +95,15 @@ def diff(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:
     return [change for change in changes if not _is_order_of_changed(change, changes)]
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted path, as `--params` takes them."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def describe_value(value: Any) -> str:
     """Stable text of a value bound to a function, for instance by `functools.partial`.
 

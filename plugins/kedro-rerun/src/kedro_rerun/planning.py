@@ -117,7 +117,8 @@ class Planner:
         known = {name: digest for name, digest in inputs.items() if digest is not None}
         if len(known) < len(inputs):
             return self._judge_pending(node, known, sorted(inputs.keys() - known.keys()))
-        components = {**self.reader.components(node, known), **self._lineage(node, known)}
+        lineage = self._lineage(node, known, predicted)
+        components = {**self.reader.components(node, known), **lineage}
         fingerprint = Fingerprint(components)
         outputs = self.datasets(node.outputs)
         verdict = judge(node.name, fingerprint, self.lock(node.name), outputs, self.outputs)
@@ -131,23 +132,31 @@ class Planner:
             return replace(verdict, state=State.FRESH, action=Action.FETCH, reasons=())
         return verdict
 
-    def mixed(self, node: StaleNode, inputs: Mapping[str, str]) -> list[str]:
+    def mixed(
+        self,
+        node: StaleNode,
+        inputs: Mapping[str, str],
+        foreseen: Mapping[str, str | None] | None = None,
+    ) -> list[str]:
         """What a node reads of more than one lineage, if it is one that shows it.
 
         Args:
             node: the node.
             inputs: digests of what it reads, by component name.
+            foreseen: digests of what the nodes before it will have in place, by bare name.
         """
         from kedro_rerun.lineage import Lineage
 
         if SHOWS_LINEAGE not in node.tags:
             return []
         read = {_dataset(name): digest for name, digest in inputs.items()}
-        return Lineage(self.locks.all()).mixed(read)
+        return Lineage(self.locks.all(), foreseen).mixed(read)
 
-    def _lineage(self, node: StaleNode, known: Mapping[str, str]) -> dict[str, str]:
+    def _lineage(
+        self, node: StaleNode, known: Mapping[str, str], foreseen: Mapping[str, str | None]
+    ) -> dict[str, str]:
         """A component of a page that says what is mixed: it is made anew once nothing is."""
-        mixed = self.mixed(node, known)
+        mixed = self.mixed(node, known, foreseen)
         return {f"{Cause.INPUT}:(mixed lineages)": hash_json(mixed)} if mixed else {}
 
     def shared_run(self, node: StaleNode, fingerprint: str) -> CachedRun | None:
@@ -171,11 +180,13 @@ class Planner:
         latest = lock.latest.components if lock.latest else {}
         # Unknown inputs are taken as unchanged, so that other changes still show.
         assumed = {name: latest.get(name, UNKNOWN) for name in pending}
-        reasons = changes_since(lock, self.reader.components(node, {**known, **assumed}))
+        components = self.reader.components(node, {**known, **assumed})
+        reasons = changes_since(lock, components)
         producers = {self.graph.producers[bare(_dataset(name))].name for name in pending}
         reasons += [Reason(Cause.UPSTREAM, name, "runs first") for name in sorted(producers)]
         state = state_of(self.datasets(node.outputs), self.outputs)
-        return Verdict(node.name, state, Action.RUN, tuple(reasons))
+        told = {name: text for name, text in components.items() if name not in assumed}
+        return Verdict(node.name, state, Action.RUN, tuple(reasons), known=told)
 
     def _tell_ways(self, node: StaleNode, verdict: Verdict) -> Verdict:
         """Adds to each reason that is code how the node comes to reach it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import errno
 import logging
 import shlex
@@ -25,21 +24,21 @@ from kedro_rerun import artifacts
 from kedro_rerun.components import Settings
 from kedro_rerun.context import BuildContext, building
 from kedro_rerun.errors import StalenessError, is_mended_by_user, without_secrets
+from kedro_rerun.expensive import EXPENSIVE, ExpensiveNodeError, explain_refusal
 from kedro_rerun.files import hash_json, remove_temporaries
 from kedro_rerun.fingerprint import Cause, Fingerprint
 from kedro_rerun.graph import Graph, StaleNode, Storage
+from kedro_rerun.history import NodeOutcome, RunLog, format_time, recording
 from kedro_rerun.kedro_graph import build_graph
 from kedro_rerun.lineage import stale_inputs, told
-from kedro_rerun.locks import RunRecord
+from kedro_rerun.locks import SWEEP, RunRecord
 from kedro_rerun.planning import Planner
 from kedro_rerun.preflight import PreflightError, concerning, refusal
 from kedro_rerun.run_lock import STATE_FOLDER, WhenBusy, hold_run_lock
 from kedro_rerun.shared_cache import CachedFile, SharedCache, share
-from kedro_rerun.verdict import Action, Reason, Verdict
+from kedro_rerun.verdict import Action, Reason, Verdict, summarize
 
 LOGGER = "kedro.rerun"
-EXPENSIVE = "expensive"
-"""Tag of nodes that do not run again for changes of code and of libraries alone."""
 ALLOW_EXPENSIVE = "params:allow_expensive"
 WHEN_BUSY = "params:when_busy"
 _ALMOST_NOTHING = 1_000_000
@@ -73,10 +72,6 @@ class Earlier:
     """Datasets that the run reads of theirs."""
     command: str
     """Runs some nodes, before their names."""
-
-
-class ExpensiveNodeError(StalenessError):
-    """An expensive node would run again for changes of code and of libraries alone."""
 
 
 class StalenessRunner(SequentialRunner):
@@ -161,6 +156,16 @@ class _Run:
         # and nothing is after a kill.
         self.planner.save_caches()
         self._refuse_expensive(plan.values())
+        options = self._options
+        with recording(self.planner, plan, options.settings, options.provenance or {}) as record:
+            ran = self._run_all(plan, record)
+        fresh = "were fresh"
+        if num_stale:
+            fresh = f"are as what they read is, of which {num_stale} datasets are stale: see above"
+        self._log.info("Ran %d of %d nodes; the others %s.", ran, len(plan), fresh)
+
+    def _run_all(self, plan: dict[str, Verdict], record: RunLog) -> int:
+        """Does with each node what the plan says; how many ran."""
         ran = 0
         for node in self._pipeline.nodes:
             view = self.planner.graph.node(node.name)
@@ -168,24 +173,25 @@ class _Run:
                 plan = self._plan()
             verdict = plan[node.name]
             if verdict.action is Action.SKIP:
+                record.note(verdict, NodeOutcome.FRESH)
                 self._log.info("Skipped %s: fresh.", node.name)
             elif verdict.action is Action.ACTIVATE:
                 self._activate(view, verdict)
+                record.note(verdict, NodeOutcome.PUT_BACK)
                 self._log.info("Skipped %s: put back the outputs of an earlier run.", node.name)
             elif verdict.action is Action.FETCH:
+                record.note(verdict, NodeOutcome.FETCHED)
                 self._log.info("Skipped %s: took its outputs from the cache.", node.name)
             else:
                 self._refuse_expensive([verdict])
-                self._run_node(node, view, verdict)
+                with record.timing(verdict):
+                    self._run_node(node, view, verdict)
                 ran += 1
             self._done.add(node.name)
             if verdict.action is not Action.SKIP:
                 plan = self._plan()
             self._runner._release_datasets(node, self._catalog, self._loads, self._pipeline)
-        fresh = "were fresh"
-        if num_stale:
-            fresh = f"are as what they read is, of which {num_stale} datasets are stale: see above"
-        self._log.info("Ran %d of %d nodes; the others %s.", ran, len(plan), fresh)
+        return ran
 
     def _look_at_earlier(self) -> int:
         """Says what the run reads of nodes that it leaves out, and that is not fresh; how much."""
@@ -263,7 +269,7 @@ class _Run:
             and EXPENSIVE in self.planner.graph.node(verdict.node).tags
         ]
         if refused:
-            raise ExpensiveNodeError(_explain_refusal(refused, self._options.settings))
+            raise ExpensiveNodeError(explain_refusal(refused, self._options.settings))
 
     def _activate(self, node: StaleNode, verdict: Verdict) -> None:
         assert verdict.fingerprint is not None, "only known fingerprints are activated"
@@ -304,7 +310,10 @@ class _Run:
                 return False
             if output.storage is Storage.ARTIFACT:
                 self.planner.outputs.remember(output)
-        run = replace(shared.run, provenance={**shared.run.provenance, "from_cache": True})
+        origin = {name: told for name, told in shared.run.provenance.items() if name != SWEEP}
+        ours = self._options.provenance or {}
+        origin |= {"from_cache": True, **{name: ours[name] for name in ours if name == SWEEP}}
+        run = replace(shared.run, provenance=origin)
         self.planner.write_lock(lock.completed(run, self._options.settings.history))
         return True
 
@@ -312,7 +321,7 @@ class _Run:
         fingerprint = verdict.fingerprint
         assert fingerprint is not None, "every node before this one has run"
         self._refuse_changed_code(view)
-        self._log.info("Running %s: %s", node.name, _summarize(verdict.reasons))
+        self._log.info("Running %s: %s", node.name, summarize(verdict.reasons))
         lock = self.planner.lock(node.name)
         self.planner.write_lock(lock.attempting(fingerprint.digest))
         started = time.time()
@@ -392,7 +401,7 @@ class _Run:
     def _describe_start(self, node: str, started: float) -> dict[str, Any]:
         return {
             "node": node,
-            "started_at": _format_time(started),
+            "started_at": format_time(started),
             "command": without_secrets(shlex.join(sys.argv)),
             **(self._options.provenance or {}),
         }
@@ -436,21 +445,11 @@ def _describe_components(fingerprint: Fingerprint) -> dict[str, Any]:
 
 def _describe_end(started: float) -> dict[str, Any]:
     ended = time.time()
-    return {"finished_at": _format_time(ended), "seconds": round(ended - started, 3)}
-
-
-def _format_time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+    return {"finished_at": format_time(ended), "seconds": round(ended - started, 3)}
 
 
 def _switch(catalog: CatalogProtocol, name: str, default: Any) -> Any:
     return catalog.load(name) if name in catalog else default
-
-
-def _summarize(reasons: tuple[Reason, ...], shown: int = 3) -> str:
-    text = "; ".join(str(reason) for reason in reasons[:shown])
-    more = len(reasons) - shown
-    return f"{text}; and {more} more" if more > 0 else text
 
 
 def _is_full_disk(error: Exception, data_root: Path) -> bool:
@@ -473,27 +472,4 @@ def _explain_full_disk(error: Exception, options: RunOptions) -> str:
         f"{options.data_root}: found no space left on the disk, {free / 1e6:,.1f} MB ({error}). "
         "Finished nodes and progress stay, and nothing half-written is used. Make room, for "
         f"instance with `{options.settings.command} gc`, and give the same command again."
-    )
-
-
-def _explain_refusal(refused: list[Verdict], settings: Settings) -> str:
-    lines = []
-    for verdict in refused:
-        lines.append(f"  {verdict.node}: {_summarize(verdict.reasons)}")
-        nodes: dict[Reason, list[str]] = {}
-        for root in verdict.roots:
-            nodes.setdefault(root.reason, []).append(root.node)
-        for reason, where in nodes.items():
-            if reason.cause is Cause.LIBRARY:
-                library = settings.libraries.get(reason.name, reason.name)
-                effect = settings.library_effects.get(reason.name, "whatever it computes there")
-                used = f"used by {', '.join(where)}; can alter: {effect}"
-                lines.append(f"    {library} {reason.detail}, {used}")
-            elif where != [verdict.node]:
-                lines.append(f"    {reason}, in {', '.join(where)}")
-    return (
-        "Found expensive nodes that only changes of code or of libraries' versions make stale:\n"
-        + "\n".join(lines)
-        + "\nIf the change alters results, run with --params=allow_expensive=true; if it does "
-        f"not, keep the results with `{settings.command} accept NODE`."
     )

@@ -6,9 +6,10 @@ import inspect
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ from kedro_rerun.components import Settings
 from kedro_rerun.errors import StalenessError, unknown_name, without_secrets
 from kedro_rerun.graph import bare
 from kedro_rerun.kedro_graph import build_graph
+from kedro_rerun.parameters import dotted
 from kedro_rerun.planning import Planner
 from kedro_rerun.runner import LOGGER, Earlier, RunOptions, StalenessRunner
 from kedro_rerun.selection import (
@@ -77,6 +79,8 @@ class StalenessSession(KedroSession):
 
     staleness_settings = Settings()
     find_data_root: DataRoot = staticmethod(data_root_of)
+    provenance: Mapping[str, Any] = MappingProxyType({})
+    """What the records of a run tell beside the environment and the commit."""
     _context: KedroContext | None = None
     _selection: Selection | None = None
 
@@ -126,12 +130,12 @@ class StalenessSession(KedroSession):
         self._selection = Selection.of(given)
         return super().run(**given)
 
-    def planner(self, pipeline: str | None = None, node: str | None = None) -> Planner:
+    def planner(self, pipeline: str | None = None, *nodes: str) -> Planner:
         """The planner of a registered pipeline, for status, explain and accept.
 
         Args:
-            pipeline: its name; None takes the default one, or one that has the node.
-            node: a node that the pipeline must have.
+            pipeline: its name; None takes the default one, or one that has the nodes.
+            nodes: that the pipeline must have.
 
         Raises:
             StalenessError: for an unknown pipeline or node.
@@ -139,9 +143,9 @@ class StalenessSession(KedroSession):
         context = self.load_context()
         registered = dict(project_pipelines)
         if pipeline is None:
-            pipeline = _pipeline_with(node, registered)
+            pipeline = _pipeline_with(nodes, registered)
         check_names("--pipeline", [pipeline], registered)
-        if node is not None:
+        for node in nodes:
             check_node("NODE", node, [pipeline], registered)
         graph = build_graph(registered[pipeline], context.catalog)
         root = type(self).find_data_root(context)
@@ -178,7 +182,8 @@ class StalenessSession(KedroSession):
 
     def _run_options(self, force: bool) -> RunOptions:
         assert self._context is not None, "Kedro loads the context before it runs"
-        provenance = {"environment": self._context.env, **self.store.get("git", {})}
+        git = self.store.get("git", {})
+        provenance = {"environment": self._context.env, **git, **self.provenance}
         return RunOptions(
             type(self).find_data_root(self._context),
             self._settings(),
@@ -205,9 +210,18 @@ class StalenessSession(KedroSession):
         except Exception as error:  # whatever parameters of other pipelines give
             logging.getLogger(LOGGER).debug("Nodes before the run cannot be told: %s", error)
             return None
-        return Earlier(graph, frozenset(read), self._command(name))
+        return Earlier(graph, frozenset(read), self.run_command(name))
 
-    def _command(self, pipeline: str) -> str:
+    def place(self) -> dict[str, str | None]:
+        """How another process opens a session here."""
+        return {
+            "project": str(self._project_path),
+            "package": project.PACKAGE_NAME,
+            "env": self.store.get("env"),
+            "conf_source": str(self._conf_source),
+        }
+
+    def run_command(self, pipeline: str | None) -> str:
         """How this session's environment and parameters are given to `kedro run`."""
         words = ["kedro", "run"]
         if env := self.store.get("env"):
@@ -215,9 +229,9 @@ class StalenessSession(KedroSession):
         default_conf = Path(self._project_path) / project_settings.CONF_SOURCE
         if str(self._conf_source) != str(default_conf):
             words.append(f"--conf-source={self._conf_source}")
-        if pipeline != DEFAULT_PIPELINE:
+        if pipeline not in (None, DEFAULT_PIPELINE):
             words.append(f"--pipeline={pipeline}")
-        if given := list(_flat(self.store.get("runtime_params") or {})):
+        if given := list(dotted(self.store.get("runtime_params") or {})):
             words.append(f"--params={','.join(f'{key}={value}' for key, value in given)}")
         return without_secrets(shlex.join(words))
 
@@ -261,14 +275,17 @@ def session_class(
     return type("ProjectSession", (StalenessSession,), attributes)
 
 
-def _pipeline_with(node: str | None, registered: dict[str, Pipeline]) -> str:
-    names = [name for name in registered if name != DEFAULT_PIPELINE]
-    for name in (DEFAULT_PIPELINE, *names):
-        pipeline = registered.get(name)
-        if pipeline and (node is None or node in {known.name for known in pipeline.nodes}):
-            return name
-    known = {known.name for pipeline in registered.values() for known in pipeline.nodes}
-    raise StalenessError(unknown_name("NODE", str(node), known))
+def _pipeline_with(nodes: Collection[str], registered: dict[str, Pipeline]) -> str:
+    """The first that has all nodes, or of nodes that no pipeline has together, the first node."""
+    known = {name: {node.name for node in pipeline.nodes} for name, pipeline in registered.items()}
+    names = sorted(registered, key=lambda name: name != DEFAULT_PIPELINE)
+    for wanted in (set(nodes), set(list(nodes)[:1])):
+        if unknown := sorted(wanted - set().union(*known.values())):
+            raise StalenessError(unknown_name("NODE", unknown[0], set().union(*known.values())))
+        for name in names:
+            if registered[name] and wanted <= known[name]:
+                return name
+    raise StalenessError("Found no pipeline with a node; register one.")
 
 
 def _pipeline_of(read: set[str], registered: dict[str, Pipeline]) -> tuple[str, Pipeline]:
@@ -281,15 +298,6 @@ def _pipeline_of(read: set[str], registered: dict[str, Pipeline]) -> tuple[str, 
 
     most = max(names, key=number_made, default=None)
     return (most, registered[most]) if most is not None else (DEFAULT_PIPELINE, Pipeline([]))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Parameters as `--params` takes them."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _base_environment() -> str:

@@ -71,8 +71,16 @@ class Verdict:
     fingerprint: Fingerprint | None = None
     """None where an input is not known before an earlier node has run."""
 
+    known: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What is known of the fingerprint where not all is."""
+
     roots: tuple[Root, ...] = field(default=(), compare=False)
     """What the reasons go back to, through the nodes before; see `Planner`."""
+
+    @property
+    def components(self) -> Mapping[str, str]:
+        """What decides the outputs, as far as it is known."""
+        return self.fingerprint.components if self.fingerprint is not None else self.known
 
     @property
     def may_alter_nothing(self) -> bool:
@@ -177,3 +185,10 @@ def _describe_hash_change(before: str | None, after: str | None) -> str:
     if after is None:
         return "no longer used"
     return f"changed ({before[:8]} -> {after[:8]})"
+
+
+def summarize(reasons: tuple[Reason, ...], shown: int = 3) -> str:
+    """The first reasons in one line, and how many more there are."""
+    text = "; ".join(str(reason) for reason in reasons[:shown])
+    more = len(reasons) - shown
+    return f"{text}; and {more} more" if more > 0 else text
