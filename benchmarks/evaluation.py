@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -256,7 +256,9 @@ def their_answers(
     """Batches in the order of the items, padded on the left as `generate` wants it."""
     tokenizer = world.tokenizer
     barred = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.image_id]
-    barred += range(tokenizer.vocab_size, model.config.text_config.vocab_size)
+    decoder: Any = model.config.text_config
+    generating: Any = model
+    barred += range(tokenizer.vocab_size, decoder.vocab_size)
 
     @torch.inference_mode()
     def answer(prompts: Sequence[Prompt]) -> list[str]:
@@ -267,7 +269,7 @@ def their_answers(
             ids = torch.full((len(batch), longest), tokenizer.pad_id)
             for row, prompt in enumerate(batch):
                 ids[row, longest - len(prompt) :] = torch.from_numpy(prompt.input_ids)
-            output = model.generate(
+            output = generating.generate(
                 input_ids=ids,
                 attention_mask=(ids != tokenizer.pad_id).long(),
                 pixel_values=torch.stack([pixels[key] for p in batch for key in p.images]),

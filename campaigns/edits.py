@@ -103,7 +103,7 @@ def try_edit(edit: str, base: Mapping[str, str], whole: Path, place: Path) -> di
 
 def main() -> int:
     """Tries the edits; 1 if one did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", action="append", choices=sorted(EDITS))
     parser.add_argument("--results", type=Path, default=Path("edits.jsonl"))
     options = parser.parse_args()

@@ -117,7 +117,24 @@ def test_every_batch_holds_the_planned_shares(finished):
         assert row["shares"] == {"caption": 0.45, "interleaved": 0.45, "text": 0.1}
 
 
-@pytest.mark.parametrize("edit", EDITS)
+IN_ALL_STAGES = (
+    "evaluate.batch_size=2",
+    "ingest.sources.text.max_records=100",
+    "ingest.sources.digit_strips.prompt=Read it.",
+    "ingest.sources.eval_vqa.max_records=30",
+    "shard.packing.overflow=truncate",
+    "vision_pretrain.objective=aim",
+    "model.decoder.num_layers=1",
+    "pretrain.schedule.warmup_steps=1",
+    "upcycle.moe.num_experts=3",
+    "sft.seed=5",
+    "evaluate.tasks.sample_digits.max_new_tokens=5",
+    "report.title=Another",
+)
+"""Of the edits; `campaigns/edits.py` tries all, and runs them."""
+
+
+@pytest.mark.parametrize("edit", IN_ALL_STAGES)
 def test_a_changed_parameter_makes_stale_what_it_touches_and_nothing_else(
     finished, monkeypatch, edit
 ):
@@ -216,7 +233,7 @@ def test_with_everything_fresh_nothing_runs_and_nothing_heavy_is_imported(finish
     )
     output = finished_process.stdout + finished_process.stderr
     assert finished_process.returncode == 0, output
-    assert ("Ran 0 of 17 nodes" if command == ("run",) else "everything is fresh") in output
+    assert ("Ran 0 of 20 nodes" if command == ("run",) else "everything is fresh") in output
 
 
 def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):

@@ -168,8 +168,12 @@ def test_a_broken_shard_stops_before_the_first_step(shards_dir, tmp_path):
     ("part", "change", "message"),
     [
         ("decoder", {"vocab_size": 100}, r"model\.decoder\.vocab_size: found 100, but"),
-        ("connector", {"num_tokens": 4}, r"num_tokens: found 4, .*packing\.image_tokens = 1"),
-        ("vision", {"image_size": 24}, r"image_size: found 24, .*image\.size = 16"),
+        (
+            "connector",
+            {"num_tokens": 4},
+            r"num_tokens: found 4, expected 1, .*packing\.image_tokens",
+        ),
+        ("vision", {"image_size": 24}, r"image_size: found 24, expected 16, .*image\.size"),
     ],
 )
 def test_a_model_that_does_not_fit_the_shards_is_refused(shards_dir, part, change, message):

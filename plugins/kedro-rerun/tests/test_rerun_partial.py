@@ -16,6 +16,7 @@ from rich.console import Console
 
 from kedro_rerun.cli import UserErrorCommand
 from kedro_rerun.components import Settings
+from kedro_rerun.context import building
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.graph import Graph
 from kedro_rerun.kedro_graph import build_graph
@@ -216,19 +217,13 @@ def test_a_page_gets_to_know_what_is_mixed_and_is_made_anew_when_nothing_is(buil
     rest = Pipeline([node for node in whole.nodes if node.name != "report"])
 
     def report_only() -> list[str]:
-        from kedro_rerun import runner as runner_module
-
-        original = runner_module.building
-
         def noted(context):
             seen.append(context.mixed)
-            return original(context)
+            return building(context)
 
-        runner_module.building = noted
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kedro_rerun.runner.building", noted)
             return built._run(tagged, built.load()[1])
-        finally:
-            runner_module.building = original
 
     assert report_only() == [], "of one lineage it is what the whole run made"
     built.set("train", steps=5)

@@ -258,7 +258,7 @@ def main() -> None:
             found["mme"], found["mme.totals"] = mme(folder, cases["mme"])
         for task, scores in found.items():
             arrays[f"{task}.{kind}"] = np.array(scores, dtype=np.float64)
-    np.savez_compressed(OUT, **arrays)
+    np.savez_compressed(OUT, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

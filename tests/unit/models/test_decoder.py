@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ TOLERANCE = 1e-5
 
 def make_llama(*, tied: bool, num_kv_heads: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    positions: Any = {"rope_theta": 10_000.0, "attn_implementation": "eager"}
     config = LlamaConfig(
         vocab_size=96,
         hidden_size=48,
@@ -24,8 +27,7 @@ def make_llama(*, tied: bool, num_kv_heads: int) -> LlamaForCausalLM:
         num_key_value_heads=num_kv_heads,
         tie_word_embeddings=tied,
         rms_norm_eps=1e-5,
-        rope_theta=10_000.0,
-        attn_implementation="eager",
+        **positions,
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():

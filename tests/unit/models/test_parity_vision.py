@@ -223,7 +223,7 @@ def test_of_two_nested_configurations_the_second_holds(tmp_path: Path) -> None:
     content: dict[str, Any] = {"vision_config": {"layer_norm_eps": 1e-3, "num_attention_heads": 4}}
     content["vision_config_dict"] = {"layer_norm_eps": 1e-2}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    theirs = transformers.CLIPConfig(**content).vision_config
+    theirs: Any = transformers.CLIPConfig(**content).vision_config
     facts = describe_vision_encoder(tmp_path)
     found = (facts["norm_eps"], facts["num_heads"])
     assert found == (theirs.layer_norm_eps, theirs.num_attention_heads) == (1e-2, 12)

@@ -45,7 +45,9 @@ def samples() -> list[dict]:
 
 
 def index_of_streaming(compression: str, folder: Path) -> dict:
-    from streaming.base.format.mds import MDSWriter as StreamingWriter
+    from streaming.base.format.mds import (  # pyright: ignore[reportMissingImports]
+        MDSWriter as StreamingWriter,
+    )
 
     theirs = StreamingWriter(
         columns=COLUMNS,

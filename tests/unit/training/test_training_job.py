@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,7 +206,7 @@ def plain_only(monkeypatch):
     send_plain_objects_only()
 
 
-def sent(value):
+def sent(value) -> Any:
     tensor, size = distributed_c10d._object_to_tensor(value, torch.device("cpu"), None)
     return distributed_c10d._tensor_to_object(tensor, size, None)
 

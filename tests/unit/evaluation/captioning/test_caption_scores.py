@@ -297,8 +297,9 @@ def test_a_run_is_refused_before_its_first_node(trained: Trained, tmp_path: Path
         config, sources={"pairs": dataclasses.replace(config.sources["pairs"], clip_score=gone)}
     )
     nodes = frozenset({"ingest_pretraining"})
-    assert list(check_ingest(Run(nodes, {"ingest": config}))) == []
-    (text,) = check_ingest(Run(nodes, {"ingest": broken}))
+    check = check_ingest(IngestConfig.pretraining_part)
+    assert list(check(Run(nodes, {"ingest": config}))) == []
+    (text,) = check(Run(nodes, {"ingest": broken}))
     assert text.startswith("ingest.sources.pairs.clip_score: ")
     assert "nowhere" in text
 
