@@ -145,6 +145,29 @@ def test_a_killed_run_is_told_from_one_that_goes_on(project):
     assert project.history.run(1).outcome == Outcome.KILLED, "there is one at a time"
 
 
+def test_the_record_tells_where_a_run_was_killed(project):
+    """Read while the node runs: what a kill then leaves."""
+    project.run()
+    found = project.data_root / ".staleness" / "runs" / "000002.json"
+    project.edit(
+        "training.py",
+        "    model = Linear",
+        f"    import shutil; shutil.copy({str(found)!r}, {str(project.folder / 'seen')!r})\n"
+        "    model = Linear",
+    )
+    project.set("shard", width=5)
+    project.switches = {"allow_expensive": True}
+    project.run()
+    found.write_bytes((project.folder / "seen").read_bytes())
+    project.set("shard", width=3)
+    project.run()
+    killed = looking_back.list_runs(project.history)[1]
+    assert killed.run.outcome == Outcome.KILLED
+    assert set(killed.run.ran) == {"shard"}
+    assert "killed in train" in text(render_runs.render_runs([killed], 0, []))
+    assert [change.path for change in killed.changes] == ["shard.width"]
+
+
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"number": 1}'])
 def test_a_damaged_record_is_named_and_stops_nothing(project, damage):
     project.run()

@@ -1,7 +1,7 @@
 """What each run of a data root did: `<data_root>/.staleness/runs/<number>.json`.
 
-A record is written before the first node, after every node and at the end, each time in one step:
-of a run that was killed, it tells what was done by then. It is there to look back at, and decides
+A record is written before the first node, before and after every node that runs and at the end, each
+time in one step: of a run that was killed, it tells what was done by then. It is there to look back at, and decides
 nothing: what is fresh, the nodes' own records say (`locks`).
 """
 
@@ -63,6 +63,8 @@ class NodeOutcome(StrEnum):
 
     WAITING = "waiting"
     """Not reached."""
+    RUNNING = "running"
+    """Begun and not ended: where a run is, or was when it was killed."""
     RAN = "ran"
     FAILED = "failed"
     FRESH = "fresh"
@@ -273,6 +275,7 @@ class RunLog:
     @contextlib.contextmanager
     def timing(self, verdict: Verdict) -> Iterator[None]:
         """Notes a node that runs in the block."""
+        self.note(verdict, NodeOutcome.RUNNING)
         started, outcome = time.time(), NodeOutcome.FAILED
         try:
             yield
@@ -329,7 +332,7 @@ class RunLog:
 
     def _outputs(self) -> Iterator[tuple[str, Path]]:
         """What the run made or found fresh, and where it lies."""
-        unfinished = (NodeOutcome.WAITING, NodeOutcome.FAILED)
+        unfinished = (NodeOutcome.WAITING, NodeOutcome.RUNNING, NodeOutcome.FAILED)
         for node in self._planner.graph.nodes:
             if self._run.nodes[node.name].outcome in unfinished:
                 continue

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kedro_rerun.history import Outcome, PastRun
+from kedro_rerun.history import NodeOutcome, Outcome, PastRun
 from kedro_rerun.looking_back import Listed, RunDifference
 from kedro_rerun.parameters import Change
 
@@ -246,8 +246,9 @@ def _details(item: Listed, tells_environment: bool) -> Iterator[RenderableType]:
     if tells_environment:
         yield Text(f"environment {run.provenance.get('environment') or 'unknown'}")
     if run.outcome != Outcome.DONE:
-        failed = [name for name, node in run.nodes.items() if node.outcome == "failed"]
-        told = f"{run.outcome}{' in ' + failed[0] if failed else ''}"
+        ends = (NodeOutcome.FAILED, NodeOutcome.RUNNING)
+        where = [f" in {name}" for name, node in run.nodes.items() if node.outcome in ends]
+        told = f"{run.outcome}{''.join(where)}"
         told += f": {run.error}" if run.error else ""
         yield Text(told, style=_BAD.get(Outcome(run.outcome), ""))
     for change in item.changes[:_MAX_CHANGES]:
