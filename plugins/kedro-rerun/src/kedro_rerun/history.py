@@ -1,8 +1,8 @@
 """What each run of a data root did: `<data_root>/.staleness/runs/<number>.json`.
 
 A record is written before the first node, before and after every node that runs, and at the end,
-each time in one step: of a run that was killed it tells what was done by then. It is there to look back
-at, and decides nothing: what is fresh, the nodes' own records say (`locks`).
+each time in one step: of a run that was killed it tells what was done by then. It is there to look
+back at, and decides nothing: what is fresh, the nodes' own records say (`locks`).
 """
 
 from __future__ import annotations
