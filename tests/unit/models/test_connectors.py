@@ -248,7 +248,9 @@ def model_config(connector: ConnectorConfig) -> MM1Config:
 
 
 def test_pooling_to_more_tokens_than_patches_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"connector.num_tokens: found 25, expected at most 16, the patches"):
+    with pytest.raises(
+        ValueError, match=r"connector.num_tokens: found 25, expected at most 16, the patches"
+    ):
         model_config(ConnectorConfig(num_tokens=25))
 
 
