@@ -25,7 +25,7 @@ SMALLEST_GRID := ablate.grid.only=mix captions_only,ablate.grid.max_seeds=1,abla
 PART := tests/golden tests/unit/models tests/unit/export tests/unit/streams tests/unit/training \
 	tests/e2e/test_training_resume.py tests/e2e/test_training_engines.py
 
-.PHONY: help setup demo lab test pytest part other fast audit lint format viz release clean
+.PHONY: help setup demo lab test pytest part other fast audit lint types format viz release clean
 
 help:  ## Shows this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -78,6 +78,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python src plugins/kedro-rerun/src
+
+types: setup  ## Checks the types of tests, benchmarks and campaigns too; `make test` has no time for them.
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: setup  ## Formats the code and mends what the linter can.

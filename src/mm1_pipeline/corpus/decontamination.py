@@ -27,6 +27,7 @@ from mm1_pipeline.corpus.perceptual_hash import (
     centred,
     differences,
     from_bytes,
+    largest_difference,
     largest_error,
     perceptual_hashes,
 )
@@ -44,6 +45,8 @@ _FEW_IMAGES = 1_000
 """Up to which comparing with all crops at once is faster than leaving some out first."""
 _ROUNDING = np.float32(1.0)
 """For the squares of distances, which are differences of large numbers."""
+_MARGIN = 1e-3
+"""Of errors in levels, and relative to them; float32 rounds in the seventh digit."""
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -140,7 +143,9 @@ class Decontaminator:
         rows, crops = np.nonzero(distances <= self._limits[images])
         if not len(rows):
             return
-        images = images[rows]
+        images, crops = self._nearly_same(images[rows], crops, found.luma)
+        if not len(images):
+            return
         luma_error, chroma_error = differences(
             self._luma[images, crops], self._chroma[images, crops], luma, chroma
         )
@@ -158,6 +163,28 @@ class Decontaminator:
         rows = self._blocks[:, crops] if every else self._blocks[images, crops]
         squares = self._squares[:, crops] if every else self._squares[images, crops]
         return squares - 2 * (rows @ means) + means @ means
+
+    def _nearly_same(
+        self, images: np.ndarray, crops: np.ndarray, luma: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leaves out crops whose luminance differs by more than is allowed, and some.
+
+        Errors as of `differences` by one product for all crops: plain pictures have thousands
+        whose blocks are near. Sums over 256 squares of 8 bits stay below 2^24, so float32 holds
+        them exactly; the margin is for roundings of what decides.
+        """
+        rows = self._luma[images, crops].reshape(len(images), -1).astype(np.float32)
+        theirs = luma.reshape(-1).astype(np.float32)
+        size = rows.shape[1]
+        means, mean = rows.sum(axis=1, dtype=np.float64) / size, float(theirs.sum()) / size
+        squares = np.einsum("ij,ij->i", rows, rows).astype(np.float64) / size
+        variances = squares - means**2
+        products = (rows @ theirs).astype(np.float64) / size - means * mean
+        variance = float(theirs @ theirs) / size - mean**2
+        errors = np.sqrt(np.maximum(variances + variance - 2 * products, 0))
+        allowed = largest_difference(np.sqrt(np.maximum(variances, 0)), self._tolerances[images])
+        near = errors <= allowed * (1 + _MARGIN) + _MARGIN
+        return images[near], crops[near]
 
     def check_text(self, text: str) -> None:
         """Refuses a text that holds an n-gram of an evaluation text.

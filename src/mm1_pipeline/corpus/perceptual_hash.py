@@ -131,7 +131,12 @@ def centred(luma: np.ndarray) -> np.ndarray:
 
 def largest_error(luma: np.ndarray, max_difference: np.ndarray) -> np.ndarray:
     """The error, in levels, that `differences` calls `max_difference`: float[N]."""
-    return max_difference * (root_mean_square(centred(luma)) + _FLAT_LUMA)
+    return largest_difference(root_mean_square(centred(luma)), max_difference)
+
+
+def largest_difference(contrast: np.ndarray, max_difference: np.ndarray) -> np.ndarray:
+    """The same, of pictures with a contrast (root mean square about the mean): float[N]."""
+    return max_difference * (contrast + _FLAT_LUMA)
 
 
 def root_mean_square(values: np.ndarray) -> np.ndarray:
