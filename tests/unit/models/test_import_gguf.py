@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -73,8 +74,9 @@ def write_gguf(
 
 def read_by_transformers(path: Path, tied: bool) -> transformers.LlamaForCausalLM:
     config = load_gguf_checkpoint(str(path))["config"]
-    config = {**config, "vocab_size": VOCAB, "tie_word_embeddings": tied}
-    config = transformers.LlamaConfig(**config, attn_implementation="eager")
+    options: Any = {**config, "vocab_size": VOCAB, "tie_word_embeddings": tied}
+    options["attn_implementation"] = "eager"
+    config = transformers.LlamaConfig(**options)
     model = transformers.LlamaForCausalLM(config).eval()
     content = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
     tensors = {name: x.float() for name, x in content["tensors"].items()}
