@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -327,3 +328,16 @@ def test_an_endpoint_that_is_away_is_a_rejection(endpoint: EndpointConfig) -> No
     (found,) = writer.write([CaptionRequest("k", "a cat", {})])
     assert isinstance(found, Rejected)
     assert found.reason == Reason.REWRITE_FAILED
+
+
+def test_a_full_disk_is_told_as_of_any_other_file(tmp_path):
+    file = tmp_path / "answers.sqlite"
+    with AnswerStore(file) as store:
+        store.keep({"a": "kept"})
+        store._database.execute("PRAGMA max_page_count = 2")  # which SQLite calls a full disk
+        with pytest.raises(OSError, match="No space left on device") as told:
+            store.keep({str(n): "x" * 1_000 for n in range(100)})
+        assert told.value.errno == errno.ENOSPC
+        assert told.value.filename == str(file)
+        assert store.find("a") == "kept"
+        assert store.find("1") is None

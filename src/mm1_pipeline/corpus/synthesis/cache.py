@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,10 +37,13 @@ class AnswerStore:
     def __init__(self, file: Path | None) -> None:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
         self._database = sqlite3.connect(file or ":memory:")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS answers (hash TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID"
-        )
+        with self._as_of_files():
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS answers (hash TEXT PRIMARY KEY, text TEXT)"
+                " WITHOUT ROWID"
+            )
 
     def __enter__(self) -> AnswerStore:
         return self
@@ -58,9 +64,19 @@ class AnswerStore:
 
     def keep(self, answers: Mapping[str, str]) -> None:
         """Stores answers by hash; all of them, or none if the process is killed."""
-        with self._database:
+        with self._as_of_files(), self._database:
             rows = answers.items()
             self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _as_of_files(self) -> Iterator[None]:
+        """Errors of a full disk as those of any other file, which are told in words."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file)) from error
 
 
 class CachedWriter:
