@@ -241,17 +241,23 @@ def only(group: T, *paths: str) -> T:
         group: Its values are checked already and are not checked again.
         paths: Fields, those of nested groups with dots.
     """
-    part = copy.copy(group)
     wanted: dict[str, list[str]] = {}
     for path in paths:
         name, _, rest = path.partition(".")
         wanted.setdefault(name, []).append(rest)
-    fields = {field.name for field in dataclasses.fields(part)}  # pyright: ignore[reportArgumentType]
-    assert wanted.keys() <= fields, (wanted.keys() - fields, type(group))
-    for name in fields:
-        below = wanted.get(name)
-        if below is None:
-            object.__setattr__(part, name, None)
-        elif "" not in below:
-            object.__setattr__(part, name, only(getattr(part, name), *below))
-    return part
+    names = {field.name for field in dataclasses.fields(group)}  # pyright: ignore[reportArgumentType]
+    assert wanted.keys() <= names, (wanted.keys() - names, type(group))
+    parts = {
+        name: only(getattr(group, name), *below)
+        for name, below in wanted.items()
+        if "" not in below
+    }
+    return with_fields(group, **dict.fromkeys(names - wanted.keys()), **parts)
+
+
+def with_fields(group: T, **values: Any) -> T:
+    """A copy of a group with other values of some fields, which are not checked again."""
+    changed = copy.copy(group)
+    for name, value in values.items():
+        object.__setattr__(changed, name, value)
+    return changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from mm1_pipeline.config._base import (
     input_path,
     operational,
     parameters,
+    with_fields,
 )
 from mm1_pipeline.config.corpus_rules import (
     CAPTION_RULES,
@@ -312,11 +312,8 @@ class IngestConfig:
 
     def _only(self, is_wanted: Callable[[SourceConfig], bool], **others: Any) -> IngestConfig:
         """Some of the sources, none of them where the recipe has no such; values are checked."""
-        part = copy.copy(self)
         sources = {name: source for name, source in self.sources.items() if is_wanted(source)}
-        for name, value in {"sources": sources, **others}.items():
-            object.__setattr__(part, name, value)
-        return part
+        return with_fields(self, sources=sources, **others)
 
     def deduplication_of(self, source: SourceConfig) -> DeduplicationConfig:
         """How repetitions in a source are found."""

@@ -13,6 +13,7 @@ from mm1_pipeline.config.corpus_rules import DeduplicationConfig
 from mm1_pipeline.config.ingest import IngestConfig
 from mm1_pipeline.corpus.deduplication import DROPPED, PARTITION_STRIDE, EarlierSource
 from mm1_pipeline.corpus.steps import PartitionTask
+from mm1_pipeline.ground.files import link_or_copy
 
 _KEYS = "keys"
 _JUDGED = ("names", "exact", "near", "pictures")
@@ -43,13 +44,8 @@ def keep_keys(folder: Path, tasks: Sequence[PartitionTask]) -> None:
         part.mkdir(parents=True, exist_ok=True)
         files = [task.step("judge") / f"{name}.parquet" for name in _JUDGED]
         for file in (*files, task.step("read") / "perceptual_hashes.parquet"):
-            _link(file, part / file.name)
-    _link(folder / "repeats" / "found" / DROPPED, keys / DROPPED)
-
-
-def _link(file: Path, place: Path) -> None:
-    place.unlink(missing_ok=True)
-    place.hardlink_to(file)
+            link_or_copy(file, part / file.name)
+    link_or_copy(folder / "repeats" / "found" / DROPPED, keys / DROPPED)
 
 
 def open_earlier(

@@ -373,11 +373,11 @@ def _finish_source(
             for path in sorted((task.step("write") / RECORDS).glob("part-*.parquet")):
                 # A partition of which nothing is kept left an empty file.
                 if pq.read_metadata(path).num_rows or len(tasks) == 1:
-                    (folder / RECORDS / f"part-{number:05d}.parquet").hardlink_to(path)
+                    link_or_copy(path, folder / RECORDS / f"part-{number:05d}.parquet")
                     number += 1
         if not number:
             empty = tasks[0].step("write") / RECORDS / "part-00000.parquet"
-            (folder / RECORDS / "part-00000.parquet").hardlink_to(empty)
+            link_or_copy(empty, folder / RECORDS / "part-00000.parquet")
     counts.check()
     return {
         "kind": source.kind.value,
