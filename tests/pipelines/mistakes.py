@@ -130,8 +130,9 @@ MISTAKES = [
     _(f"pretrain.{_STREAMS}.text.sources.web_documents", "two streams", value=1.0),
     _(f"text_pretrain.training.{_STREAMS}.text.sources.web_documents", "interleaved", value=1.0),
     _(f"vision_pretrain.training.{_STREAMS}.caption.sources.text", "text", value=1.0),
-    _("pretrain.global_batch_size", "21", value=21),
-    _("sft.global_batch_size", "5", value=5),
+    _("pretrain.global_batch_size", "0", value=0),
+    _("sft.global_batch_size", "2.5", value=2.5),
+    _("pretrain.num_processes", "2", value=2, also={"pretrain.global_batch_size": 21}),
     _("pretrain.device", "cuda", value="cuda"),
     _("pretrain.num_processes", "3", value=3),
     _("vision_pretrain.training.num_processes", "7", value=7),
@@ -227,8 +228,8 @@ MISTAKES = [
         "ablate.grid.arms.bad": {"pretrain.sedule.num_steps": 3}}),
     _("ablate.grid.arms.bad", "-3", "ablate", also={
         "ablate.grid.arms.bad": {"pretrain.schedule.num_steps": -3}}),
-    _("ablate.grid.arms.bad", "21", "ablate", also={
-        "ablate.grid.arms.bad": {"pretrain.global_batch_size": 21}}),
+    _("ablate.grid.arms.bad", "0", "ablate", also={
+        "ablate.grid.arms.bad": {"pretrain.global_batch_size": 0}}),
     _("ablate.grid.only", "mxi", "ablate", value="mix mxi"),
     _("ablate.lessons.L8_text.first", "mixx", "ablate", value="mixx"),
     _("ablate.lessons.L7_few_shot.scores", "sample_vqaa", "ablate", value={"sample_vqaa": [4]}),

@@ -91,8 +91,8 @@ def test_a_mistake_is_refused_before_any_node(mistake: Mistake, smoke, places, m
 def test_all_mistakes_are_told_at_once(smoke):
     mistakes = {
         "ingest.sources.text.path": "no/such/place",
-        "pretrain.global_batch_size": 21,
-        "pretrain.num_processes": 2,
+        "sft.num_processes": 3,
+        "pretrain.num_processes": 3,
         "tokenizer.file": "no/such/tokenizer.json",
         "evaluate.tasks.sample_vqa.source": "eval_vqq",
         "sft_shard.image.size": 60,
@@ -107,7 +107,7 @@ def test_all_mistakes_are_told_at_once(smoke):
 @pytest.mark.parametrize(
     ("pipeline", "changes"),
     [
-        ("pretrain", {"sft.global_batch_size": 5, "sft.device": "cuda"}),
+        ("pretrain", {"sft.num_processes": 5, "sft.device": "cuda"}),
         ("pretrain", {"evaluate.tasks.sample_vqa.source": "nowhere"}),
         ("ingest", {"tokenizer.file": "no/such/place", "pretrain.device": "cuda"}),
         ("shard", {"pretrain.mixture.streams.text.sources.txt": 1.0}),
@@ -151,14 +151,14 @@ def invoke(*arguments: str) -> Result:
     ("command", "told"),
     [
         (
-            ["run", "--params=pretrain.global_batch_size=21"],
-            "pretrain.global_batch_size: found 21, expected a size",
+            ["run", "--params=pretrain.global_batch_size=0"],
+            "pretrain.global_batch_size: found 0, expected a whole number",
         ),
         (
             ["run", "--params=evaluate.tasks.sample_vqa.source=eval_vqq,pretrain.device=cuda"],
             "Found 2 mistakes before the first node, so none was run:",
         ),
-        (["run", "--tags=sft", "--params=sft.global_batch_size=5"], "sft.global_batch_size: found"),
+        (["run", "--tags=sft", "--params=sft.num_processes=3"], "sft.num_processes: found"),
     ],
 )
 def test_the_command_says_it_in_few_lines_and_makes_nothing(smoke_project, command, told):

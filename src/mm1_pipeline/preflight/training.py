@@ -181,7 +181,7 @@ def _mixture(
 
     drawn = {name for stream in config.mixture.streams.values() for name in stream.sources}
     known = drawn if sources is None else sources
-    for text in mixture_problems(config.mixture, config.global_batch_size, known):
+    for text in mixture_problems(config.mixture, known):
         yield f"{path}.{text}"
 
 

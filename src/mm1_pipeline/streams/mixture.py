@@ -2,14 +2,15 @@
 
 Shares are exact, not merely expected:
 
-- every global batch holds share x batch size sequences of each stream, and a batch size for
-  which that is no whole number is refused;
+- streams take turns by the running number of a sequence (step x batch size + row), so every
+  stretch of the training holds each stream's share to less than two sequences, and exactly where
+  the turns begin anew: in every batch of a size that the shares divide, else in every few of them
+  (`window_batches`: 512 holds 230 or 231 captions of 45 %, every fifth time 1,152 of 2,560);
 - inside a stream, each source has been drawn its weight's share, to less than one sequence,
   after every draw;
 - every sequence of a source is drawn once before any is drawn again, in another order each
   time;
-- any contiguous part of a batch (a rank's, a microbatch's) holds each stream's share, exactly
-  where that is a whole number and to less than two sequences elsewhere.
+- so does any contiguous part of a batch (a rank's, a microbatch's).
 
 Nothing depends on ranks, workers or earlier steps: `batch(step)` computes its step alone.
 Source: MM1, Data (one fixed, ordered snapshot; unconfirmed). How it is drawn is our choice.
@@ -45,23 +46,45 @@ _HASHED_STEPS = 256
 """Batches that enter the snapshot's digest, spread evenly over the training."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """One stream's part of every batch.
+class _Turns:
+    """Who takes a turn when, in whole shares, periodically.
 
-    Attributes:
-        rows: int64[n], the rows of a batch it fills.
-        sources: Index of each source.
-        weights: Draws of each source in one period.
-        turns: int64[period], position in `sources` of each draw.
-        drawn_before: int64[period], how often that source was drawn earlier in the period.
+    Args:
+        shares: Turns of each taker in one period.
     """
 
-    rows: NDArray[np.int64]
+    def __init__(self, shares: list[int]) -> None:
+        self.shares = np.array(shares, dtype=np.int64)
+        self.period = sum(shares)
+        self._takers = fair_turns(shares)
+        self._taken_before = np.empty_like(self._takers)
+        for taker, share in enumerate(shares):
+            self._taken_before[self._takers == taker] = np.arange(share)
+
+    def of(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of turns by their number: who takes each, and how many the taker had before it."""
+        periods, places = np.divmod(numbers, self.period)
+        takers = self._takers[places]
+        return takers, periods * self.shares[takers] + self._taken_before[places]
+
+    def taken(self, number: int) -> NDArray[np.int64]:
+        """Turns that each taker has had before this one."""
+        periods, rest = divmod(number, self.period)
+        first = np.bincount(self._takers[:rest], minlength=len(self.shares))
+        return periods * self.shares + first
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """One stream: whose turn it is inside it.
+
+    Attributes:
+        sources: Index of each source.
+        turns: Position in `sources` of each draw.
+    """
+
     sources: tuple[int, ...]
-    weights: NDArray[np.int64]
-    turns: NDArray[np.int64]
-    drawn_before: NDArray[np.int64]
+    turns: _Turns
 
 
 class MixtureSnapshot:
@@ -76,8 +99,7 @@ class MixtureSnapshot:
         content: Digest of each source's sequences, for `describe`; may be left out.
 
     Raises:
-        ValueError: The shares do not divide the batch, or a source is missing, empty or in
-            two streams.
+        ValueError: The shares are no fractions, or a source is missing, empty or in two streams.
     """
 
     def __init__(
@@ -95,16 +117,18 @@ class MixtureSnapshot:
         self.source_names = _source_names(mixture, num_sequences)
         self.num_sequences = tuple(num_sequences[name] for name in self.source_names)
         self._content = {name: content[name] for name in self.source_names} if content else {}
-        counts = _sequences_per_batch(mixture, global_batch_size)
-        # Reducing the shares gives turns that are fair within every part of the batch.
-        turns = np.tile(fair_turns(_reduced(counts)), math.gcd(*counts))
+        self._turns = _stream_turns(mixture)
         self._streams = [
-            _plan_stream(mixture, name, self.source_names, np.flatnonzero(turns == number))
-            for number, name in enumerate(self.stream_names)
+            _plan_stream(mixture, name, self.source_names) for name in self.stream_names
         ]
         self.stream_of_source = np.zeros(len(self.source_names), dtype=np.int64)
         for number, stream in enumerate(self._streams):
             self.stream_of_source[list(stream.sources)] = number
+
+    @property
+    def window_batches(self) -> int:
+        """Batches after which every stream has had its share exactly; 1 if each batch has it."""
+        return self._turns.period // math.gcd(self._turns.period, self.global_batch_size)
 
     @classmethod
     def of_training(cls, config: TrainingConfig, shards_dir: Path) -> MixtureSnapshot:
@@ -152,17 +176,15 @@ class MixtureSnapshot:
             raise IndexError(f"Found step {step}, expected 0..{self.num_steps - 1}.")
         source_index = np.empty(self.global_batch_size, dtype=np.int64)
         sample_index = np.empty(self.global_batch_size, dtype=np.int64)
-        for stream in self._streams:
-            first_draw = step * len(stream.rows)
-            draws = np.arange(first_draw, first_draw + len(stream.rows))
-            periods, places = np.divmod(draws, len(stream.turns))
-            takers = stream.turns[places]
-            ordinals = periods * stream.weights[takers] + stream.drawn_before[places]
+        first = step * self.global_batch_size
+        takers, draws = self._turns.of(np.arange(first, first + self.global_batch_size))
+        for number, stream in enumerate(self._streams):
+            rows = np.flatnonzero(takers == number)
+            chosen, ordinals = stream.turns.of(draws[rows])
             for taker, source in enumerate(stream.sources):
-                mine = takers == taker
-                rows = stream.rows[mine]
-                source_index[rows] = source
-                sample_index[rows] = self._samples(source, ordinals[mine])
+                mine = chosen == taker
+                source_index[rows[mine]] = source
+                sample_index[rows[mine]] = self._samples(source, ordinals[mine])
         return source_index, sample_index
 
     def describe(self) -> dict[str, Any]:
@@ -172,47 +194,59 @@ class MixtureSnapshot:
         256 batches spread over the training, so it changes with any of them and with the way
         of drawing.
         """
-        streams = {
-            name: self._describe_stream(name, stream)
-            for name, stream in zip(self.stream_names, self._streams, strict=True)
-        }
         description = {
             "num_steps": self.num_steps,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
-            "streams": streams,
+            "streams": self._describe_streams(),
         }
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         num_hashed = min(self.num_steps, _HASHED_STEPS)
         for step in np.linspace(0, self.num_steps - 1, num_hashed).round().astype(int).tolist():
             for indices in self.batch(step):
                 digest.update(indices.astype("<i8").tobytes())
-        return {**description, "sha256": digest.hexdigest()}
-
-    def _describe_stream(self, name: str, stream: _Stream) -> dict[str, Any]:
-        draws = self.num_steps * len(stream.rows)
-        periods, rest = divmod(draws, len(stream.turns))
-        drawn = periods * stream.weights + np.bincount(
-            stream.turns[:rest], minlength=len(stream.sources)
-        )
-        sources = {}
-        for source, weight, count in zip(
-            stream.sources, stream.weights.tolist(), drawn.tolist(), strict=True
-        ):
-            available = self.num_sequences[source]
-            sources[self.source_names[source]] = {
-                "weight": weight / len(stream.turns),
-                "sequences": available,
-                "drawn": count,
-                "epochs": round(count / available, 4),
-                "index_sha256": self._content.get(self.source_names[source]),
-            }
         return {
-            "share": len(stream.rows) / self.global_batch_size,
-            "sequences_per_batch": len(stream.rows),
-            "drawn": draws,
-            "sources": sources,
+            **description,
+            "window_batches": self.window_batches,
+            "sha256": digest.hexdigest(),
         }
+
+    def _describe_streams(self) -> dict[str, Any]:
+        """What each stream and each of its sources gives to the whole training."""
+        total = self.num_steps * self.global_batch_size
+        described: dict[str, Any] = {}
+        for stream, name, share, draws in zip(
+            self._streams,
+            self.stream_names,
+            self._turns.shares.tolist(),
+            self._turns.taken(total).tolist(),
+            strict=True,
+        ):
+            per_batch = Fraction(share * self.global_batch_size, self._turns.period)
+            sources = {}
+            for source, weight, count in zip(
+                stream.sources,
+                stream.turns.shares.tolist(),
+                stream.turns.taken(draws).tolist(),
+                strict=True,
+            ):
+                available = self.num_sequences[source]
+                sources[self.source_names[source]] = {
+                    "weight": weight / stream.turns.period,
+                    "sequences": available,
+                    "drawn": count,
+                    "epochs": round(count / available, 4),
+                    "index_sha256": self._content.get(self.source_names[source]),
+                }
+            described[name] = {
+                "share": share / self._turns.period,
+                "sequences_per_batch": (
+                    int(per_batch) if per_batch.denominator == 1 else float(per_batch)
+                ),
+                "drawn": draws,
+                "sources": sources,
+            }
+        return described
 
     def _samples(self, source: int, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
         """The sequences that the n-th draws of a source take: a new order every epoch."""
@@ -243,29 +277,18 @@ def plan_part(
     return MixtureSnapshot.of_training(config.training, shards_dir).describe()
 
 
-def possible_batch_sizes(mixture: MixtureConfig, near: int) -> tuple[int, ...]:
-    """The batch sizes nearest to one (below and above) in which every share is whole."""
-    unit = math.lcm(*(share.denominator for share in _exact_shares(mixture).values()))
-    below = near // unit * unit
-    candidates = (below, below + unit) if below != near else (near,)
-    return tuple(size for size in candidates if size > 0)
-
-
-def mixture_problems(
-    mixture: MixtureConfig, global_batch_size: int, sources: Collection[str]
-) -> list[str]:
+def mixture_problems(mixture: MixtureConfig, sources: Collection[str]) -> list[str]:
     """What is wrong with a mixture, as far as that shows before there are shards.
 
     Args:
         mixture: Streams, their shares, their sources and weights.
-        global_batch_size: Sequences in a batch, over all ranks.
         sources: Names of those that will be in the shards.
 
     Returns:
         A text for each, which begins with a path inside the training's parameters.
     """
     problems = _source_problems(mixture, sources)
-    checks: list[Callable[[], Any]] = [lambda: _sequences_per_batch(mixture, global_batch_size)]
+    checks: list[Callable[[], Any]] = [lambda: _stream_turns(mixture)]
     checks += [partial(_stream_weights, mixture, name) for name in mixture.streams]
     for check in checks:
         try:
@@ -275,33 +298,20 @@ def mixture_problems(
     return problems
 
 
-def _sequences_per_batch(mixture: MixtureConfig, global_batch_size: int) -> list[int]:
-    shares = _exact_shares(mixture)
-    if global_batch_size not in (near := possible_batch_sizes(mixture, global_batch_size)):
-        listed = ", ".join(f"{name} {float(share):.4g}" for name, share in shares.items())
-        raise ValueError(
-            f"global_batch_size: found {global_batch_size}, expected a size in which the shares "
-            f"({listed}) are whole numbers of sequences; nearest possible: "
-            f"{' or '.join(map(str, near))}."
-        )
-    return [int(share * global_batch_size) for share in shares.values()]
-
-
-def _exact_shares(mixture: MixtureConfig) -> dict[str, Fraction]:
-    """Shares as fractions; 0.45 means 9/20, and three times 0.3333333333 means thirds."""
-    streams = mixture.streams.items()
+def _stream_turns(mixture: MixtureConfig) -> _Turns:
+    """Turns of the streams; 0.45 means 9/20, and three times 0.3333333333 means thirds."""
+    found = {name: stream.share for name, stream in mixture.streams.items()}
     shares = {
-        name: Fraction(stream.share).limit_denominator(_MAX_SHARE_DENOMINATOR)
-        for name, stream in streams
+        name: Fraction(share).limit_denominator(_MAX_SHARE_DENOMINATOR)
+        for name, share in found.items()
     }
-    found = {name: stream.share for name, stream in streams}
     is_near = all(abs(shares[name] - Fraction(found[name])) < _SHARE_TOLERANCE for name in found)
     if sum(shares.values()) != 1 or not is_near:
         raise ValueError(
             f"mixture.streams: found shares {found}, which are no fractions with denominators "
             f"up to {_MAX_SHARE_DENOMINATOR} that sum to 1; round them, such as 0.45."
         )
-    return shares
+    return _Turns(_whole_weights("mixture.streams", shares))
 
 
 def _source_names(mixture: MixtureConfig, num_sequences: Mapping[str, int]) -> tuple[str, ...]:
@@ -347,29 +357,16 @@ def _source_path(stream: str, source: str) -> str:
     return f"mixture.streams.{stream}.sources.{source}"
 
 
-def _plan_stream(
-    mixture: MixtureConfig, name: str, source_names: tuple[str, ...], rows: NDArray[np.int64]
-) -> _Stream:
-    sources = mixture.streams[name].sources
-    weights = _stream_weights(mixture, name)
-    turns = fair_turns(weights)
-    drawn_before = np.empty_like(turns)
-    for taker, weight in enumerate(weights):
-        drawn_before[turns == taker] = np.arange(weight)
-    return _Stream(
-        rows,
-        tuple(source_names.index(source) for source in sources),
-        np.array(weights, dtype=np.int64),
-        turns,
-        drawn_before,
-    )
+def _plan_stream(mixture: MixtureConfig, name: str, source_names: tuple[str, ...]) -> _Stream:
+    sources = tuple(source_names.index(source) for source in mixture.streams[name].sources)
+    return _Stream(sources, _Turns(_stream_weights(mixture, name)))
 
 
 def _stream_weights(mixture: MixtureConfig, name: str) -> list[int]:
     return _whole_weights(f"mixture.streams.{name}.sources", mixture.streams[name].sources)
 
 
-def _whole_weights(path: str, weights: Mapping[str, float]) -> list[int]:
+def _whole_weights(path: str, weights: Mapping[str, float | Fraction]) -> list[int]:
     """Weights as the smallest whole numbers of the same ratio, or nearly: see MAX_PERIOD."""
     exact = [Fraction(str(weight)) for weight in weights.values()]
     unit = math.lcm(*(weight.denominator for weight in exact))

@@ -100,6 +100,7 @@ def mixture() -> dict[str, Any]:
 
     return {
         "num_steps": 40,
+        "window_batches": 1,
         "global_batch_size": 20,
         "seed": 17,
         "streams": {

@@ -14,7 +14,7 @@ from mm1_pipeline.config.training import (
     StreamMixture,
     TrainingConfig,
 )
-from mm1_pipeline.streams.mixture import MAX_PERIOD, MixtureSnapshot, possible_batch_sizes
+from mm1_pipeline.streams.mixture import MAX_PERIOD, MixtureSnapshot
 
 SIZES = {"a": 50, "b": 70, "c": 30, "d": 10}
 
@@ -35,18 +35,40 @@ def snapshot(config: MixtureConfig, **options: Any) -> MixtureSnapshot:
     return MixtureSnapshot(config, SIZES, **{**defaults, **options})
 
 
+def test_mm1s_batch_of_512_holds_its_shares_exactly_every_five_batches() -> None:
+    made = snapshot(mixture(), global_batch_size=512, num_steps=10)
+    assert made.window_batches == 5
+    counts = np.array(
+        [np.bincount(made.stream_of_source[made.batch(step)[0]]) for step in range(10)]
+    )
+    assert set(counts[:, :2].flat) == {230, 231}
+    assert set(counts[:, 2]) == {51, 52}
+    assert counts[:5].sum(axis=0).tolist() == counts[5:].sum(axis=0).tolist() == [1152, 1152, 256]
+    streams = made.describe()["streams"]
+    assert streams["caption"]["sequences_per_batch"] == 230.4
+    assert [streams[name]["drawn"] for name in streams] == [2304, 2304, 512]
+
+
 @pytest.mark.parametrize(
-    ("size", "nearest"),
-    [(8, "20"), (21, "20 or 40"), (512, "500 or 520"), (1, "20")],
+    ("size", "window"), [(20, 1), (40, 1), (512, 5), (8, 5), (21, 20), (10, 2), (1, 20)]
 )
-def test_an_impossible_batch_size_names_the_nearest(size: int, nearest: str) -> None:
-    with pytest.raises(ValueError, match=rf"found {size}, .*nearest possible: {nearest}\.$"):
-        snapshot(mixture(), global_batch_size=size)
-
-
-def test_possible_batch_sizes() -> None:
-    assert possible_batch_sizes(mixture(), 40) == (40,)
-    assert possible_batch_sizes(mixture(), 45) == (40, 60)
+def test_the_window_is_the_shortest_in_which_shares_are_whole(size: int, window: int) -> None:
+    made = snapshot(mixture(), global_batch_size=size, num_steps=2 * window)
+    shares = np.array([9, 9, 2])
+    drawn = np.cumsum(
+        [
+            np.bincount(made.stream_of_source[made.batch(step)[0]], minlength=3)
+            for step in range(2 * window)
+        ],
+        axis=0,
+    )
+    exact = [
+        step
+        for step, found in enumerate(drawn.tolist(), start=1)
+        if (np.array(found) * 20 == shares * step * size).all()
+    ]
+    assert exact == [window, 2 * window]
+    assert made.window_batches == made.describe()["window_batches"] == window
 
 
 def test_shares_that_are_no_fractions_are_refused() -> None:
