@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
 from annotated_types import GroupedMetadata
@@ -17,9 +17,10 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     WrapValidator,
+    model_validator,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from mm1_pipeline.ground.identity import EXTENT, INPUT_PATH, OPERATIONAL
 
@@ -226,10 +227,35 @@ def parameters(cls: type[T]) -> type[T]:
     """Turns a class into a frozen parameter group that refuses unknown fields.
 
     Nested groups are built from nested YAML, and an error names the dotted path of the
-    field, so a misspelt parameter stops a run before any node starts.
+    field, so a misspelt parameter stops a run before any node starts. YAML that names some fields
+    of a nested group leaves the others as this class declares them, not as the group's class
+    does: a stage whose optimizer is AdaFactor keeps it when only its learning rate is changed.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    cls._keep_defaults = model_validator(mode="before")(classmethod(_keep_defaults))  # pyright: ignore[reportAttributeAccessIssue]
     return dataclass(frozen=True, kw_only=True, config=config)(cls)  # pyright: ignore[reportReturnType]
+
+
+def _keep_defaults(cls: type, given: Any) -> Any:
+    """Fills what YAML leaves out of nested groups from the defaults of this class.
+
+    Args:
+        cls: The class.
+        given: Values by name, as YAML gives them or, from Kedro, as arguments.
+    """
+    values = given.kwargs if isinstance(given, ArgsKwargs) else given
+    if not isinstance(values, Mapping):
+        return given
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    whole = {name: _over(defaults.get(name), value) for name, value in values.items()}
+    return ArgsKwargs(given.args, whole) if isinstance(given, ArgsKwargs) else whole
+
+
+def _over(default: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default):
+        return value
+    whole = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    return whole | {name: _over(whole.get(name), entry) for name, entry in value.items()}
 
 
 def only(group: T, *paths: str) -> T:

@@ -72,7 +72,8 @@ def test_fine_tuning_is_the_papers(environment: str) -> None:
     sft, shard = params["sft"], params["sft_shard"]
     assert (sft.schedule.num_steps, sft.global_batch_size) == (10_000, 256)
     assert sft.optimizer.learning_rate == 1e-5
-    assert sft.optimizer.kind == "adafactor"
+    assert (sft.optimizer.kind, sft.optimizer.weight_decay) == ("adafactor", 0.0)
+    assert sft.schedule.final_fraction == 0.0
     assert shard.packing.sequence_length == 2048
     assert shard.image.size * shard.sub_images.grid == 1344
     assert (1 + shard.sub_images.grid**2) * shard.packing.image_tokens == 720

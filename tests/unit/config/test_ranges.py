@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import pytest
+from parameter_groups import groups
 from pydantic import TypeAdapter, ValidationError
 
-import mm1_pipeline.config as config
 from mm1_pipeline.config._base import MOST, bounds
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
@@ -24,15 +22,6 @@ from mm1_pipeline.config.validation import ParameterError, check_parameters
 UNBOUNDED: dict[str, str] = {}
 """`Class.field`: why a number of it may be anything. None may at present; `Any` is no number:
 overrides of the lab are checked as the parameters that they override."""
-
-
-def groups() -> Iterator[type]:
-    for found in pkgutil.iter_modules(config.__path__):
-        module = importlib.import_module(f"mm1_pipeline.config.{found.name}")
-        for value in vars(module).values():
-            is_group = isinstance(value, type) and hasattr(value, "__pydantic_validator__")
-            if is_group and value.__module__ == module.__name__:
-                yield value
 
 
 def numbers(hint: Any, limits: tuple[bounds, ...] = ()) -> Iterator[tuple[type, tuple]]:

@@ -173,6 +173,6 @@ def _passes_table(mixture: Mapping[str, Any]) -> Table:
     caption = f"How often {count(mixture['num_steps'])} steps of "
     caption += f"{count(mixture['global_batch_size'])} sequences read each source; "
     window = mixture["window_batches"]
-    caption += f"{'each batch holds' if window == 1 else f'{count(window)} batches hold'} the shares "
-    caption += "exactly"
+    caption += "each batch holds" if window == 1 else f"each {count(window)} batches hold"
+    caption += " the shares exactly"
     return Table(caption, columns, without_repeats(rows))
