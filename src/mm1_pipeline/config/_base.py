@@ -232,7 +232,8 @@ def parameters(cls: type[T]) -> type[T]:
     does: a stage whose optimizer is AdaFactor keeps it when only its learning rate is changed.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    cls._keep_defaults = model_validator(mode="before")(classmethod(_keep_defaults))  # pyright: ignore[reportAttributeAccessIssue]
+    check = classmethod(_keep_defaults)
+    cls._keep_defaults = model_validator(mode="before")(check)  # pyright: ignore
     return dataclass(frozen=True, kw_only=True, config=config)(cls)  # pyright: ignore[reportReturnType]
 
 

@@ -214,7 +214,8 @@ class TrainingConfig:
     """Sequences in one optimizer step, over all ranks."""
     seed: Seed = 0
     microbatch_size: Count | None = operational(default=None)
-    """Sequences in one forward pass; None takes the whole batch of a rank."""
+    """Sequences in one forward pass; None takes as many of a rank's as a GPU's memory holds, and
+    all of them on a CPU."""
     num_workers: Annotated[int, bounds(ge=0, le=1_024)] = operational(default=0)
     """Processes that read and decode, a rank."""
     log_interval_steps: Count = operational(default=1)

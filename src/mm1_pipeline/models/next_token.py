@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from mm1_pipeline.config.model import DecoderConfig, MM1Config
+from mm1_pipeline.config.shard import PackingConfig
 from mm1_pipeline.models.attention import DocumentLayout
 from mm1_pipeline.models.checkpoint import save_decoder, save_model
 from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.flops import TRAINED, PackedSizes, decoder_flops, training_flops
 from mm1_pipeline.models.losses import IGNORED
+from mm1_pipeline.models.memory import activation_bytes, decoder_bytes
 from mm1_pipeline.models.mm1 import MM1, decode_packed
 from mm1_pipeline.models.objective import Batch, Objective, ObjectiveOutput, ShardNeeds
 
@@ -72,6 +74,20 @@ class NextToken(Objective):
         vision_trained = any(weight.requires_grad for weight in self.model.vision.parameters())
         num_images = len(batch["pixel_values"])
         return training_flops(self.config, sizes, num_images, vision_trained=vision_trained)
+
+    def activation_bytes(
+        self, num_sequences: int, packing: PackingConfig, *, in_bfloat16: bool
+    ) -> int:
+        """Of encoder and decoder, every position labelled and every place of an image taken."""
+        positions = num_sequences * packing.sequence_length
+        return activation_bytes(
+            self.config,
+            positions,
+            num_sequences * packing.max_images,
+            positions,
+            in_bfloat16=in_bfloat16,
+            recompute=self.config.gradient_checkpointing,
+        ).total
 
     def save(self, directory: Path) -> None:
         """Writes the whole model."""
@@ -148,6 +164,15 @@ class NextTextToken(Objective):
         """Operations of forward and backward pass."""
         sizes = PackedSizes.of_batch(batch["cu_seqlens"], batch["labels"])
         return TRAINED * decoder_flops(self.config, sizes)
+
+    def activation_bytes(
+        self, num_sequences: int, packing: PackingConfig, *, in_bfloat16: bool
+    ) -> int:
+        """Of the decoder, every position labelled."""
+        positions = num_sequences * packing.sequence_length
+        recompute = self.decoder.recompute
+        how = {"in_bfloat16": in_bfloat16, "recompute": recompute}
+        return sum(decoder_bytes(self.config, positions, positions, **how))
 
     def save(self, directory: Path) -> None:
         """Writes the decoder."""

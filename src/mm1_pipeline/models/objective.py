@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mm1_pipeline.config.shard import PackingConfig
+
 Batch = Mapping[str, Any]
 """What `collate` makes, with the batch's `step` (int, from 0) added by the training loop."""
 
@@ -108,6 +110,22 @@ class Objective(nn.Module, ABC):
             None where nobody has counted them.
         """
         del batch
+        return None
+
+    def activation_bytes(
+        self, num_sequences: int, packing: PackingConfig, *, in_bfloat16: bool
+    ) -> int | None:
+        """What the backward pass keeps of sequences that are as full as they can be.
+
+        Args:
+            num_sequences: Of the microbatch.
+            packing: Positions and images of a sequence.
+            in_bfloat16: Whether autocast keeps most of it in 2 bytes a number, else 4.
+
+        Returns:
+            None where nobody has counted it.
+        """
+        del num_sequences, packing, in_bfloat16
         return None
 
     @property

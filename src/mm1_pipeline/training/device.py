@@ -7,9 +7,13 @@ from typing import Literal
 
 import torch
 
+from mm1_pipeline.config.shard import PackingConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.ground.devices import device_limits
+from mm1_pipeline.ground.formatting import compact
 from mm1_pipeline.models.device import usable_device
+from mm1_pipeline.models.memory import USABLE_SHARE, largest_microbatch, state_bytes
+from mm1_pipeline.models.objective import Objective
 from mm1_pipeline.training.nodes import num_nodes
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,57 @@ def choose_num_processes(config: TrainingConfig, device: str) -> int:
             f"global batch of {batch}; nearest possible: {' or '.join(map(str, sorted(nearest)))}."
         )
     return wanted
+
+
+def choose_microbatch_size(
+    config: TrainingConfig,
+    objective: Objective,
+    packing: PackingConfig,
+    *,
+    device: str,
+    num_ranks: int,
+) -> int | None:
+    """Sequences in one forward pass.
+
+    Args:
+        config: `microbatch_size` is taken if it is given.
+        objective: What is trained; its weights lie sharded over the ranks.
+        packing: Positions and images of a sequence.
+        device: From `choose_device`. A CPU takes the whole batch of a rank.
+        num_ranks: Over all nodes.
+
+    Returns:
+        On a GPU as many as its memory holds by `models.memory`; None takes the whole batch.
+
+    Raises:
+        ValueError: Not even one sequence fits.
+    """
+    rows = config.global_batch_size // num_ranks
+    is_bfloat16 = config.precision == "bfloat16"
+    is_known = objective.activation_bytes(1, packing, in_bfloat16=is_bfloat16) is not None
+    if config.microbatch_size or device != "cuda" or objective.compares_batch or not is_known:
+        return config.microbatch_size
+
+    def activations(num_sequences: int) -> int:
+        kept = objective.activation_bytes(num_sequences, packing, in_bfloat16=is_bfloat16)
+        assert kept is not None, objective
+        return kept
+
+    memory = torch.cuda.get_device_properties(0).total_memory
+    num_parameters = sum(weight.numel() for weight in objective.parameters())
+    states = state_bytes(num_parameters, config.optimizer.kind) / num_ranks
+    chosen = largest_microbatch(rows, activations, USABLE_SHARE * memory - states)
+    if chosen is None:
+        raise ValueError(
+            f"microbatch_size: found {compact(states + activations(1))} bytes for weights, "
+            f"gradients, optimizer and one sequence on each of {num_ranks} GPUs, expected at most "
+            f"{USABLE_SHARE:.0%} of {compact(memory)}: more GPUs share the weights, "
+            "model.gradient_checkpointing and bfloat16 save activations, and `kedro mm1 plan` "
+            "shows each. If you know better, set microbatch_size: 1."
+        )
+    if chosen < rows:
+        logger.info("Each rank takes its %d sequences %d at a time.", rows, chosen)
+    return chosen
 
 
 def peak_flops(device: str, precision: str) -> float | None:

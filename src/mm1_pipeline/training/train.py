@@ -18,7 +18,7 @@ from mm1_pipeline.models.objective import Objective, ShardNeeds
 from mm1_pipeline.streams.mixture import MixtureSnapshot
 from mm1_pipeline.streams.shard_index import ShardIndex, verify_shards
 from mm1_pipeline.training.authenticated import read_secret
-from mm1_pipeline.training.device import choose_device, choose_num_processes
+from mm1_pipeline.training.device import choose_device, choose_microbatch_size, choose_num_processes
 from mm1_pipeline.training.distributed import check_single_process
 from mm1_pipeline.training.engine import choose_engine
 from mm1_pipeline.training.launch import launch
@@ -122,6 +122,14 @@ def train(
     index = ShardIndex.read(shards_dir)
     check_needs(objective.needs, index)
     _check_objective(config, objective)
+    microbatch = choose_microbatch_size(
+        config,
+        objective,
+        index.packing,
+        device=device,
+        num_ranks=num_processes * num_nodes(),
+    )
+    config = dataclasses.replace(config, microbatch_size=microbatch)
     verify_shards(shards_dir)
     mixture = MixtureSnapshot.of_training(config, shards_dir).describe()
     _check_mixture(mixture, expected_mixture)

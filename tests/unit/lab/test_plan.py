@@ -32,17 +32,11 @@ from mm1_pipeline.config.training import (
     TrainingConfig,
 )
 from mm1_pipeline.config.validation import ParameterError
-from mm1_pipeline.lab.plan import (
-    activation_bytes,
-    count_parameters,
-    decoder_layer_bytes,
-    plan_environment,
-    plan_pretraining,
-    vision_layer_bytes,
-)
+from mm1_pipeline.lab.plan import count_parameters, plan_environment, plan_pretraining
 from mm1_pipeline.lab.plan_table import render_plan, short
 from mm1_pipeline.models import attention, connectors, vit
 from mm1_pipeline.models.initialization import build_model
+from mm1_pipeline.models.memory import activation_bytes, decoder_layer_bytes, vision_layer_bytes
 from mm1_pipeline.models.presets import decoder_3b, vit_h_14
 from typed_values import shown_on
 
