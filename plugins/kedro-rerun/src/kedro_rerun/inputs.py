@@ -50,7 +50,7 @@ def path_digest(selection: Selection, cache: HashCache) -> str:
         The digest; `absent` where there is nothing, `unreachable` for a remote path that
         cannot be listed.
     """
-    return _digest(selection, cache.hash)
+    return digest_by(selection, cache.hash)
 
 
 def path_state(selection: Selection) -> str:
@@ -62,10 +62,16 @@ def path_state(selection: Selection) -> str:
     Args:
         selection: as `path_digest`.
     """
-    return _digest(selection, lambda path: hash_json(signature(path)))
+    return digest_by(selection, lambda path: hash_json(signature(path)))
 
 
-def _digest(selection: Selection, look: Callable[[Path], str]) -> str:
+def digest_by(selection: Selection, look: Callable[[Path], str]) -> str:
+    """Digest of the names in a file or folder and of what a look at each local file gives.
+
+    Args:
+        selection: as `path_digest`.
+        look: gives a text for a file; what it cannot read counts by its kind.
+    """
     text = selection.place.removeprefix("file://")
     if "://" in text:
         return _remote_digest(text, selection.counts)
