@@ -10,7 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    NotRequired,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 T = TypeVar("T")
 
@@ -79,7 +88,9 @@ def _fields(shape: Any) -> tuple[dict[str, Any], frozenset[str]]:
     hints = get_type_hints(shape, include_extras=True)
     if is_typeddict(shape):
         required = {name for name, hint in hints.items() if get_origin(hint) is not NotRequired}
-        plain = {name: hint if name in required else get_args(hint)[0] for name, hint in hints.items()}
+        plain = {
+            name: hint if name in required else get_args(hint)[0] for name, hint in hints.items()
+        }
         return plain, frozenset(required)
     missing = dataclasses.MISSING
     declared = dataclasses.fields(shape)
