@@ -1,8 +1,8 @@
 """Closures of code, kept between processes for as long as no source file is written to.
 
-Following code takes most of the time of a command that finds nothing to do. What was found holds while
-every file of the first-party packages, sources and tables alike, has the size, times and inode
-that it had then, and none is new or gone.
+Following code takes a fifth of the time of a command that finds nothing to do in a project of some
+hundred modules. What was found holds while every file of the first-party packages, sources and
+tables alike, has the size, times and inode that it had then, and none is new or gone.
 """
 
 from __future__ import annotations

@@ -428,9 +428,9 @@ def _refuse_mistakes(pipeline: Pipeline, catalog: CatalogProtocol, options: RunO
         running = _planned_to_run(planner)
     # Looking takes time too, for libraries and data are opened: not where nothing runs.
     found = list(look(graph)) if running else []
-    if found and not is_planned and not options.force:
-        if options.cache or any(not item.nodes & running for item in found):
-            running = _planned_to_run(planner)
+    may_be_fresh = options.cache or any(not item.nodes & running for item in found)
+    if found and may_be_fresh and not is_planned and not options.force:
+        running = _planned_to_run(planner)
     if texts := concerning(found, running):
         raise PreflightError(refusal(texts))
 
