@@ -8,10 +8,10 @@ so neither tool's own messages are trusted.
     python benchmarks/staleness.py [--times] [--dvc FOLDER]
 
 `--times` leaves the edits out; `--dvc` names a virtual environment that has DVC, so that none is
-made. Prints Markdown tables, then one JSON object as the last line. Both tools' commands follow each
-other in pairs; a ratio is DVC's time over ours, the median of all pairs: above 1, ours is faster.
-CPU seconds are those of the process and its children, user and system: where other
-programs run beside, they differ less than wall time does.
+made. Prints Markdown tables, then one JSON object as the last line. Commands of both tools follow
+each other in pairs; a ratio is DVC's time over ours, the median of all pairs: above 1, ours is
+faster. CPU seconds are those of the process and its children, user and system: where other programs
+run beside, they differ less than wall time does.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class ClosureCache:
 
         places = {name: str(locate(name)) for name in sorted(packages)}
         files = {
-            name: digest_by(Selection(place, _is_read), look) for name, place in places.items()
+            name: digest_by(Selection(place, _is_read), look)[0] for name, place in places.items()
         }
         rules = [_FORMAT, SUMMARY_VERSION, list(sys.version_info[:3]), sorted(excluded)]
         self._state = hash_json([rules, places, files])

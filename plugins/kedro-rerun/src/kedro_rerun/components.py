@@ -16,7 +16,7 @@ from kedro_rerun.errors import StalenessError
 from kedro_rerun.fingerprint import Cause
 from kedro_rerun.functions import FunctionView, describe_function
 from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
-from kedro_rerun.inputs import Selection, path_digest, path_state
+from kedro_rerun.inputs import Selection, path_state, path_state_and_digest
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.parameters import FlatParameters, flatten_parameters
 from kedro_rerun.preflight import Mistake
@@ -252,8 +252,8 @@ class ComponentReader:
 
     def _read_path(self, component: str, selection: Selection) -> str:
         if component not in self._external:
-            self._states[component] = path_state(selection)
-            self._external[component] = path_digest(selection, self._outputs.hashes)
+            found = path_state_and_digest(selection, self._outputs.hashes)
+            self._states[component], self._external[component] = found
         return self._external[component]
 
     def _read_dataset(self, dataset: Dataset) -> str:
