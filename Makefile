@@ -71,7 +71,7 @@ part: setup $(VENV)/.installed-beside  ## The tests that depend on torch, transf
 other:  ## The same tests on the stack that is not the default.
 	$(MAKE) part STACK=$(filter-out $(DEFAULT_STACK),newest pinned)
 
-fast: setup  ## The tests that take no ten seconds, for between two edits.
+fast: setup  ## The tests that are not slow (tests/slow.txt), for between two edits.
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO) -m "not slow"
 
 lint: setup

@@ -1,20 +1,25 @@
-"""Skipping side by side with `dvc repro`: what a no-op costs, and what each tool reruns.
+"""Skipping side by side with DVC: what a status and a no-op cost, and what each tool reruns.
 
 The same chain of dummy stages is built twice in a temporary folder: as a minimal Kedro project
 that uses `kedro_rerun`, run by `kedro run`; and as a dvc.yaml with a script a stage,
 run by `dvc repro` from a virtual environment made here. Stages note in a journal that they ran,
 so neither tool's own messages are trusted.
 
-    python benchmarks/staleness.py
+    python benchmarks/staleness.py [--times] [--dvc FOLDER]
 
-Prints a Markdown table, then one JSON object as the last line. `noop_vs_dvc` is DVC's time over
-ours: above 1, ours is faster.
+`--times` leaves the edits out; `--dvc` names a virtual environment that has DVC, so that none is
+made. Prints Markdown tables, then one JSON object as the last line. Commands of both tools follow
+each other in pairs; a ratio is DVC's time over ours, the median of all pairs: above 1, ours is
+faster. CPU seconds are those of the process and its children, user and system: where other programs
+run beside, they differ less than wall time does.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -26,9 +31,10 @@ import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 DVC_VERSION = "3.67.1"
-NUM_TIMED_RUNS = 7
+NUM_PAIRS = 7
 STAGES = ("ingest", "clean", "shuffle", "tokenize", "pack", "train", "evaluate", "report")
 HELPERS = {
     "tokenize": "common.cut",
@@ -145,27 +151,50 @@ DVC_COMMAND = """
 """
 
 
+class Seconds(NamedTuple):
+    """How long a process took."""
+
+    wall: float
+    cpu: float
+
+
+def timed(action: Callable[[], object]) -> Seconds:
+    """Times the child processes of an action."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    action()
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Seconds(wall, cpu)
+
+
 class Project:
     """The chain in a folder of its own, run by one tool.
 
     Args:
         folder: where it is; its state right after the first run is kept beside it.
         command: what runs it.
+        status: what tells its status.
         parameters: path of the file with parameters.
         environment: environment variables of the command.
     """
 
     def __init__(
-        self, folder: Path, command: list[str], parameters: str, environment: dict[str, str]
+        self,
+        folder: Path,
+        command: list[str],
+        status: list[str],
+        parameters: str,
+        environment: dict[str, str],
     ) -> None:
         self.folder = folder
         self._command = command
+        self._status = status
         self._parameters = parameters
-        self._journal = folder.with_name(f"{folder.name}.journal")
+        self.journal = folder.with_name(f"{folder.name}.journal")
         self._environment = {
             **os.environ,
             **environment,
-            "CHAIN_JOURNAL": str(self._journal),
+            "CHAIN_JOURNAL": str(self.journal),
             "DO_NOT_TRACK": "1",
             "PYTHONDONTWRITEBYTECODE": "",
         }
@@ -198,17 +227,20 @@ class Project:
 
     def run(self, *options: str) -> list[str]:
         """Runs the chain and tells which stages ran."""
-        self._journal.write_text("")
+        self.journal.write_text("")
         self.execute([*self._command, *options])
-        return self._journal.read_text().split()
+        return self.journal.read_text().split()
 
-    def seconds(self) -> float:
-        """Wall time of the whole process of a run in which everything is fresh."""
-        started = time.perf_counter()
-        ran = self.run()
-        elapsed = time.perf_counter() - started
+    def run_fresh(self) -> Seconds:
+        """Time of the whole process of a run in which everything is fresh."""
+        ran: list[str] = []
+        seconds = timed(lambda: ran.extend(self.run()))
         assert not ran, f"{self._command[0]} ran {ran} although all was fresh"
-        return elapsed
+        return seconds
+
+    def status(self) -> Seconds:
+        """Time of the whole process of a status that finds everything fresh."""
+        return timed(lambda: self.execute(self._status))
 
     def keep_baseline(self) -> None:
         """Remembers the present state."""
@@ -218,7 +250,7 @@ class Project:
         """Goes back to the remembered state, and lets the tool settle there."""
         shutil.rmtree(self.folder)
         shutil.copytree(self._baseline, self.folder)
-        self.seconds()
+        self.run_fresh()
 
     def outputs(self) -> dict[str, str]:
         """Content of each stage's output."""
@@ -322,8 +354,9 @@ EDITS = (
 
 def build_kedro(folder: Path) -> Project:
     """Builds the chain as a Kedro project that uses `kedro_rerun`."""
-    command = [str(Path(sys.executable).with_name("kedro")), "run"]
-    project = Project(folder, command, "conf/base/parameters.yml", {})
+    kedro = str(Path(sys.executable).with_name("kedro"))
+    run, status = [kedro, "run"], [kedro, "rerun", "status"]
+    project = Project(folder, run, status, "conf/base/parameters.yml", {})
     nodes, datasets, previous = [], ["raw"], "raw"
     for stage in STAGES:
         nodes.append(
@@ -356,8 +389,8 @@ def build_kedro(folder: Path) -> Project:
     return project
 
 
-def build_dvc(folder: Path, environment_folder: Path) -> Project:
-    """Builds the chain for `dvc repro`."""
+def dvc_project(folder: Path, environment_folder: Path) -> Project:
+    """A project of DVC, without files yet."""
     programs = environment_folder / "bin"
     environment = {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
@@ -369,7 +402,20 @@ def build_dvc(folder: Path, environment_folder: Path) -> Project:
         "DVC_SITE_CACHE_DIR": str(environment_folder / "cache"),
     }
     dvc = str(programs / "dvc")
-    project = Project(folder, [dvc, "repro"], "params.yaml", environment)
+    return Project(folder, [dvc, "repro"], [dvc, "status"], "params.yaml", environment)
+
+
+def begin_dvc(project: Project, environment_folder: Path) -> None:
+    """Makes a folder one of DVC's."""
+    dvc = str(environment_folder / "bin" / "dvc")
+    project.execute([dvc, "init", "--no-scm", "--quiet"])
+    project.execute([dvc, "config", "core.analytics", "false"])
+    project.execute([dvc, "config", "core.check_update", "false"])
+
+
+def build_dvc(folder: Path, environment_folder: Path) -> Project:
+    """Builds the chain for `dvc repro`."""
+    project = dvc_project(folder, environment_folder)
     untyped: dict[str, str] = dict.fromkeys(
         ("more_imports", "text_type", "config_type", "result_type"), ""
     )
@@ -381,9 +427,7 @@ def build_dvc(folder: Path, environment_folder: Path) -> Project:
             "dvc.yaml": describe_dvc_stages(),
         }
     )
-    project.execute([dvc, "init", "--no-scm", "--quiet"])
-    project.execute([dvc, "config", "core.analytics", "false"])
-    project.execute([dvc, "config", "core.check_update", "false"])
+    begin_dvc(project, environment_folder)
     (folder / "data").mkdir()
     return project
 
@@ -478,34 +522,56 @@ def print_table(rows: list[list[str]]) -> None:
         print(f"| {' | '.join(row)} |")
 
 
+def compare_times(ours: Project, dvc: Project) -> dict[str, dict[str, float]]:
+    """Times both tools' commands in pairs, and prints a table.
+
+    Returns:
+        Seconds of ours and the ratios, by command.
+    """
+    print("| | ours: wall, CPU | DVC: wall, CPU | DVC / ours: wall | DVC / ours: CPU |")
+    print("|---|---|---|---|---|")
+    told = {}
+    for name, command in (("status", Project.status), ("noop", Project.run_fresh)):
+        command(ours), command(dvc)  # Caches of modules and hashes fill.
+        pairs = [(command(ours), command(dvc)) for _ in range(NUM_PAIRS)]
+        cells, numbers = [name], {}
+        for project, times in zip(("ours", "dvc"), zip(*pairs, strict=True), strict=True):
+            medians = Seconds(*(statistics.median(column) for column in zip(*times, strict=True)))
+            cells.append(f"{medians.wall:.2f} s, {medians.cpu:.2f} s")
+            numbers |= {f"{project}_wall": medians.wall, f"{project}_cpu": medians.cpu}
+        for kind in Seconds._fields:
+            ratios = sorted(getattr(theirs, kind) / getattr(own, kind) for own, theirs in pairs)
+            middle = statistics.median(ratios)
+            cells.append(f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+            numbers[f"vs_dvc_{kind}"] = middle
+        print(f"| {' | '.join(cells)} |", flush=True)
+        told[name] = {key: round(value, 3) for key, value in numbers.items()}
+    return told
+
+
 def main() -> None:
-    """Builds both projects, times no-ops, applies the edits and prints the outcome."""
+    """Builds both projects, times what finds nothing to do, and applies the edits."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--times", action="store_true", help="Leaves the edits out.")
+    parser.add_argument("--dvc", type=Path, help="A virtual environment that has DVC.")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        install_dvc(folder / "environment")
+        environment = arguments.dvc or folder / "environment"
+        if arguments.dvc is None:
+            install_dvc(environment)
         ours = build_kedro(folder / "kedro")
-        dvc = build_dvc(folder / "dvc", folder / "environment")
+        dvc = build_dvc(folder / "dvc", environment)
         for project in (ours, dvc):
             assert tuple(project.run()) == STAGES, "the first run runs every stage"
-            project.seconds()  # Caches of modules and hashes fill.
+            project.run_fresh()
             project.keep_baseline()
         assert ours.outputs() == dvc.outputs(), "both chains compute the same"
-        times = [(ours.seconds(), dvc.seconds()) for _ in range(NUM_TIMED_RUNS)]
-        fresh = ours.outputs()
-        print_table([compare(edit, ours, dvc, fresh) for edit in EDITS])
-    our_seconds, dvc_seconds = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"\nNo-op, whole process, median (least, most) of {NUM_TIMED_RUNS} alternated runs:")
-    for name, column in zip(("kedro run", "dvc repro"), zip(*times, strict=True), strict=True):
-        spread = f"({min(column):.2f}, {max(column):.2f})"
-        print(f"{name}: {statistics.median(column):.2f} s {spread}")
-    print(
-        json.dumps(
-            {
-                "noop_seconds": round(our_seconds, 3),
-                "noop_vs_dvc": round(dvc_seconds / our_seconds, 3),
-            }
-        )
-    )
+        times = compare_times(ours, dvc)
+        if not arguments.times:
+            fresh = ours.outputs()
+            print_table([compare(edit, ours, dvc, fresh) for edit in EDITS])
+    print(json.dumps(times))
 
 
 if __name__ == "__main__":

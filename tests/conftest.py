@@ -27,6 +27,37 @@ hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
 
+# Folders, files and functions whose tests are marked `slow`; benchmarks/slow_tests.py writes it.
+SLOW = frozenset(
+    line
+    for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a fast test are not even imported, which takes longer than fast tests do."""
+    if config.getoption("markexpr") != "not slow" or not collection_path.is_relative_to(ROOT):
+        return None
+    name = collection_path.relative_to(ROOT).as_posix()
+    return True if name in SLOW or f"{name}/" in SLOW else None
+
+
+# Before pytest's own, which leaves out what is not asked for.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(ROOT):
+            continue
+        file = item.path.relative_to(ROOT)
+        folders = {f"{folder.as_posix()}/" for folder in file.parents}
+        function = getattr(item, "originalname", item.name)
+        owners = [cls.name for cls in item.listchain() if isinstance(cls, pytest.Class)]
+        places = {file.as_posix(), "::".join((file.as_posix(), *owners, function)), *folders}
+        if not SLOW.isdisjoint(places):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """A test draws the same numbers whichever tests ran before it in its process."""

@@ -62,10 +62,13 @@ class ParameterHooks:
         from kedro.framework.project import pipelines, settings
         from kedro.validation.type_extractor import TypeExtractor
 
-        if choose_edges(context.config_loader["parameters"]):
+        # A loader reads and resolves the files each time that it is asked, over a thousand values;
+        # what it has been given, it gives.
+        loader = context.config_loader
+        raw = loader["parameters"] = loader["parameters"]
+        if choose_edges(raw):
             pipelines.configure("mm1_pipeline.pipeline_registry")
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
-        raw = context.config_loader["parameters"]
         types |= {name: cls for name, cls in COMMAND_GROUPS.items() if name in raw}
         switches = settings.SESSION_CLASS.staleness_settings.switches
         check_parameters(raw, types, switches)

@@ -11,10 +11,7 @@ import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import yaml
-
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

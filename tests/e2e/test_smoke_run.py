@@ -18,8 +18,6 @@ from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.cli import cli
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 
 

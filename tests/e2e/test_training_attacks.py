@@ -33,12 +33,9 @@ CONFIG = dataclasses.replace(
 CLONE_NEWNET = 0x40000000
 PORT = 29_531
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not Path("/proc/net/tcp").exists(), reason="sockets are looked up as Linux shows them"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/net/tcp").exists(), reason="sockets are looked up as Linux shows them"
+)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ from mm1_pipeline.training.metrics import Row, without_timing
 from mm1_pipeline.training.stages import continue_from
 from mm1_pipeline.training.train import train
 
-pytestmark = pytest.mark.slow
 pytest.importorskip("composer")
 
 STEPS = 6

@@ -41,8 +41,6 @@ from mm1_pipeline.training.run import TrainingRun, metrics_file
 from mm1_pipeline.training.sharding import check_sharded
 from mm1_pipeline.training.train import train
 
-pytestmark = pytest.mark.slow
-
 STEPS = 20
 TOLERANCE = 1e-5
 """Of losses and relative norms over 20 steps. Worst seen: 2.4e-7 and 4.0e-6. Weights drift: 1.2e-4

@@ -31,8 +31,6 @@ from mm1_pipeline.training.metrics import MetricsLog, without_timing
 from mm1_pipeline.training.schedule import multiplier
 from mm1_pipeline.training.train import build_model, choose_device, train
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def shards_dir(tmp_path_factory) -> Path:

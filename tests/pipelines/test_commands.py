@@ -110,7 +110,6 @@ def explain(smoke_project, *arguments: str) -> dict:
     return json.loads(result.output)
 
 
-@pytest.mark.slow
 def test_paths_begin_at_the_project_wherever_the_command_is_given(smoke_project, monkeypatch):
     from_root = explain(smoke_project)
     monkeypatch.chdir(ROOT / "data" / "sample" / "sft_llava")
@@ -184,7 +183,6 @@ def run_installed(site: Path, folder: Path, *arguments: str) -> subprocess.Compl
     )
 
 
-@pytest.mark.slow
 def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_folder):
     below = user_folder / "notes"
     below.mkdir()
@@ -211,7 +209,6 @@ def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_
     assert set(states.values()) == {"missing"}
 
 
-@pytest.mark.slow
 def test_the_wheel_outside_of_a_project_says_what_it_needs(installed, tmp_path, user_folder):
     told = run_installed(installed, tmp_path, "--help")
     assert told.returncode == 0
@@ -276,7 +273,6 @@ ADDRESSES = {
 }
 
 
-@pytest.mark.slow
 def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
     """Nor are keys of the environment."""
     keys = {"HF_TOKEN": f"hf_{SECRET}", "OPENAI_API_KEY": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}

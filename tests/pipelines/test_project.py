@@ -77,7 +77,6 @@ def test_every_catalogue_entry_is_used_and_everything_between_stages_is_on_disk(
     assert used == entries
 
 
-@pytest.mark.slow
 def test_environments_do_not_share_artifacts():
     roots = {}
     for environment in ENVIRONMENTS:
@@ -88,7 +87,6 @@ def test_environments_do_not_share_artifacts():
             assert one == other or not roots[one] & roots[other]
 
 
-@pytest.mark.slow
 def test_model_and_shards_agree_in_every_environment():
     for environment in ENVIRONMENTS:
         params = open_context(environment).params

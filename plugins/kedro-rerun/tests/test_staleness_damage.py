@@ -72,7 +72,7 @@ def test_a_record_of_before_there_were_checksums_is_read(built):
     assert maintenance.verify(built.data_root) == []
 
 
-@pytest.mark.parametrize("name", ["cache/hashes.json", "cache/code.json"])
+@pytest.mark.parametrize("name", ["cache/hashes.json", "cache/code.json", "cache/closures.json"])
 def test_a_damaged_cache_is_not_believed(built, name):
     built.status()
     path = state(built, name)

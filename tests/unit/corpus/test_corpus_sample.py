@@ -11,8 +11,6 @@ from corpus_builders import make_config
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import read_records
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "data" / "sample"
 

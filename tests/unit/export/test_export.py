@@ -42,8 +42,6 @@ from mm1_pipeline.streams.serialization import serialize
 from mm1_pipeline.streams.sub_images import decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
 
-pytestmark = pytest.mark.slow
-
 TOLERANCE = 1e-5
 NUM_TOKENS = 4
 TRANSFORM = ImageTransform(size=16)

@@ -41,8 +41,6 @@ from mm1_pipeline.streams.images import resize_image, to_pixel_values
 from mm1_pipeline.streams.sub_images import decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 NUM_TOKENS = 4
 TRANSFORM = ImageTransform(size=16)

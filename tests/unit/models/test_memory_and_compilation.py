@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,7 +52,6 @@ def test_logits_of_a_large_vocabulary_never_exist_whole():
     assert whole.num_elements == POSITIONS * VOCABULARY, "the measure sees what it should"
 
 
-@pytest.mark.slow
 def test_compiled_layers_compute_the_same_under_the_same_names():
     """Traced and differentiated by PyTorch's compiler, without generating code."""
     config = MM1Config(

@@ -96,7 +96,7 @@ class CodeIndex:
         excluded: Collection[str] = (),
         cache: Path | None = None,
     ) -> None:
-        self._locations = {name: _locate(name) for name in packages}
+        self._locations = {name: locate(name) for name in packages}
         self._excluded = tuple(excluded)
         self._cache = SummaryCache(cache, tuple(packages))
         self._summaries: dict[str, ModuleSummary | None] = {}
@@ -358,8 +358,12 @@ class CodeIndex:
         return file.parent
 
 
-def _locate(package: str) -> Path:
-    """Folder of a package, or file of a single module; does not import it."""
+def locate(package: str) -> Path:
+    """Folder of a package, or file of a single module; does not import it.
+
+    Raises:
+        StalenessError: there is none.
+    """
     spec = importlib.util.find_spec(package)
     if spec is not None and spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))

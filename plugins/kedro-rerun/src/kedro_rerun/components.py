@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from kedro_rerun.closures import ClosureCache
 from kedro_rerun.code import Closure, CodeIndex
 from kedro_rerun.environment import ABSENT, library_versions, version_of
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.fingerprint import Cause
 from kedro_rerun.functions import FunctionView, describe_function
 from kedro_rerun.graph import UNKNOWN, Dataset, Graph, StaleNode, Storage, bare
-from kedro_rerun.inputs import Selection, path_digest, path_state
+from kedro_rerun.inputs import Selection, path_state, path_state_and_digest
 from kedro_rerun.outputs import OutputStore
 from kedro_rerun.parameters import FlatParameters, flatten_parameters
 from kedro_rerun.preflight import Mistake
@@ -74,7 +76,7 @@ class ComponentReader:
         graph: nodes in an order in which they can run, with their datasets.
         settings: what the project declares.
         outputs: looks at datasets on disk.
-        cache: file for what is known of source files.
+        cache: folder for what is known of source files.
     """
 
     def __init__(self, graph: Graph, settings: Settings, outputs: OutputStore, cache: Path) -> None:
@@ -82,12 +84,14 @@ class ComponentReader:
         self._settings = settings
         self._outputs = outputs
         self._cache = cache
-        self._index = self._open_index()
         self._closures: dict[str, Closure] = {}
         self._views: dict[str, FunctionView] = {}
         self._external: dict[str, str] = {}
         # In which state each place that is read was when it was first looked at.
         self._states: dict[str, str] = {}
+        self._known = ClosureCache(
+            cache / "closures.json", settings.packages, settings.excluded, outputs.hashes
+        )
 
     def inputs(self, node: StaleNode, predicted: Mapping[str, str | None]) -> dict[str, str | None]:
         """Digests of what a node reads.
@@ -148,7 +152,10 @@ class ComponentReader:
 
     def way_to(self, node: StaleNode, part: str) -> list[str]:
         """Who calls whom from the node's function to a part of its code; see `Closure.way_to`."""
-        return self._closure(node).way_to(part)
+        closure = self._closure(node)
+        if not closure.reached_from:  # It was known.
+            closure = self._closures[node.name] = self._close(self._index, node)
+        return closure.way_to(part)
 
     def external_inputs_changed(self, node: StaleNode) -> bool:
         """Whether what no node makes was written to since this process first read it.
@@ -166,12 +173,19 @@ class ComponentReader:
 
     def save(self) -> None:
         """Keeps what is known of source files for the next process."""
-        self._index.save()
+        self._known.save()
+        if "_index" in vars(self):
+            self._index.save()
 
     # Code
 
+    @cached_property
+    def _index(self) -> CodeIndex:
+        return self._open_index()
+
     def _open_index(self) -> CodeIndex:
-        return CodeIndex(self._settings.packages, self._settings.excluded, self._cache)
+        path = self._cache / "code.json"
+        return CodeIndex(self._settings.packages, self._settings.excluded, path)
 
     def _view(self, node: StaleNode) -> FunctionView:
         if node.name not in self._views:
@@ -180,12 +194,21 @@ class ComponentReader:
 
     def _closure(self, node: StaleNode) -> Closure:
         if node.name not in self._closures:
-            self._closures[node.name] = self._close(self._index, node)
+            entries = self._entries(node)
+            if (closure := self._known.get(entries)) is None:
+                closure = self._close(self._index, node)
+                self._known.put(entries, closure)
+            self._closures[node.name] = closure
         return self._closures[node.name]
 
-    def _close(self, index: CodeIndex, node: StaleNode) -> Closure:
+    def _entries(self, node: StaleNode) -> list[tuple[str, str]]:
+        """Module and top-level name of the function, and of the classes of its datasets."""
         entries = list(self._view(node).entries)
         entries += [dataset.code for dataset in self._datasets(node) if dataset.code is not None]
+        return entries
+
+    def _close(self, index: CodeIndex, node: StaleNode) -> Closure:
+        entries = self._entries(node)
         followed = [entry for entry in entries if index.is_first_party(entry[0])]
         closure = index.closure(followed)
         others = {module.partition(".")[0] for module, _ in entries} - set(self._settings.packages)
@@ -229,8 +252,8 @@ class ComponentReader:
 
     def _read_path(self, component: str, selection: Selection) -> str:
         if component not in self._external:
-            self._states[component] = path_state(selection)
-            self._external[component] = path_digest(selection, self._outputs.hashes)
+            found = path_state_and_digest(selection, self._outputs.hashes)
+            self._states[component], self._external[component] = found
         return self._external[component]
 
     def _read_dataset(self, dataset: Dataset) -> str:

@@ -74,6 +74,15 @@ class HashCache:
             self._key(path, algorithm), signature(path), time.time_ns() - self._clock_lag(), value
         )
 
+    def is_settled(self, found: list[int], now: int) -> bool:
+        """Whether a file was last written to so long ago that a write from now on will show.
+
+        Args:
+            found: its signature.
+            now: this machine's time, in nanoseconds.
+        """
+        return _is_settled(found, now - self._clock_lag())
+
     def save(self) -> None:
         """Writes the hashes of files that still exist, when there are new ones."""
         if self._path is None or not self._changed:

@@ -24,8 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from kedro_rerun import artifacts
 from kedro_rerun.components import Settings
 from kedro_rerun.errors import StalenessError, without_secrets
@@ -34,6 +32,7 @@ from kedro_rerun.fingerprint import Cause
 from kedro_rerun.graph import Storage, bare
 from kedro_rerun.planning import Planner
 from kedro_rerun.run_lock import STATE_FOLDER
+from kedro_rerun.shapes import ShapeError, restore
 from kedro_rerun.verdict import Verdict
 
 FOLDER = "runs"
@@ -100,8 +99,6 @@ class Given:
 class PastRun:
     """One run, past or in progress."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     number: int
     started_at: str
     seconds: float = 0.0
@@ -139,9 +136,6 @@ class PastRun:
     def cost(self) -> float:
         """Seconds that its nodes ran."""
         return sum(node.seconds or 0.0 for node in self.nodes.values())
-
-
-_SHAPE = TypeAdapter(PastRun)
 
 
 class History:
@@ -227,8 +221,8 @@ class History:
         if content is None or content.pop("format", None) != _FORMAT:
             return None
         try:
-            run = _SHAPE.validate_python(content)
-        except ValidationError:
+            run = restore(PastRun, content)
+        except ShapeError:
             return None
         return run if self._path(run.number) == path else None
 

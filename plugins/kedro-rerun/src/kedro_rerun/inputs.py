@@ -50,7 +50,7 @@ def path_digest(selection: Selection, cache: HashCache) -> str:
         The digest; `absent` where there is nothing, `unreachable` for a remote path that
         cannot be listed.
     """
-    return _digest(selection, cache.hash)
+    return digest_by(selection, cache.hash)[0]
 
 
 def path_state(selection: Selection) -> str:
@@ -62,21 +62,37 @@ def path_state(selection: Selection) -> str:
     Args:
         selection: as `path_digest`.
     """
-    return _digest(selection, lambda path: hash_json(signature(path)))
+    return digest_by(selection, _state)[0]
 
 
-def _digest(selection: Selection, look: Callable[[Path], str]) -> str:
+def path_state_and_digest(selection: Selection, cache: HashCache) -> tuple[str, str]:
+    """As `path_state`, then `path_digest`, of names that are listed once."""
+    state, digest = digest_by(selection, _state, cache.hash)
+    return state, digest
+
+
+def digest_by(selection: Selection, *looks: Callable[[Path], str]) -> list[str]:
+    """Digests of the names in a file or folder with what a look at each local file gives.
+
+    Args:
+        selection: as `path_digest`.
+        looks: each gives a text for a file, and makes a digest; what it cannot read counts by its
+            kind.
+    """
     text = selection.place.removeprefix("file://")
     if "://" in text:
-        return _remote_digest(text, selection.counts)
+        return [_remote_digest(text, selection.counts)] * len(looks)
     local = Path(text)
     if local.is_file():
-        return _look(local, look)
+        return [_look(local, look) for look in looks]
     if not local.is_dir():
-        return ABSENT
-    return hash_json(
-        [[name, _look(local / name, look)] for name in _walk(local, selection) if name]
-    )
+        return [ABSENT] * len(looks)
+    files = [(name, local / name) for name in _walk(local, selection) if name]
+    return [hash_json([[name, _look(file, look)] for name, file in files]) for look in looks]
+
+
+def _state(path: Path) -> str:
+    return hash_json(signature(path))
 
 
 def _look(path: Path, look: Callable[[Path], str]) -> str:

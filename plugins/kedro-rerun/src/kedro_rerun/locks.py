@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from kedro_rerun.files import hash_text, read_json, seal, unseal, write_atomically
 from kedro_rerun.run_lock import STATE_FOLDER
+from kedro_rerun.shapes import ShapeError, restore
 
 SWEEP = "sweep"
 """In the provenance of what a sweep's run made: which one, and which setting."""
@@ -46,8 +45,6 @@ class RunRecord:
 @dataclass(frozen=True)
 class NodeLock:
     """All that is known about one node's runs."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     node: str
     head: str | None = None
@@ -94,9 +91,6 @@ class NodeLock:
         return replace(self, head=run.fingerprint, attempt=None, runs=runs)
 
 
-_SHAPE = TypeAdapter(NodeLock)
-
-
 class LockStore:
     """Reads and writes the locks of one data root."""
 
@@ -138,8 +132,8 @@ class LockStore:
         if content is None or content.pop("format", None) != _FORMAT:
             return None
         try:
-            lock = _SHAPE.validate_python(content)
-        except ValidationError:
+            lock = restore(NodeLock, content)
+        except ShapeError:
             return None
         return lock if self._path(lock.node) == path else None
 

@@ -10,10 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
-
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from kedro_rerun.errors import StalenessError
 from kedro_rerun.files import (
@@ -25,6 +22,7 @@ from kedro_rerun.files import (
     unseal,
     walk_files,
 )
+from kedro_rerun.shapes import ShapeError, restore
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -49,8 +47,6 @@ class FileEntry(TypedDict):
 class Manifest(TypedDict):
     """Content of manifest.json."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
-
     format: int
     kind: str
     schema_version: int
@@ -65,9 +61,12 @@ class Manifest(TypedDict):
     """Of all the rest; earlier versions of this package wrote none."""
 
 
-_SHAPE = TypeAdapter(Manifest)
-_Hashes = Annotated[dict[str, str], Field(min_length=1)]
-_INDEX_SHAPE = TypeAdapter(dict[str, tuple[int, _Hashes]])
+class _Shard(TypedDict):
+    """What counts of one shard in an index."""
+
+    basename: str
+    bytes: int
+    hashes: dict[str, str]
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
@@ -164,8 +163,8 @@ def dump_manifest(manifest: Manifest) -> str:
 def read_manifest(directory: Path) -> Manifest | None:
     """Reads the manifest of a version; None where it is missing or damaged."""
     try:
-        return _SHAPE.validate_python(read_json(directory / MANIFEST), strict=True)
-    except ValidationError:
+        return restore(Manifest, read_json(directory / MANIFEST))
+    except ShapeError:
         return None
 
 
@@ -287,10 +286,13 @@ def _read_index(path: Path) -> dict[str, tuple[int, dict[str, str]]] | None:
     content: Any = read_json(path)
     try:
         files = [shard.get("zip_data") or shard["raw_data"] for shard in content["shards"]]
-        entries = {file["basename"]: (file["bytes"], file["hashes"]) for file in files}
-        return _INDEX_SHAPE.validate_python(entries, strict=True)
-    except (AttributeError, KeyError, TypeError, ValidationError):
+        counted = [{name: file[name] for name in _Shard.__annotations__} for file in files]
+        shards = [restore(_Shard, file) for file in counted]
+    except (AttributeError, KeyError, TypeError, ShapeError):
         return None
+    if not all(shard["hashes"] for shard in shards):
+        return None
+    return {shard["basename"]: (shard["bytes"], shard["hashes"]) for shard in shards}
 
 
 def _walk_plain_files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:

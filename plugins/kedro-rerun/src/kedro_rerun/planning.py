@@ -65,7 +65,7 @@ class Planner:
         cache_folder = data_root / STATE_FOLDER / _CACHE
         self.hashes = HashCache(cache_folder / "hashes.json")
         self.outputs = OutputStore(data_root, self.hashes, settings.max_stored_bytes)
-        self.reader = ComponentReader(graph, settings, self.outputs, cache_folder / "code.json")
+        self.reader = ComponentReader(graph, settings, self.outputs, cache_folder)
         self._known_locks: dict[str, NodeLock] = {}
         self._known_roots: dict[tuple[str, str | None, str | None], list[Root]] = {}
 

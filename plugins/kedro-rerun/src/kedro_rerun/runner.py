@@ -414,20 +414,29 @@ def _is_no_failure(record: logging.LogRecord) -> bool:
 def _refuse_mistakes(pipeline: Pipeline, catalog: CatalogProtocol, options: RunOptions) -> None:
     """Before the lock, for which a run may wait for hours."""
     look = options.settings.preflight
-    graph = build_graph(pipeline, catalog)
-    if look is None or not (found := list(look(graph))):
+    if look is None:
         return
+    graph = build_graph(pipeline, catalog)
     planner = Planner(graph, options.data_root, options.settings, cache=options.cache)
     # Who never ran must run. Others are planned, which takes time: a machine without the device of
     # a training that is done can still make what comes after it.
     running = {
         node.name for node in graph.nodes if options.force or not planner.lock(node.name).runs
     }
-    if not options.force and (options.cache or any(not item.nodes & running for item in found)):
-        plan = planner.plan()
-        running = {name for name, verdict in plan.items() if verdict.action is Action.RUN}
+    is_planned = not running
+    if is_planned:
+        running = _planned_to_run(planner)
+    # Looking takes time too, for libraries and data are opened: not where nothing runs.
+    found = list(look(graph)) if running else []
+    may_be_fresh = options.cache or any(not item.nodes & running for item in found)
+    if found and may_be_fresh and not is_planned and not options.force:
+        running = _planned_to_run(planner)
     if texts := concerning(found, running):
         raise PreflightError(refusal(texts))
+
+
+def _planned_to_run(planner: Planner) -> set[str]:
+    return {name for name, verdict in planner.plan().items() if verdict.action is Action.RUN}
 
 
 def _input_digests(fingerprint: Fingerprint) -> dict[str, str]:

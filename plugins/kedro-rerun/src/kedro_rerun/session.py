@@ -23,6 +23,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from kedro.utils import is_kedro_project
 
+from kedro_rerun.catalog import make_lean
 from kedro_rerun.components import Settings
 from kedro_rerun.errors import StalenessError, unknown_name, without_secrets
 from kedro_rerun.graph import bare
@@ -107,6 +108,7 @@ class StalenessSession(KedroSession):
         """
         self._check_environment()
         self._context = super().load_context()
+        make_lean(self._context)
         if self._selection is not None:
             project_pipelines.set_requested(None)
             self._selection.check(dict(project_pipelines))

@@ -23,13 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
 from kedro_rerun.errors import without_secrets
 from kedro_rerun.files import new_hash, seal, sync_file, unseal
 from kedro_rerun.graph import UNKNOWN, Dataset, Storage
 from kedro_rerun.locks import RunRecord
 from kedro_rerun.outputs import OutputStore
+from kedro_rerun.shapes import restore
 
 _FORMAT = 1
 _BLOCK_BYTES = 1 << 20
@@ -57,9 +56,6 @@ class CachedRun:
     files: Mapping[str, Mapping[str, CachedFile]]
     """By output and relative name; the name of an output that is one file is empty. Outputs that
     have no files here (in memory, or on a store of their own) are left out."""
-
-
-_SHAPE = TypeAdapter(CachedRun)
 
 
 class SharedCache:
@@ -196,8 +192,8 @@ class SharedCache:
             content = unseal(json.loads(text))
             if content is None or content.pop("format", None) != _FORMAT:
                 return None
-            run = _SHAPE.validate_python(content)
-        except (ValueError, RecursionError):  # ValidationError is a ValueError too.
+            run = restore(CachedRun, content)
+        except (ValueError, RecursionError):  # ShapeError is a ValueError too.
             return None
         is_its_own = run.run.fingerprint == fingerprint
         return run if is_its_own and all(_are_safe(files) for files in run.files.values()) else None

@@ -200,7 +200,6 @@ def config_of(folder: Path, trained: Trained, **options: Any) -> IngestConfig:
     return TypeAdapter(IngestConfig).validate_python({"sources": {"pairs": source}, **options})
 
 
-@pytest.mark.slow
 def test_wrong_captions_go_whoever_does_the_work(trained: Trained, tmp_path: Path) -> None:
     right, wrong = write_pairs(tmp_path / "raw")
     results = []
