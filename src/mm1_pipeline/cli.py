@@ -246,7 +246,7 @@ def chat(
 
         serve(chat_model, host=host, port=port)
     else:
-        talk(chat_model, input, click.echo)
+        talk(chat_model, input, click.echo, lambda text: click.echo(text, nl=False))
 
 
 @mm1.command(cls=UserErrorCommand)
