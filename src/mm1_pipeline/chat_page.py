@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import ipaddress
 import os
+import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -28,9 +30,14 @@ _HINT = (
 _CSS = """
 .gradio-container { max-width: 960px !important; margin: 0 auto !important; }
 #head h1 { margin-bottom: 0; }
-#chat { min-height: 380px; }
-#card table { display: block; overflow-x: auto; }
-#card ul { margin: 0; }
+#card table { display: block; overflow-x: auto; border: none; }
+#card td, #card th { white-space: nowrap; }
+#examples, #examples .grid-wrap { min-height: 0 !important; height: auto !important; }
+#examples img { image-rendering: auto; background: white; }
+#examples .caption-label { white-space: normal; font-size: 12px; position: static; }
+@media (max-width: 640px) {
+  #examples .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+}
 """
 
 Message = dict[str, Any]
@@ -124,38 +131,53 @@ def build_page(chat: ChatModel) -> Any:
     """
     gradio = _import_gradio()
 
-    def say(message: Message, visitor: Visitor) -> Generator[tuple[Any, History], None, None]:
-        empty = {"text": "", "files": []}
-        for history in visitor.say(message.get("text") or "", message.get("files") or []):
-            yield empty, history
+    def busy(is_busy: bool, value: Message | None = None) -> Any:
+        """The box to write in: while an answer grows, its button stops it."""
+        given = {} if value is None else {"value": value}
+        return gradio.MultimodalTextbox(submit_btn=not is_busy, stop_btn=is_busy, **given)
 
-    def example(chosen: Any, visitor: Visitor) -> Generator[History, None, None]:
-        files = [file["path"] for file in chosen.value.get("files", [])]
-        yield from visitor.say(chosen.value.get("text", ""), files)
+    def show(growing: Generator[History, None, None]) -> Generator[tuple[Any, History], None, None]:
+        history: History = []
+        for number, history in enumerate(growing):
+            yield busy(True, {"text": "", "files": []} if number == 0 else None), history
+        yield busy(False), history
+
+    def say(message: Message, visitor: Visitor) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.say(message.get("text") or "", message.get("files") or []))
+
+    def retry(visitor: Visitor) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.retry())
+
+    def example(visitor: Visitor, chosen: Any) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.say(chat.examples[chosen.index][0], [pictures[chosen.index]]))
 
     example.__annotations__["chosen"] = gradio.SelectData  # Gradio reads it off the function.
 
-    def undo(visitor: Visitor) -> tuple[Message, History]:
+    def undo(visitor: Visitor) -> tuple[Any, History]:
         text, files = visitor.undo()
-        return {"text": text, "files": files}, visitor.history
+        return busy(False, {"text": text, "files": files}), visitor.history
 
+    def clear(visitor: Visitor) -> tuple[Any, History]:
+        return busy(False), visitor.clear()
+
+    pictures = _written_examples(chat)
     with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
         about = chat.card.partition("\n")[0] or "Ask about an image, or say anything."
         gradio.Markdown(f"# {TITLE}\n{about}", elem_id="head")
         if chat.card:
-            with gradio.Accordion("What it can and cannot do, and what it learnt from", open=False):
+            with gradio.Accordion("About this model", open=False):
                 gradio.Markdown(chat.card, elem_id="card")
         visitor = gradio.State(lambda: Visitor(chat))
         chatbot = gradio.Chatbot(
             elem_id="chat",
             show_label=False,
-            height="56vh",
+            height="46vh",
             placeholder=_HINT,
-            examples=_written_examples(chat),
             feedback_options=None,
             buttons=["copy"],
         )
         message = gradio.MultimodalTextbox(
+            elem_id="say",
             placeholder="Ask about a picture",
             sources=["upload"],
             file_types=["image"],
@@ -163,33 +185,47 @@ def build_page(chat: ChatModel) -> Any:
             show_label=False,
             autofocus=True,
             max_plain_text_length=100_000,
-            stop_btn=True,
         )
-        hidden = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = message.submit(say, [message, visitor], [message, chatbot], **hidden)
-        again = chatbot.retry(Visitor.retry, [visitor], [chatbot], **hidden)
-        clicked = chatbot.example_select(example, [visitor], [chatbot], **hidden)
-        message.stop(None, cancels=[asked, again, clicked])
-        chatbot.undo(undo, [visitor], [message, chatbot], **hidden)
-        chatbot.clear(Visitor.clear, [visitor], [chatbot], **hidden)
+        asks: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        box = [message, chatbot]
+        growing = [message.submit(say, [message, visitor], box, **asks)]
+        growing.append(chatbot.retry(retry, [visitor], box, **asks))
+        if pictures:
+            gradio.Markdown("Pictures that it never learnt from: click one to ask of it")
+            gallery = gradio.Gallery(
+                [(path, text) for path, (text, _) in zip(pictures, chat.examples, strict=True)],
+                elem_id="examples",
+                show_label=False,
+                container=False,
+                columns=6,
+                height="auto",
+                object_fit="contain",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+            )
+            growing.append(gallery.select(example, [visitor], box, **asks))
+        message.stop(lambda: busy(False), None, [message], cancels=growing, **asks)
+        chatbot.undo(undo, [visitor], box, **asks)
+        chatbot.clear(clear, [visitor], box, cancels=growing, **asks)
         gradio.Button("New conversation", size="sm").click(
-            Visitor.clear, [visitor], [chatbot], cancels=[asked, again, clicked], **hidden
+            clear, [visitor], box, cancels=growing, **asks
         )
     return page
 
 
-def _written_examples(chat: ChatModel) -> list[dict[str, Any]]:
+def _written_examples(chat: ChatModel) -> list[str]:
     """Pictures to click, as files of which the page makes copies."""
     if not chat.examples:
         return []
     folder = Path(tempfile.mkdtemp(prefix="mm1-chat-"))
-    examples = []
-    for number, (text, data) in enumerate(chat.examples):
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    paths = []
+    for number, (_, data) in enumerate(chat.examples):
         path = folder / f"{number}.png"
         path.write_bytes(data)
-        file = {"path": str(path)}
-        examples.append({"text": text, "icon": file, "files": [file], "display_text": text})
-    return examples
+        paths.append(str(path))
+    return paths
 
 
 def serve(chat: ChatModel, *, host: str, port: int) -> None:
