@@ -14,7 +14,7 @@ class Planned:
 
 def lock(*seconds: float | None) -> NodeLock:
     provenance = ({} if value is None else {"seconds": value} for value in seconds)
-    return NodeLock(runs=tuple(RunRecord("f", {}, {}, one) for one in provenance))
+    return NodeLock("node", runs=tuple(RunRecord("f", {}, {}, one) for one in provenance))
 
 
 def said(actions: dict[str, Action], locks: dict[str, NodeLock]) -> str:

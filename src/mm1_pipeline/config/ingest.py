@@ -158,6 +158,8 @@ class SourceConfig:
     """Which records are this source's: those whose key's hash lies between the two, of 0 to 1; the
     others are passed over. Two sources of one path with [0, 0.1] and [0.1, 1] have no record in
     common and all together, so that one can be held out for evaluation."""
+    licence: str | None = operational(default=None)
+    """Origin and terms of the data, for the cards of models that learn from it."""
     max_records: Count | None = None
     """Reads at most this many records; None reads all."""
 
@@ -315,6 +317,10 @@ class IngestConfig:
                 source.split == SourceSplit.TRAIN and source.kind == RecordKind.CONVERSATION
             )
         )
+
+    def licences(self) -> dict[str, str | None]:
+        """Under which terms the data of each source is, as far as its parameters say."""
+        return {name: source.licence for name, source in self.sources.items()}
 
     def source_names(self) -> list[str]:
         """Names of all sources, in the order of the file."""
