@@ -25,7 +25,7 @@ SMALLEST_GRID := ablate.grid.only=mix captions_only,ablate.grid.max_seeds=1,abla
 PART := tests/golden tests/unit/models tests/unit/export tests/unit/streams tests/unit/training \
 	tests/e2e/test_training_resume.py tests/e2e/test_training_engines.py
 
-.PHONY: help setup demo lab test pytest part other fast audit lint types format viz release clean
+.PHONY: help setup demo chat lab test pytest part other fast audit lint types format viz release clean
 
 help:  ## Shows this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,14 @@ $(VENV)/.installed-beside: requirements-$(STACK)-beside.txt $(VENV)/.installed-$
 
 demo: setup  ## Runs the whole pipeline on the embedded sample; ends with a report.
 	$(BIN)/kedro run
+
+# The newest Gradio that every library of the environment allows; nothing of the lock changes for it.
+$(VENV)/.installed-chat-$(STACK): $(VENV)/.installed-$(STACK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements-$(STACK).txt 'gradio>=6.17.3,<7'
+	touch $@
+
+chat: $(VENV)/.installed-chat-$(STACK)  ## Talks with the model of the demo on a page, http://127.0.0.1:7860 (CHAT=--env=smoke, ...).
+	$(BIN)/kedro mm1 chat --page $(CHAT)
 
 lab: setup  ## Reruns one of MM1's ablations on a drawn world: captions alone beside the mixture.
 	$(BIN)/kedro mm1 world --env=lab

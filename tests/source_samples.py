@@ -7,6 +7,7 @@ as well, with the conversation that is expected of them.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -87,6 +88,16 @@ class Writer:
             names.append(f"i{safe[:60]}{row}.png")
             self.write(f"images/{names[-1]}", picture(row))
         return names
+
+    def image_csv(self, name: str, entries: list[str]) -> None:
+        buffer = io.StringIO()
+        sign = "\t" if ".tsv" in name.lower() else ","
+        table = csv.writer(buffer, delimiter=sign)
+        table.writerow(["image", "caption", "note"])
+        for entry, image in zip(entries, self.images(entries), strict=True):
+            note = entry.replace("\0", "0")
+            table.writerow([self.said(image), f"text, {self.rows}", note])
+        self.write(name, buffer.getvalue().encode("utf-8", "surrogatepass"))
 
     def llava(self, name: str, entries: list[str]) -> None:
         turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "it"}]
@@ -232,6 +243,7 @@ FORMATS = {
     "img2dataset": ("caption", [".tar", ".TAR", ".v1.tar"]),
     "jsonl": ("text", [".jsonl", ".1.JSONL", ".v2.jsonl"]),
     "image_parquet": ("caption", [".parquet", ".0.parquet", ".1.PARQUET"]),
+    "image_csv": ("caption", [".csv", ".v1.CSV", ".tsv", ".csv"]),
     "coco_captions": ("caption", ["captions.json", "captions.1.json", "captions.JSON"]),
     "llava": ("conversation", [".json", ".1.json", ".JSON"]),
     "dvqa": ("conversation", ["qa.json", "qa.1.json", "qa.JSON"]),

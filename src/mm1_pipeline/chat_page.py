@@ -1,24 +1,121 @@
-"""The chat as a page in the browser, with image upload; needs the extra `chat` (Gradio)."""
+"""The chat as a page in the browser, with pictures; needs the extra `chat` (Gradio)."""
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import ipaddress
 import os
+import shutil
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro_rerun.errors import StalenessError
 
-from mm1_pipeline.chat_terminal import read_image
+from mm1_pipeline.chat_terminal import NOTHING, read_image
 
 if TYPE_CHECKING:
-    from mm1_pipeline.evaluation.chat import ChatModel, Conversation
+    from mm1_pipeline.evaluation.chat import ChatModel
 
 TITLE = "MM1"
 PASSWORD_VARIABLE = "MM1_CHAT_PASSWORD"  # noqa: S105 - a name, no password
 _USER = "mm1"
 _MAX_UPLOAD = "50mb"
+_HINT = (
+    "Click a picture, or drag, paste or add some of your own. They come before the words; earlier "
+    "ones stay in the conversation."
+)
+_CSS = """
+.gradio-container { max-width: 960px !important; margin: 0 auto !important; }
+#head h1 { margin-bottom: 0; }
+#card table { display: block; overflow-x: auto; border: none; }
+#card td, #card th { white-space: nowrap; }
+#examples, #examples .grid-wrap { min-height: 0 !important; height: auto !important; }
+#examples img { image-rendering: auto; background: white; }
+#examples .caption-label { white-space: normal; font-size: 12px; position: static; }
+@media (max-width: 640px) {
+  #examples .grid-container { grid-template-columns: repeat(3, 1fr) !important; }
+}
+"""
+
+Message = dict[str, Any]
+History = list[Message]
+
+
+class Visitor:
+    """What one visitor said, was answered and sees; all that the page does, without the page.
+
+    Args:
+        chat: The model that answers.
+    """
+
+    def __init__(self, chat: ChatModel) -> None:
+        from mm1_pipeline.evaluation.chat import Conversation
+
+        self._conversation = Conversation(chat)
+        self._turns: list[tuple[str, list[str], int]] = []
+        """Words, pictures, and the exchanges that there were before."""
+        self._history: History = []
+
+    def say(self, text: str, files: list[str]) -> Generator[History, None, None]:
+        """An exchange: what the visitor says and shows, and the answer as it grows."""
+        self._turns.append((text, files, self._conversation.num_exchanges))
+        shown: History = [_message("user", {"path": path}) for path in files]
+        shown += [_message("user", text)] if text else []
+        before = [*self._history, *shown]
+        self._history = before
+        yield before
+        answer = ""
+        try:
+            images = [read_image(Path(path)) for path in files]
+            for answer in self._conversation.stream(text, images):
+                self._history = [*before, _message("assistant", answer or "…")]
+                yield self._history
+        except ValueError as error:
+            answer = f"*{error}*"
+        self._history = [*before, _message("assistant", answer or f"*{NOTHING}*")]
+        yield self._history
+
+    def undo(self) -> tuple[str, list[str]]:
+        """Takes the last exchange back.
+
+        Returns:
+            What was said and shown in it; nothing where nothing was said yet.
+        """
+        if not self._turns:
+            return "", []
+        text, files, num_before = self._turns.pop()
+        while self._conversation.num_exchanges > num_before:
+            self._conversation.undo()
+        while self._history and self._history[-1]["role"] == "assistant":
+            self._history = self._history[:-1]
+        self._history = self._history[: len(self._history) - len(files) - bool(text)]
+        return text, files
+
+    def retry(self) -> Generator[History, None, None]:
+        """Asks the last thing again."""
+        text, files = self.undo()
+        if text or files:
+            yield from self.say(text, files)
+        else:
+            yield self._history
+
+    def clear(self) -> History:
+        """Begins anew: the model, too, forgets what was said."""
+        self._conversation.reset()
+        self._turns, self._history = [], []
+        return []
+
+    @property
+    def history(self) -> History:
+        """What the visitor sees."""
+        return self._history
+
+
+def _message(role: str, content: Any) -> Message:
+    return {"role": role, "content": content}
 
 
 def build_page(chat: ChatModel) -> Any:
@@ -33,22 +130,102 @@ def build_page(chat: ChatModel) -> Any:
         StalenessError: Gradio is not installed.
     """
     gradio = _import_gradio()
-    from mm1_pipeline.evaluation.chat import Conversation
 
+    def busy(is_busy: bool, value: Message | None = None) -> Any:
+        """The box to write in: while an answer grows, its button stops it."""
+        given = {} if value is None else {"value": value}
+        return gradio.MultimodalTextbox(submit_btn=not is_busy, stop_btn=is_busy, **given)
+
+    def show(growing: Generator[History, None, None]) -> Generator[tuple[Any, History], None, None]:
+        history: History = []
+        for number, history in enumerate(growing):
+            yield busy(True, {"text": "", "files": []} if number == 0 else None), history
+        yield busy(False), history
+
+    def say(message: Message, visitor: Visitor) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.say(message.get("text") or "", message.get("files") or []))
+
+    def retry(visitor: Visitor) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.retry())
+
+    def example(visitor: Visitor, chosen: Any) -> Generator[tuple[Any, History], None, None]:
+        yield from show(visitor.say(chat.examples[chosen.index][0], [pictures[chosen.index]]))
+
+    example.__annotations__["chosen"] = gradio.SelectData  # Gradio reads it off the function.
+
+    def undo(visitor: Visitor) -> tuple[Any, History]:
+        text, files = visitor.undo()
+        return busy(False, {"text": text, "files": files}), visitor.history
+
+    def clear(visitor: Visitor) -> tuple[Any, History]:
+        return busy(False), visitor.clear()
+
+    pictures = _written_examples(chat)
     with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {TITLE}\nAsk about an image, or say anything.")
-        conversation = gradio.State(lambda: Conversation(chat))
-        history = gradio.Chatbot(label="Conversation", height=420)
+        about = chat.card.partition("\n")[0] or "Ask about an image, or say anything."
+        gradio.Markdown(f"# {TITLE}\n{about}", elem_id="head")
+        if chat.card:
+            with gradio.Accordion("About this model", open=False):
+                gradio.Markdown(chat.card, elem_id="card")
+        visitor = gradio.State(lambda: Visitor(chat))
+        chatbot = gradio.Chatbot(
+            elem_id="chat",
+            show_label=False,
+            height="46vh",
+            placeholder=_HINT,
+            feedback_options=None,
+            buttons=["copy"],
+        )
         message = gradio.MultimodalTextbox(
-            placeholder="Type a message, or add an image",
+            elem_id="say",
+            placeholder="Ask about a picture",
+            sources=["upload"],
             file_types=["image"],
             file_count="multiple",
             show_label=False,
+            autofocus=True,
+            max_plain_text_length=100_000,
         )
-        reset = gradio.Button("New conversation")
-        message.submit(_exchange, [message, history, conversation], [message, history])
-        reset.click(_reset, [conversation], [message, history])
+        asks: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        box = [message, chatbot]
+        growing = [message.submit(say, [message, visitor], box, **asks)]
+        growing.append(chatbot.retry(retry, [visitor], box, **asks))
+        if pictures:
+            gradio.Markdown("Pictures that it never learnt from: click one to ask of it")
+            gallery = gradio.Gallery(
+                [(path, text) for path, (text, _) in zip(pictures, chat.examples, strict=True)],
+                elem_id="examples",
+                show_label=False,
+                container=False,
+                columns=6,
+                height="auto",
+                object_fit="contain",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+            )
+            growing.append(gallery.select(example, [visitor], box, **asks))
+        message.stop(lambda: busy(False), None, [message], cancels=growing, **asks)
+        chatbot.undo(undo, [visitor], box, **asks)
+        chatbot.clear(clear, [visitor], box, cancels=growing, **asks)
+        gradio.Button("New conversation", size="sm").click(
+            clear, [visitor], box, cancels=growing, **asks
+        )
     return page
+
+
+def _written_examples(chat: ChatModel) -> list[str]:
+    """Pictures to click, as files of which the page makes copies."""
+    if not chat.examples:
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="mm1-chat-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    paths = []
+    for number, (_, data) in enumerate(chat.examples):
+        path = folder / f"{number}.png"
+        path.write_bytes(data)
+        paths.append(str(path))
+    return paths
 
 
 def serve(chat: ChatModel, *, host: str, port: int) -> None:
@@ -76,6 +253,8 @@ def serve(chat: ChatModel, *, host: str, port: int) -> None:
         share=False,
         max_file_size=_MAX_UPLOAD,
         auth=(_USER, password) if password else None,
+        css=_CSS,
+        footer_links=[],
     )
 
 
@@ -88,31 +267,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _exchange(
-    message: dict[str, Any], history: list[dict[str, Any]], conversation: Conversation
-) -> tuple[None, list[dict[str, Any]]]:
-    """One exchange: what the human said and showed, and the answer or what was wrong."""
-    text, files = message.get("text") or "", message.get("files") or []
-    shown = [{"role": "user", "content": {"path": path}} for path in files]
-    if text:
-        shown.append({"role": "user", "content": text})
-    try:
-        answer = conversation.ask(text, [read_image(Path(path)) for path in files])
-    except ValueError as error:
-        answer = f"*{error}*"
-    return None, [*history, *shown, {"role": "assistant", "content": answer or "*(no answer)*"}]
-
-
-def _reset(conversation: Conversation) -> tuple[None, list[dict[str, Any]]]:
-    conversation.reset()
-    return None, []
-
-
 def _import_gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
         raise StalenessError(
-            "The chat page needs Gradio, which is not installed. Install the extra `chat` "
-            "(docs/sft.md), or leave --page out to chat in the terminal."
+            "The chat page needs Gradio, which is not installed. `make chat` installs it and opens "
+            "the page; or install the extra `chat` (docs/sft.md), or leave --page out to chat in "
+            "the terminal."
         ) from error

@@ -129,6 +129,31 @@ def world(output: Path | None, env: str, conf_source: str | None) -> None:
     click.echo(f"{folder}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
+@mm1.command(name="new-env", cls=UserErrorCommand)
+@click.argument("name")
+@click.option(
+    "--from",
+    "folder",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path, resolve_path=True),
+    help="Folder of raw data: files of one of the formats, or folders of such files.",
+)
+@rerun.conf_source_option
+def new_env(name: str, folder: Path, conf_source: str | None) -> None:
+    """Writes the environment NAME, which learns from a folder of yours and from nothing else.
+
+    Formats and columns are told by looking; a part of your pairs is held out for evaluation.
+    """
+    from mm1_pipeline.environments import write_environment
+
+    place = rerun.open_session(None, conf_source).place()
+    os.chdir(str(place["project"]))  # Where the paths of parameters begin.
+    for line in write_environment(name, folder, Path(str(place["conf_source"]))):
+        click.echo(line)
+    given = f" --conf-source={conf_source}" if conf_source else ""
+    click.echo(f"Look at the parameters, then: kedro run --env={name}{given}")
+
+
 @mm1.command(cls=UserErrorCommand)
 @click.argument("run_a")
 @click.argument("run_b")
@@ -221,7 +246,7 @@ def chat(
 
         serve(chat_model, host=host, port=port)
     else:
-        talk(chat_model, input, click.echo)
+        talk(chat_model, input, click.echo, lambda text: click.echo(text, nl=False))
 
 
 @mm1.command(cls=UserErrorCommand)

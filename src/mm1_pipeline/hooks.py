@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 REPORTS = ("report", "lessons_report", "lr_law_report")
 """Pages that a person wants to open when a run ends."""
+
+TRAINS = frozenset({"vision_pretrain", "text_pretrain", "pretrain", "upcycle", "sft"})
+"""Tags of the nodes that train a model."""
 
 COMMAND_GROUPS = {"world": WorldConfig, "cluster": ClusterConfig}
 """Parameter groups that a command reads and no node; an environment need not have them."""
@@ -74,6 +78,20 @@ class ParameterHooks:
         check_parameters(raw, types, switches)
 
 
+class WaitingHooks:
+    """Says why nothing is seen for a while."""
+
+    @hook_impl
+    def before_node_run(self, node: Any) -> None:
+        """A training's first step comes after PyTorch is loaded and every shard was checked."""
+        if "torch" not in sys.modules and node.tags & TRAINS:
+            logger.info(
+                "%s: loads PyTorch, checks the shards and makes the model before its first step; "
+                "together that takes some seconds, longer at the first time.",
+                node.name,
+            )
+
+
 class ClosingHooks:
     """Says where the results are."""
 
@@ -90,4 +108,4 @@ class ClosingHooks:
             logger.info("Report: %s", catalog[name]._describe()["filepath"])
 
 
-HOOKS = (ProjectFolderHooks(), ParameterHooks(), ClosingHooks())
+HOOKS = (ProjectFolderHooks(), ParameterHooks(), WaitingHooks(), ClosingHooks())

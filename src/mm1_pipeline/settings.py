@@ -15,6 +15,7 @@ from kedro_rerun.preflight import Mistake
 from kedro_rerun.session import session_class
 
 from mm1_pipeline import hooks
+from mm1_pipeline.environments import EnvironmentLoader
 from mm1_pipeline.training.errors import TrainingStoppedError
 
 # Threads that wait must sleep: on a small machine that does anything else besides, spinning
@@ -93,6 +94,7 @@ SESSION_CLASS = session_class(
     )
 )
 
+CONFIG_LOADER_CLASS = EnvironmentLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -61,3 +65,34 @@ def test_recipes_are_files_and_one_recipe():
         assert (folder / "parameters.yml").read_bytes() == recipe, (
             f"{folder.name}: copy conf/mm1_3b/parameters.yml; sizes stand in globals.yml"
         )
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_python_of_documents_uses_what_is_there(name):
+    """Every name is defined further up on the page; of ours, every import and keyword exists."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL
+    )
+    tree = ast.parse("\n".join(blocks))
+    ours: dict[str, object] = {}
+    defined = set(dir(builtins))
+    for statement in tree.body:
+        nodes = list(ast.walk(statement))
+        imported = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
+        for node in imported:
+            defined |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mm1_pipeline"):
+                module = importlib.import_module(node.module or "")
+                ours |= {alias.name: getattr(module, alias.name) for alias in node.names}
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stored |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        stored |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert not used - defined - stored, f"{name}: undefined {sorted(used - defined - stored)}"
+        defined |= stored
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            known = ours.get(call.func.id) if isinstance(call.func, ast.Name) else None
+            if callable(known):
+                taken = inspect.signature(known).parameters
+                named = {keyword.arg for keyword in call.keywords if keyword.arg}
+                assert named <= set(taken), f"{name}: {ast.unparse(call)}"

@@ -12,6 +12,7 @@ from mm1_pipeline.config._base import (
     Count,
     Name,
     Number,
+    Share,
     Workers,
     bounds,
     check_order,
@@ -153,6 +154,12 @@ class SourceConfig:
     decontaminate_texts: bool = True
     """False where text is made from the templates of the evaluation questions, so that every
     record would go; images are compared all the same."""
+    share: tuple[Share, Share] | None = None
+    """Which records are this source's: those whose key's hash lies between the two, of 0 to 1; the
+    others are passed over. Two sources of one path with [0, 0.1] and [0.1, 1] have no record in
+    common and all together, so that one can be held out for evaluation."""
+    licence: str | None = operational(default=None)
+    """Origin and terms of the data, for the cards of models that learn from it."""
     max_records: Count | None = None
     """Reads at most this many records; None reads all."""
 
@@ -166,6 +173,11 @@ class SourceConfig:
                 f"record that format {self.format.value} holds."
             )
         self._check_prompt()
+        if self.share is not None and self.share[0] >= self.share[1]:
+            raise ValueError(
+                f"share: found {list(self.share)}, expected a smaller number before a larger one, "
+                "such as [0.1, 1]."
+            )
         if self.split_exchanges and not self.format.layout.has_exchanges:
             several = [item.value for item in SourceFormat if item.layout.has_exchanges]
             raise ValueError(
@@ -305,6 +317,10 @@ class IngestConfig:
                 source.split == SourceSplit.TRAIN and source.kind == RecordKind.CONVERSATION
             )
         )
+
+    def licences(self) -> dict[str, str | None]:
+        """Under which terms the data of each source is, as far as its parameters say."""
+        return {name: source.licence for name, source in self.sources.items()}
 
     def source_names(self) -> list[str]:
         """Names of all sources, in the order of the file."""

@@ -37,6 +37,16 @@ class ImagePlace(StrEnum):
     """The format has none; each file stands alone."""
 
 
+class Content(StrEnum):
+    """What a file of a format is, whatever its name says; as messages call it."""
+
+    TAR = "a tar archive"
+    PARQUET = "a Parquet table"
+    JSON = "JSON"
+    WARC = "a web archive (WARC)"
+    TABLE = "a table of text (CSV or TSV)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLayout:
     """What is said of a format. Only what few formats have may be left out."""
@@ -47,6 +57,8 @@ class SourceLayout:
     """What one record of it is."""
     files: tuple[str, ...]
     """Patterns of the names, in lower case, of the files in a folder that hold it."""
+    content: Content
+    """What each of them is."""
     images: ImagePlace
     prompt: str | None
     """What the human says in a conversation made from it; None where it brings its own turns, or
@@ -70,6 +82,7 @@ def _json(*stems: str) -> tuple[str, ...]:
     return tuple(f"{stem}.json{packed}" for stem in stems for packed in _PACKED)
 
 
+_TABLES = tuple(f"*{suffix}{packed}" for suffix in (".csv", ".tsv") for packed in _PACKED)
 _JSON_LINES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
 
 
@@ -81,6 +94,7 @@ def _question_set(
         reader=reader,
         kind=RecordKind.CONVERSATION,
         files=_json(*stems),
+        content=Content.JSON,
         images=ImagePlace.BESIDE,
         prompt=prompt,
         is_pair=prompt == prompts.ONE_SENTENCE,
@@ -104,6 +118,7 @@ class SourceFormat(StrEnum):
             reader="img2dataset",
             kind=RecordKind.CAPTION,
             files=("*.tar",),
+            content=Content.TAR,
             images=ImagePlace.INSIDE,
             prompt=prompts.ONE_SENTENCE,
             is_pair=True,
@@ -118,18 +133,33 @@ class SourceFormat(StrEnum):
             reader="image_parquet",
             kind=RecordKind.CAPTION,
             files=("*.parquet",),
+            content=Content.PARQUET,
             images=ImagePlace.INSIDE,
             prompt=prompts.ONE_SENTENCE,
             is_pair=True,
         ),
     )
     """Parquet rows with encoded image bytes and a caption column."""
+    IMAGE_CSV = (
+        "image_csv",
+        SourceLayout(
+            reader="image_csv",
+            kind=RecordKind.CAPTION,
+            files=_TABLES,
+            content=Content.TABLE,
+            images=ImagePlace.BESIDE,
+            prompt=prompts.ONE_SENTENCE,
+            is_pair=True,
+        ),
+    )
+    """A folder of pictures beside a CSV or TSV, whose rows name a picture and say its caption."""
     INTERLEAVED_PARQUET = (
         "interleaved_parquet",
         SourceLayout(
             reader="interleaved_parquet",
             kind=RecordKind.INTERLEAVED,
             files=("*.parquet",),
+            content=Content.PARQUET,
             images=ImagePlace.INSIDE,
             prompt=None,
         ),
@@ -142,6 +172,7 @@ class SourceFormat(StrEnum):
             reader="caption_sets",
             kind=RecordKind.CAPTION,
             files=_json("*captions*"),
+            content=Content.JSON,
             images=ImagePlace.BESIDE,
             prompt=prompts.ONE_SENTENCE,
             is_pair=True,
@@ -156,6 +187,7 @@ class SourceFormat(StrEnum):
             reader="llava",
             kind=RecordKind.CONVERSATION,
             files=(*_json("*"), *_JSON_LINES),
+            content=Content.JSON,
             images=ImagePlace.BESIDE,
             prompt=None,
             looks_below=False,
@@ -188,6 +220,7 @@ class SourceFormat(StrEnum):
             reader="synth_dog",
             kind=RecordKind.CONVERSATION,
             files=("*.parquet",),
+            content=Content.PARQUET,
             images=ImagePlace.INSIDE,
             prompt=prompts.READ_TEXT,
             is_pair=True,
@@ -200,6 +233,7 @@ class SourceFormat(StrEnum):
             reader="warc_html",
             kind=RecordKind.INTERLEAVED,
             files=("*.warc", "*.warc.gz", "*.warc.zst"),
+            content=Content.WARC,
             images=ImagePlace.INSIDE,
             prompt=None,
         ),
@@ -211,6 +245,7 @@ class SourceFormat(StrEnum):
             reader="jsonl",
             kind=RecordKind.TEXT,
             files=(*_JSON_LINES, "*.json", "*.json.gz", "*.json.zst"),  # C4 calls JSON lines so
+            content=Content.JSON,
             images=ImagePlace.NOWHERE,
             prompt=None,
         ),

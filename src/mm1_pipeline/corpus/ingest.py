@@ -175,6 +175,29 @@ def join_reports(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
     }
 
 
+def without_records(report: Mapping[str, Any]) -> list[str]:
+    """Sources that gave nothing which is a record of their format, whatever rules make of it.
+
+    Args:
+        report: What `ingest` gave.
+
+    Returns:
+        A text for each: no damage costs a whole source unsaid, nor does a format that it is not.
+    """
+    problems = []
+    for name, found in report["sources"].items():
+        of_reader = found["steps"]["read"]
+        if not of_reader["kept"]:
+            rejected = {**of_reader["rejected"], **found["passed_over"]}
+            reasons = ", ".join(f"{why} ({n})" for why, n in rejected.items()) or "nothing at all"
+            problems.append(
+                f"ingest.sources.{name}: found no record of format {found['format']}, but "
+                f"{reasons}; expected files of that format, whole ones. Correct path or format, "
+                "mend the files, or take the source out."
+            )
+    return problems
+
+
 def _evaluation_first(config: IngestConfig) -> list[str]:
     return sorted(config.sources, key=lambda name: config.sources[name].split == SourceSplit.TRAIN)
 

@@ -9,6 +9,8 @@ from mm1_pipeline.corpus.files import SourceFiles
 from mm1_pipeline.ground.progress import Progress
 
 T = TypeVar("T")
+_ETA_AFTER = 5.0
+"""Seconds. A file's first bytes are read ahead in a moment, whatever its records take."""
 
 
 def track_source(
@@ -25,7 +27,7 @@ def track_source(
         files: its files, which know how far they were read.
         max_records: number at which reading stops.
     """
-    with Progress(name, unit="records", total=1.0) as progress:
+    with Progress(name, unit="records", total=1.0, eta_after=_ETA_AFTER) as progress:
         number = 0
         for number, item in enumerate(items, start=1):
             yield item

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Generator as Growing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.prompts import Prompt
 from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
+from mm1_pipeline.evaluation.replies import is_of_another_kind, loop_length
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.models.mm1 import MM1
@@ -24,8 +28,14 @@ from mm1_pipeline.streams.tokenizer import Tokenizer
 
 DEFAULT_POSITIONS = 4_096
 """Of a conversation with a model whose shards are not named. Source: MM1, Pre-training."""
+NOTICE = "⚠"
+"""Begins what is said in the place of an answer, by no model."""
 _CHARACTERS_A_POSITION = 32
 """No text of more characters fits, so that a longer one is refused before it is cut into tokens."""
+
+
+class TooLongError(ValueError):
+    """What is said, with what was said before, is longer than what the model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class ChatModel:
         max_new_tokens: Tokens after which an answer is cut off.
         max_positions: Of a conversation with its next answer: the length that the model was
             trained on, beyond which it says nothing of worth.
+        purpose: What the model was trained for, said in the place of what is no answer.
+        card: What it is, as Markdown.
+        examples: Things to say with a picture each, which it was not trained on.
+        known_words: Of the people in the conversations that it learnt from, in lower case; none
+            where they are not known.
     """
 
     model: MM1
@@ -48,6 +63,10 @@ class ChatModel:
     sub_images: SubImageConfig = field(default_factory=SubImageConfig)
     max_new_tokens: int = 128
     max_positions: int = DEFAULT_POSITIONS
+    purpose: str = ""
+    card: str = ""
+    examples: tuple[tuple[str, bytes], ...] = ()
+    known_words: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -78,6 +97,13 @@ class ChatModel:
         if shards_dir is not None:
             index = ShardIndex.read(shards_dir)
             transform, sub_images = index.image, index.sub_images
+            if tokenizer.sha256 != index.tokenizer_sha256:
+                raise ValueError(
+                    f"{tokenizer_dir}: found the tokenizer {tokenizer.sha256[:12]}, expected "
+                    f"{index.tokenizer_sha256[:12]}, the one of the shards that the model was "
+                    "trained on: with any other, its answers are letters without sense. Name it "
+                    "with --tokenizer."
+                )
             max_positions = index.packing.sequence_length
         _check_fits(model, tokenizer, transform, model_dir)
         # The question needs room as well.
@@ -103,50 +129,98 @@ class Conversation:
         self._images: list[str] = []
         self._data: dict[str, bytes] = {}
         self._num_sub_images: list[int] = []
+        self._exchanges: list[tuple[list[Segment], list[str], list[int]]] = []
 
     def ask(self, text: str, images: Sequence[bytes] = ()) -> str:
-        """Says something to the model and gives its answer.
+        """Says something to the model and gives its answer; see `stream`."""
+        answer = ""
+        for answer in self.stream(text, images):  # noqa: B007 - the last one is wanted
+            pass
+        return answer
 
-        An error leaves the conversation as it was.
+    def stream(self, text: str, images: Sequence[bytes] = ()) -> Growing[str, None, None]:
+        """Says something to the model and gives its answer as it grows.
+
+        An error leaves the conversation as it was. Whoever stops asking for more ends the answer
+        there, and it counts as said.
 
         Args:
             text: What the human says; may be empty beside an image.
             images: Encoded images, shown before the text.
 
-        Returns:
-            The answer; greedy, as in evaluation.
+        Yields:
+            The answer up to now, greedy as in evaluation; the last one is whole. In the place of
+            what is no answer (`evaluation.replies`) stands why, and what the model was trained for.
 
         Raises:
-            ValueError: There is neither text nor image, an image cannot be read, or the
-                conversation with its answer is longer than what the model was trained on.
+            ValueError: There is neither text nor image, or an image cannot be read.
         """
         if not text.strip() and not images:
             raise ValueError("Found an empty message, expected text or an image.")
-        self._check_size(text, images)
+        chat = self._chat
+        if is_of_another_kind(text, chat.known_words):
+            yield self._notice(
+                "Most words of this message are in nothing that people said in my training"
+            )
+            return
         turn: list[Segment] = []
         names, num_sub_images = list(self._images), list(self._num_sub_images)
-        for data in images:
-            num_sub_images.append(self._count_sub_images(data))
-            names.append(self._take(data))
-            turn.append(Segment.of_image(len(names) - 1, Role.HUMAN))
-        turn.append(Segment.of_text(text, Role.HUMAN))
-        answer = self._answer([*self._segments, *turn], names, num_sub_images)
-        self._images, self._num_sub_images = names, num_sub_images
-        self._segments += [*turn, Segment.of_text(answer or ".", Role.ASSISTANT)]
-        return answer
+        try:
+            self._check_size(text, images)
+            for data in images:
+                num_sub_images.append(self._count_sub_images(data))
+                names.append(self._take(data))
+                turn.append(Segment.of_image(len(names) - 1, Role.HUMAN))
+            turn.append(Segment.of_text(text, Role.HUMAN))
+            prompt = self._prompt([*self._segments, *turn], names, num_sub_images)
+        except TooLongError as error:
+            if not chat.purpose:
+                raise
+            yield self._notice(str(error))
+            return
+        answer, is_error = "", False
+        try:
+            for said, is_loop in self._grow(prompt):
+                answer = "" if is_loop else said
+                yield (
+                    self._notice("The answer ran in a circle and was stopped") if is_loop else said
+                )
+        except Exception:
+            is_error = True
+            raise
+        finally:  # Also where nobody asked for the rest.
+            if not is_error:
+                self._exchanges.append((self._segments, self._images, self._num_sub_images))
+                self._images, self._num_sub_images = names, num_sub_images
+                turn.append(Segment.of_text(answer or ".", Role.ASSISTANT))
+                self._segments = [*self._segments, *turn]
+
+    @property
+    def num_exchanges(self) -> int:
+        """How many were answered by the model."""
+        return len(self._exchanges)
+
+    def undo(self) -> None:
+        """Takes back the last exchange; nothing where there is none."""
+        if self._exchanges:
+            self._segments, self._images, self._num_sub_images = self._exchanges.pop()
+
+    def _notice(self, why: str) -> str:
+        """Said in the place of an answer; no part of the conversation."""
+        return f"{NOTICE} {why.rstrip('.')}. {self._chat.purpose}".strip()
 
     def _check_size(self, text: str, images: Sequence[bytes]) -> None:
         """Refuses what cannot fit before any of it is decoded, cut into tokens or computed."""
         chat = self._chat
         room = chat.max_positions - chat.max_new_tokens
         if len(text) > room * _CHARACTERS_A_POSITION:
-            raise ValueError(
+            raise TooLongError(
                 f"Found a message of {len(text):,} characters; {room:,} positions are left for all "
                 "that is said. Say it in fewer words."
             )
         tokens = chat.model.config.connector.num_tokens
         if (len(self._images) + len(images)) * tokens > room:
-            raise ValueError(
+            raise TooLongError(
                 f"Found {len(self._images) + len(images)} images in the conversation; "
                 f"{room // tokens} of {tokens} positions fit. Begin anew, or show fewer."
             )
@@ -163,7 +237,9 @@ class Conversation:
             raise ValueError(f"The image cannot be read: {error}") from error
         return count_sub_images(width, height, self._chat.transform, self._chat.sub_images)
 
-    def _answer(self, segments: list[Segment], names: list[str], num_sub_images: list[int]) -> str:
+    def _prompt(
+        self, segments: list[Segment], names: list[str], num_sub_images: list[int]
+    ) -> Prompt:
         chat = self._chat
         tokens = chat.model.config.connector.num_tokens
         document = serialize_conversation(
@@ -171,7 +247,7 @@ class Conversation:
         )
         length, allowed = len(document.input_ids), chat.max_positions - chat.max_new_tokens
         if length > allowed:
-            raise ValueError(
+            raise TooLongError(
                 f"Found a conversation of {length:,} positions; {allowed:,} and an answer of "
                 f"{chat.max_new_tokens} are what the model was trained on. Begin anew, or say it "
                 "in fewer words."
@@ -181,11 +257,42 @@ class Conversation:
             for index in document.images
             for key in sub_image_keys(names[index], num_sub_images[index])
         )
+        return Prompt("", (), "", "", document.input_ids, keys)
+
+    def _grow(self, prompt: Prompt) -> Iterator[tuple[str, bool]]:
+        """The answer after each token, and whether it has fallen into a loop."""
+        chat = self._chat
         features = ImageFeatures(chat.model, self._data, chat.transform, sub_images=chat.sub_images)
         generator = Generator(chat.model, chat.tokenizer, features, batch_size=1)
-        prompt = Prompt("", (), "", "", document.input_ids, keys)
-        (answer,) = generator.generate([prompt], max_new_tokens=chat.max_new_tokens, stop=())
-        return answer.text.strip()
+        said: queue.SimpleQueue[tuple[str, bool] | BaseException | None] = queue.SimpleQueue()
+        is_stopped = threading.Event()
+
+        def watch(tokens: Sequence[int], text: str) -> bool:
+            is_loop = loop_length(tokens) > 0
+            said.put((text.strip(), is_loop))
+            return is_loop or is_stopped.is_set()
+
+        def compute() -> None:
+            try:
+                (answer,) = generator.generate(
+                    [prompt], max_new_tokens=chat.max_new_tokens, stop=(), watch=watch
+                )
+                if answer.failure:
+                    raise ValueError(f"The image cannot be read: {answer.failure}")
+                said.put(None)
+            except BaseException as error:
+                said.put(error)
+
+        thread = threading.Thread(target=compute, name="answer", daemon=True)
+        thread.start()
+        try:
+            while (item := said.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            is_stopped.set()
+            thread.join()
 
 
 def _check_fits(

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 0.2
 _LOG_SECONDS = 30.0
+_LEAST_LEFT = 1.0
+"""Seconds that are said to be left at least, where something is."""
 _RATE_MEMORY = 0.9
 """Weight of the earlier ones in a moving average of seconds."""
 
@@ -37,6 +39,8 @@ class Progress:
         has_bar: False gives lines alone.
         has_thread: False has the bar drawn by `update` alone, where processes are forked
             meanwhile: a fork can catch a thread in the middle.
+        eta_after: Seconds before which nothing is said of those that are left, where the first
+            moments tell little of the rest.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Progress:
         console: Console | None = None,
         has_bar: bool = True,
         has_thread: bool = True,
+        eta_after: float = 0.0,
     ) -> None:
         self._name, self._unit, self._total = name, unit, total
         self._done = self._before = self._count = self._count_before = float(done)
@@ -59,7 +64,10 @@ class Progress:
         self._log = log
         self._console = console or Console(stderr=True)
         self._seconds_each: float | None = None
-        self._begun = self._shown = time.monotonic()
+        self._eta_after = eta_after
+        self._done_shown, self._moment_shown = self._done, -math.inf
+        self._begun = self._shown = self._moment_shown = time.monotonic()
+        self._done_shown = self._done
         self._bar: bars.Progress | None = None
         if has_bar and self._console.is_terminal:
             self._bar = bars.Progress(
@@ -175,7 +183,8 @@ class Progress:
         return f"{number} {self._unit}"
 
     def _text(self, note: str, counted: str, between: str) -> str:
-        seconds = max(time.monotonic() - self._begun, 1e-9)
+        now = time.monotonic()
+        seconds = max(now - self._begun, 1e-9)
         rate = (self._count - self._count_before) / seconds
         work_rate = (self._done - self._before) / seconds
         if self._seconds_each is not None:
@@ -184,9 +193,26 @@ class Progress:
         if self._total is not None and self._done:
             parts.insert(0, f"{100 * min(1.0, self._done / self._total):.0f} %")
         parts += [note] if note else []
-        if self._total is not None and work_rate:
-            parts.append(f"ETA {duration(max(0.0, self._total - self._done) / work_rate)}")
+        if (left := self._seconds_left(now, work_rate)) is not None:
+            parts.append(f"ETA {duration(left)}")
         return between.join(parts)
+
+    def _seconds_left(self, now: float, rate: float) -> float | None:
+        """What is left by the slower of the rates, of all and of what came last.
+
+        A reader takes the first part of a file at once and works on it for a while, so what was
+        done by the clock's first moments says little, and nothing is done in no time.
+        """
+        since, moment = self._done - self._done_shown, now - self._moment_shown
+        self._done_shown, self._moment_shown = self._done, now
+        if self._seconds_each is None:
+            if now - self._begun < self._eta_after:
+                return None
+            rate = min(rate, since / moment) if since > 0 and moment > 0 else rate
+        if self._total is None or rate <= 0:
+            return None
+        left = max(0.0, self._total - self._done) / rate
+        return max(left, _LEAST_LEFT) if left else left
 
 
 class ProgressPart:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from mm1_pipeline.config.ingest import IngestConfig, RecordKind, SourceSplit
+from mm1_pipeline.config.ingest import (
+    IngestConfig,
+    ReaderLimits,
+    RecordKind,
+    SourceConfig,
+    SourceSplit,
+)
 from mm1_pipeline.preflight.run import Check, Run, is_installed, missing, refused, unknown
 
 
@@ -16,12 +22,18 @@ def check_ingest(part: Callable[[IngestConfig], IngestConfig]) -> Check:
 
 def _check_ingest(part: Callable[[IngestConfig], IngestConfig], run: Run) -> Iterator[str]:
     from mm1_pipeline.corpus.preflight import source_problems
+    from mm1_pipeline.corpus.recognition import content_problems, record_problems
     from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 
     config = part(run.get("ingest"))
     for name, source in config.sources.items():
         key = name, source, config.limits
-        found = run.once(key, partial(source_problems, *key, load_scorer))[0]
+
+        def look(key: tuple[str, SourceConfig, ReaderLimits] = key) -> list[str]:
+            found = content_problems(*key) or source_problems(*key, load_scorer)[0]
+            return found or record_problems(*key)
+
+        found = run.once(key, look)
         yield from found
         path = f"ingest.sources.{name}.image_path"
         if source.image_path is not None and not any(path in text for text in found):

@@ -89,15 +89,11 @@ class ShardPlan:
         for source, counts in self.counts.items():
             train, held_out = counts[Split.TRAIN], counts[Split.VALIDATION]
             logger.info(
-                "%s: plans %s + %s sequences (training + validation) in %d partitions, "
-                "fill %.4f, %s images, about %.1f MB before compression",
+                "%s: %s sequences, %.0f %% full, %s images",
                 source,
-                f"{train.sequences:,}",
-                f"{held_out.sequences:,}",
-                self.num_partitions[source],
-                train.fill,
+                f"{train.sequences + held_out.sequences:,}",
+                100 * train.fill,
                 f"{train.images + held_out.images:,}",
-                self.bytes[source] / 1e6,
             )
 
 

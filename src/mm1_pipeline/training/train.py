@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mm1_pipeline.training.optimizer import peak_learning_rate
 from mm1_pipeline.training.run import TrainingRun, metrics_file
 
 __all__ = ["build_model", "check_needs", "choose_device", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: MM1Config, shards_dir: Path, *, seed: int) -> MM1:
@@ -130,6 +133,7 @@ def train(
         num_ranks=num_processes * num_nodes(),
     )
     config = dataclasses.replace(config, microbatch_size=microbatch)
+    logger.info("%s: checks every byte of the shards, then makes its first step", stage)
     verify_shards(shards_dir)
     mixture = MixtureSnapshot.of_training(config, shards_dir).describe()
     _check_mixture(mixture, expected_mixture)

@@ -167,8 +167,9 @@ def test_mutated_inputs_cost_themselves_only(tmp_path, source_format):
         if result is None or (name.endswith(".gz") and number % 2):
             continue  # under the compression, a changed type turns a page into none
         read, rejected = result
-        if source_format == "jsonl":  # which has no end mark: a cut between two lines is no damage
+        if source_format in ("jsonl", "image_csv"):  # no end mark: a cut between lines is no damage
             units = sum(1 for line in data.split(b"\n") if line.strip())
+            units -= source_format == "image_csv"  # whose first line names the columns
         assert read >= units or rejected, (number, read, units)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +14,21 @@ from kedro_rerun.errors import StalenessError
 from PIL import Image
 
 from mm1_pipeline import chat_page
+from mm1_pipeline.chat_page import Visitor
 from mm1_pipeline.chat_terminal import open_chat_model, read_image, talk
 from mm1_pipeline.config.model import ConnectorConfig, DecoderConfig, MM1Config, VisionConfig
 from mm1_pipeline.config.shard import ImageTransform, SubImageConfig, TokenizerConfig
 from mm1_pipeline.corpus.records import Role, Segment
-from mm1_pipeline.evaluation.chat import ChatModel, Conversation
+from mm1_pipeline.evaluation.chat import NOTICE, ChatModel, Conversation
 from mm1_pipeline.evaluation.generation.generation import Generator
 from mm1_pipeline.evaluation.generation.image_features import ImageFeatures
 from mm1_pipeline.evaluation.prompts.resolution import sub_image_keys
+from mm1_pipeline.evaluation.replies import is_of_another_kind, loop_length
 from mm1_pipeline.models.checkpoint import save_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.streams.conversations import serialize_conversation
 from mm1_pipeline.streams.images import to_pixel_values
+from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.streams.sub_images import decompose
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
 
@@ -224,13 +228,109 @@ def test_a_page_that_others_can_reach_needs_a_password(
     assert launched.pop()["auth"] == ("mm1", "secret")
 
 
-def test_the_page_answers(chat: ChatModel, tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="the extra `chat` is not installed")
-    from mm1_pipeline.chat_page import _exchange, build_page
+def test_an_answer_grows_and_who_stops_listening_ends_it(chat: ChatModel) -> None:
+    whole = list(Conversation(chat).stream("what is it?", [picture(20, 20)]))
+    assert whole[-1] == Conversation(chat).ask("what is it?", [picture(20, 20)])
+    assert len(whole) > 1, "a token at a time"
+    conversation = Conversation(chat)
+    growing = conversation.stream("what is it?", [picture(20, 20)])
+    first = next(growing)
+    growing.close()
+    assert first == whole[0]
+    assert conversation.num_exchanges == 1
+    conversation.undo()
+    assert conversation.ask("hello") == Conversation(chat).ask("hello")
 
+
+@pytest.mark.parametrize(
+    ("tokens", "length"),
+    [
+        ([5] * 12, 12),
+        ([5] * 11, 0),
+        ([1, 2] * 6, 12),
+        ([9, 1, 2, 3, 4] + [7, 8, 9] * 4, 12),
+        ([7, 8, 9] * 3, 0),
+        (list(range(16)) * 4, 64),
+        (list(range(17)) * 4, 0),
+        ([1, 2, 3, 4, 1, 2, 3, 5] * 3, 0),
+        ([5] * 20 + [6], 0),
+    ],
+)
+def test_a_loop_is_the_same_again_and_again_at_the_end(tokens: list[int], length: int) -> None:
+    assert loop_length(tokens) == length
+
+
+def test_an_answer_in_a_circle_is_stopped_and_said_so(
+    chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm1_pipeline.evaluation.chat.loop_length", lambda tokens: len(tokens) > 2)
+    told = dataclasses.replace(chat, purpose="I name shapes.")
+    conversation = Conversation(told)
+    said = list(conversation.stream("hello"))
+    assert len(said) == 3
+    assert said[-1].startswith(NOTICE)
+    assert said[-1].endswith("I name shapes.")
+    assert conversation.num_exchanges == 1
+
+
+def test_messages_of_another_kind_or_length_are_answered_by_what_it_was_trained_for(
+    chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = frozenset({"what", "is", "the", "red", "dog"})
+    told = dataclasses.replace(chat, purpose="I name shapes.", known_words=known, max_positions=60)
+    monkeypatch.setattr(Generator, "generate", lambda *_args, **_kwargs: pytest.fail("computed"))
+    conversation = Conversation(told)
+    for message in ("Write a poem on quantum gravity", "\u4f60\u597d", "x" * 8_000, "dog " * 2_000):
+        (answer,) = conversation.stream(message)
+        assert answer.startswith(NOTICE), message
+        assert "I name shapes." in answer
+    assert conversation.num_exchanges == 0
+    for message in ("What is the dog?", "is the dog here", "12345", "?"):
+        assert not is_of_another_kind(message, known), message
+    assert not is_of_another_kind("anything at all", frozenset())
+
+
+def test_a_tokenizer_that_is_not_the_shards_own_is_refused(
+    chat: ChatModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Of the same size, so that nothing else would tell."""
+    save_model(chat.model, tmp_path / "model")
+    other = train_tokenizer(TokenizerConfig(vocab_size=300), ["der god"] * 9, tmp_path / "other")
+    assert other.vocab_size == tokenizer.vocab_size
+    index = SimpleNamespace(
+        image=TRANSFORM, sub_images=GRID, tokenizer_sha256=tokenizer.sha256,
+        packing=SimpleNamespace(sequence_length=60),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardIndex, "read", lambda _folder: index)
+        with pytest.raises(StalenessError, match=r"expected .* the one of the shards"):
+            open_chat_model(
+                lambda: tmp_path, str(tmp_path / "model"), tmp_path / "other", tmp_path, 6
+            )
+    with pytest.raises(StalenessError, match="does not tell the tokenizer"):
+        open_chat_model(lambda: tmp_path, str(tmp_path / "model"), None, None, 6)
+
+
+def test_the_page_asks_again_takes_back_and_forgets(chat: ChatModel, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(picture(20, 20))
-    build_page(chat)
-    message = {"text": "what?", "files": [str(image)]}
-    _, history = _exchange(message, [], Conversation(chat))
-    assert [turn["role"] for turn in history] == ["user", "user", "assistant"]
+    visitor = Visitor(chat)
+    first = list(visitor.say("hello", []))[-1]
+    second = list(visitor.say("what?", [str(image), str(image)]))[-1]
+    assert [turn["role"] for turn in second] == [
+        "user", "assistant", "user", "user", "user", "assistant",
+    ]  # fmt: skip
+    assert list(visitor.retry())[-1] == second
+    assert visitor.undo() == ("what?", [str(image), str(image)])
+    assert visitor.history == first
+    broken = list(visitor.say("what?", [str(tmp_path / "none.png")]))[-1]
+    assert "found no such file" in broken[-1]["content"]
+    visitor.undo()
+    assert visitor.clear() == []
+    assert list(visitor.say("hello", []))[-1] == first, "the model forgot, too"
+
+
+def test_the_page_can_be_built(chat: ChatModel) -> None:
+    pytest.importorskip("gradio", reason="the extra `chat` is not installed")
+    told = dataclasses.replace(chat, card="A model.", examples=(("what?", picture(20, 20)),))
+    chat_page.build_page(told)

@@ -140,3 +140,30 @@ def test_an_error_s_message_starts_on_a_clean_line(console, caplog):
     assert not caplog.messages  # it did not end
     text = shown.file.getvalue()
     assert text == "" or text.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
+
+
+def test_the_time_that_is_left_is_that_of_the_slower_rate(monkeypatch, caplog):
+    """26 % of the bytes were read ahead in a moment: nothing is left in no time."""
+    now = iter([0.0, 0.0, 0.1, 0.1, 0.1, 40.0, 40.0, 40.0, 41.0, 41.0])
+    monkeypatch.setattr("mm1_pipeline.ground.progress.time.monotonic", lambda: next(now, 41.0))
+    with caplog.at_level(logging.INFO):
+        progress = Progress(
+            "web", unit="records", total=1.0, log_seconds=0, console=plain(), eta_after=5.0
+        )
+        progress.start()
+        progress.update(0.26, count=2)
+        progress.update(0.27, count=90)
+    first, second = caplog.messages
+    assert first.startswith("web: 26 %, 2 records")
+    assert "ETA" not in first
+    seconds = re.search(r"ETA (?:(\d+) h )?(\d+) min", second)
+    assert seconds is not None, second
+    assert int(seconds[2]) + 60 * int(seconds[1] or 0) >= 40, second
+
+
+def test_what_is_left_takes_a_second_at_least(caplog):
+    with caplog.at_level(logging.INFO):
+        progress = Progress("read", unit="records", total=100, log_seconds=0, console=plain())
+        progress.start()
+        progress.update(26)
+    assert caplog.messages[-1].endswith("ETA 1.0 s")

@@ -27,6 +27,7 @@ from kedro_rerun.errors import StalenessError, is_mended_by_user, without_secret
 from kedro_rerun.expensive import EXPENSIVE, ExpensiveNodeError, explain_refusal
 from kedro_rerun.files import hash_json, remove_temporaries
 from kedro_rerun.fingerprint import Cause, Fingerprint
+from kedro_rerun.forecast import forecast
 from kedro_rerun.graph import Graph, StaleNode, Storage
 from kedro_rerun.history import NodeOutcome, RunLog, format_time, recording
 from kedro_rerun.kedro_graph import build_graph
@@ -156,6 +157,7 @@ class _Run:
         # and nothing is after a kill.
         self.planner.save_caches()
         self._refuse_expensive(plan.values())
+        self._log.info("%s", forecast(plan, self.planner.lock))
         options = self._options
         with recording(self.planner, plan, options.settings, options.provenance or {}) as record:
             ran = self._run_all(plan, record)
@@ -184,8 +186,10 @@ class _Run:
                 self._log.info("Skipped %s: took its outputs from the cache.", node.name)
             else:
                 self._refuse_expensive([verdict])
+                begun = time.monotonic()
                 with record.timing(verdict):
                     self._run_node(node, view, verdict)
+                self._log.info("Finished %s in %.1f s.", node.name, time.monotonic() - begun)
                 ran += 1
             self._done.add(node.name)
             if verdict.action is not Action.SKIP:

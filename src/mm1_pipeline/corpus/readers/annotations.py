@@ -50,6 +50,15 @@ def read_json_value(source: Source, file: SourceFile) -> Any:
     Raises:
         Rejected: it is no JSON, or too long to be held.
     """
+    return parse_file(read_content(source, file))
+
+
+def read_content(source: Source, file: SourceFile) -> bytes:
+    """Reads a whole file, plain or packed.
+
+    Raises:
+        Rejected: it is too long to be held.
+    """
     limit = source.limits.max_annotation_bytes
     pieces, size = [], 0
     with source.files.open(file) as stream:
@@ -58,4 +67,4 @@ def read_json_value(source: Source, file: SourceFile) -> Any:
             if size > limit:
                 raise Rejected(Reason.FILE_TOO_LARGE, f"found more than {limit} bytes, allowed")
             pieces.append(piece)
-    return parse_file(b"".join(pieces))
+    return b"".join(pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from mm1_pipeline.config.source_files import has_images_beside, is_read
 from mm1_pipeline.config.source_formats import SourceFormat
 from mm1_pipeline.corpus.files import SourceFiles, whole_suffix
 from mm1_pipeline.corpus.images import IMAGE_SUFFIXES
-from mm1_pipeline.corpus.readers.base import Found, Reader, Source
+from mm1_pipeline.corpus.readers.base import Found, PassedOver, Reader, Source
+from mm1_pipeline.ground.rejects import Passed
 
 
 def reader_of(source_format: SourceFormat) -> Reader:
@@ -35,7 +37,25 @@ def read_source(source: Source) -> Iterator[Found]:
     Raises:
         ValueError: the parameters do not fit the files.
     """
-    return reader_of(source.config.format).read(source)
+    found = reader_of(source.config.format).read(source)
+    if source.config.share is None:
+        return found
+    return _of_share(found, *source.config.share)
+
+
+def _of_share(found: Iterator[Found], low: float, high: float) -> Iterator[Found]:
+    """What has its key between two numbers; the rest is another source's."""
+    for item in found:
+        if isinstance(item, PassedOver) or low <= key_fraction(item.key) < high:
+            yield item
+        else:
+            yield PassedOver(Passed.OTHER_ENTRY)
+
+
+def key_fraction(key: str) -> float:
+    """A number from 0 to below 1 that a record's key alone decides, evenly spread."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def open_files(config: SourceConfig) -> SourceFiles:

@@ -39,6 +39,9 @@ _MAX_ENTERING_POSITIONS = 32_768
 """Positions that are read in one call, which bounds memory; one prompt is always taken. Our
 choice."""
 
+Watch = Callable[[Sequence[int], str], bool]
+"""Gets the tokens of an answer up to now and their text; says whether the answer ends there."""
+
 
 @dataclass(frozen=True)
 class _Question:
@@ -96,6 +99,7 @@ class Generator:
         stop: Sequence[str],
         advance: Callable[[int], None] = lambda _count: None,
         log: AnswerLog | None = None,
+        watch: Watch | None = None,
     ) -> list[Answer]:
         """Answers every prompt.
 
@@ -109,6 +113,7 @@ class Generator:
             stop: Strings at which an answer ends; the output holds them.
             advance: Called with the number of prompts that were just answered.
             log: Gets the answers as they come; those it holds are not computed again.
+            watch: Sees every answer after each of its tokens, and may end it.
 
         Returns:
             The answer to each prompt. A prompt with an image that cannot be read has a failure
@@ -126,6 +131,7 @@ class Generator:
             self._never,
             min(self._batch_size, len(questions)),
             num_slots,
+            watch,
         )
         for start in range(0, len(questions), size):
             group = questions[start : start + size]
@@ -194,12 +200,14 @@ class _Decoding:
         never: Tensor,
         batch_size: int,
         num_slots: int,
+        watch: Watch | None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._features = features
         self._never = never
         self._batch_size = batch_size
+        self._watch = watch
         self._cache: KVCache = model.make_cache(batch_size + 1, num_slots)
         self._trunk_stream = np.zeros(0, np.int32)
         self._trunk_borders: tuple[int, ...] = ()
@@ -323,7 +331,8 @@ class _Decoding:
                 row.tokens.append(token)
                 row.text = self._tokenizer.decode(row.tokens)
                 at_limit = len(row.tokens) == max_new_tokens
-                row.is_complete = at_limit or has_stop(row.text, stop)
+                is_ended = self._watch is not None and self._watch(row.tokens, row.text)
+                row.is_complete = is_ended or at_limit or has_stop(row.text, stop)
 
     def _leave(self, rows: list[_Row]) -> list[_Row]:
         """Takes complete rows out; the last row takes the place of each in the cache."""

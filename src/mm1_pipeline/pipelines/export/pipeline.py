@@ -20,7 +20,7 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 exporter(output),
-                inputs=["params:export", model, "tokenizer", shards],
+                inputs=["params:export", model, "tokenizer", shards, "params:ingest"],
                 outputs=output,
                 name=name,
             )

@@ -51,7 +51,7 @@ def report_sources(
 
 
 def _ingest(output: str, config: IngestConfig, evaluation: Artifact | None = None) -> Ingested:
-    from mm1_pipeline.corpus.ingest import ingest
+    from mm1_pipeline.corpus.ingest import ingest, without_records
     from mm1_pipeline.evaluation.captioning.scorers import load_scorer
 
     staged = stage(output)
@@ -63,4 +63,6 @@ def _ingest(output: str, config: IngestConfig, evaluation: Artifact | None = Non
         part=staged.workspace.part,
         load_scorer=load_scorer,
     )
+    if problems := without_records(report):
+        raise ValueError("\n".join(problems))
     return staged.described(counts=report["totals"]), report
