@@ -135,9 +135,9 @@ class Project:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "conf", folder / "conf")
         smoke = folder / "conf" / "smoke"
-        _change_yaml(smoke / "globals.yml", {"data_root": str(self.data)})
-        _change_yaml(smoke / "parameters.yml", PARAMETERS)
-        _change_yaml(smoke / "parameters.yml", dict(edits or {}))
+        change_yaml(smoke / "globals.yml", {"data_root": str(self.data)})
+        change_yaml(smoke / "parameters.yml", PARAMETERS)
+        change_yaml(smoke / "parameters.yml", dict(edits or {}))
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self.server = os.fork()
@@ -253,7 +253,9 @@ def import_everything() -> None:
         importlib.import_module(name)
 
 
-def _change_yaml(path: Path, changes: dict[str, Any]) -> None:
+def change_yaml(path: Path, changes: dict[str, Any]) -> None:
+    """Lays changes over a file of parameters."""
+
     def merge(base: Any, other: Any) -> Any:
         if not isinstance(base, dict) or not isinstance(other, dict):
             return other
