@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 REPORTS = ("report", "lessons_report", "lr_law_report")
 """Pages that a person wants to open when a run ends."""
-
-_KEDRO_VIZ = "kedro_viz.integrations.kedro.data_loader"
-"""Of the modules of Kedro-Viz, the one that asks for pipelines; a run imports it never."""
 
 COMMAND_GROUPS = {"world": WorldConfig, "cluster": ClusterConfig}
 """Parameter groups that a command reads and no node; an environment need not have them."""
@@ -66,10 +62,7 @@ class ParameterHooks:
         from kedro.framework.project import pipelines, settings
         from kedro.validation.type_extractor import TypeExtractor
 
-        edges_changed = choose_edges(context.config_loader["parameters"])
-        if _KEDRO_VIZ in sys.modules:
-            pipelines.configure("mm1_pipeline.viz")
-        elif edges_changed:
+        if choose_edges(context.config_loader["parameters"]):
             pipelines.configure("mm1_pipeline.pipeline_registry")
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         raw = context.config_loader["parameters"]

@@ -1,4 +1,4 @@
-"""What Kedro-Viz shows: stages that open and close, and no path of the machine it was built on."""
+"""The static site of Kedro-Viz, without the paths of the machine that it was built on."""
 
 from __future__ import annotations
 
@@ -11,48 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.pipeline import Pipeline
-from kedro.pipeline.node import Node
-
-from mm1_pipeline import pipeline_registry
-
-GROUPS = {
-    "data": ("ingest", "synthesize", "shard"),
-    "training": ("vision_pretrain", "text_pretrain", "pretrain", "upcycle", "sft"),
-    "results": ("evaluate", "report"),
-}
-"""Stages by the box that holds them. All boxes are closed at first sight, and what passes between
-them lies outside; a box for each stage would leave all reports outside, 38 boxes instead of 24."""
-
 _BUILT = Path("build")
 """Where Kedro-Viz builds, below the project."""
-
-
-class GroupedNode(Node):
-    """A node in a namespace that is no part of its name.
-
-    Names stand in records of runs, on command lines and in what Kedro-Viz tells to type.
-    """
-
-    @property
-    def name(self) -> str:
-        """As the pipeline gives it."""
-        return self._name or self._func_name
-
-
-def register_pipelines() -> dict[str, Pipeline]:
-    """The project's pipelines, their stages in namespaces, which Kedro-Viz shows as boxes."""
-    boxes = {stage: f"{group}.{stage}" for group, names in GROUPS.items() for stage in names}
-
-    def grouped(node: Node) -> Node:
-        box = next((boxes[tag] for tag in sorted(node.tags) if tag in boxes), None)
-        # Inputs and outputs as they were given, as its id in Kedro-Viz is made of them.
-        return GroupedNode(
-            node.func, node._inputs, node._outputs, name=node.name, tags=node.tags, namespace=box
-        )
-
-    found = pipeline_registry.register_pipelines()
-    return {name: Pipeline(map(grouped, whole.nodes)) for name, whole in found.items()}
 
 
 def build_site(project: Path, data_root: Path, env: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -57,24 +58,29 @@ def _predictions(artifact: Artifact) -> Table:
 
 
 def _model(artifact: Artifact) -> Table:
-    from mm1_pipeline.reporting.checkpoint import summarize_model
+    from mm1_pipeline.reporting.checkpoint import CONFIG, WEIGHTS, count_parameters
 
-    facts = dict(_facts(artifact))
-    if (summary := summarize_model(artifact.path)) is not None:
-        facts["parameters"] = summary.total_parameters
-        facts |= {f"parameters: {part}": n for part, n in summary.num_parameters.items()}
-        facts |= {
-            f"{part}.{name}": value
-            for part, shape in summary.config.items()
-            if isinstance(shape, Mapping)
-            for name, value in shape.items()
-            if isinstance(value, str | int | float)
-        }
-    return _table(("what", "value"), ([name, value] for name, value in facts.items()))
+    rows = [*_facts(artifact)]
+    if (weights := artifact.path / WEIGHTS).is_file():
+        counted = count_parameters(weights)
+        rows += [("parameters", sum(counted.values()))]
+        rows += [(f"parameters: {part}", number) for part, number in counted.items()]
+    if (config := artifact.path / CONFIG).is_file():
+        rows += _leaves(json.loads(config.read_text(encoding="utf-8")))
+    return _table(("what", "value"), map(list, rows))
+
+
+def _leaves(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers, words and switches of nested settings, by dotted path."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}.")
+        elif isinstance(value, str | int | float):
+            yield f"{path}{name}", value
 
 
 def _counts(artifact: Artifact) -> Table:
-    return _table(("what", "value"), ([name, value] for name, value in _facts(artifact)))
+    return _table(("what", "value"), map(list, _facts(artifact)))
 
 
 def _facts(artifact: Artifact) -> Iterator[tuple[str, Any]]:
