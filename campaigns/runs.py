@@ -255,13 +255,14 @@ def import_everything() -> None:
 
 def change_yaml(path: Path, changes: dict[str, Any]) -> None:
     """Lays changes over a file of parameters."""
+    path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
 
-    def merge(base: Any, other: Any) -> Any:
-        if not isinstance(base, dict) or not isinstance(other, dict):
-            return other
-        return {**base, **{name: merge(base.get(name), value) for name, value in other.items()}}
 
-    path.write_text(yaml.safe_dump(merge(yaml.safe_load(path.read_text()), changes)))
+def merged(base: Any, other: Any) -> Any:
+    """Parameters, with others laid over them."""
+    if not isinstance(base, dict) or not isinstance(other, dict):
+        return other
+    return {**base, **{name: merged(base.get(name), value) for name, value in other.items()}}
 
 
 def _serve(folder: Path, requests: int, answers: int) -> None:

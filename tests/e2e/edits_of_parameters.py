@@ -24,7 +24,7 @@ EVERYTHING = ("ingest_evaluation", "ingest_conversations", *FROM_RECORDS)
 
 EDITS: dict[str, tuple[str, ...]] = {
     "pretrain.log_interval_steps=2": (),
-    "pretrain.num_workers=1": (),
+    "pretrain.num_workers=2": (),
     "evaluate.batch_size=2": (),
     "ingest.num_workers=2": (),
     "ingest.sources.text.max_records=100": FROM_RECORDS,
@@ -126,12 +126,6 @@ CODE_EDITS: dict[str, FileEdit] = {
     ),
     "the template of conversations": FileEdit(
         f"{SRC}/streams/conversations.py", '"Assistant:"', '"Helper:"', FROM_CONVERSATIONS
-    ),
-    "how a batch is drawn": FileEdit(
-        f"{SRC}/streams/mixture.py",
-        "    divisor = math.gcd(*numbers)\n",
-        "    divisor = math.gcd(*numbers, 1)\n",
-        (),
     ),
     "the loss between images and texts": FileEdit(
         f"{SRC}/models/clip.py",
