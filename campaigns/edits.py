@@ -35,7 +35,14 @@ from runs import PARAMETERS, Project, change_yaml, import_everything
 
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
-from edits_of_parameters import CODE_EDITS, DATA_EDITS, EDITS, LIBRARY_EDITS, FileEdit
+from edits_of_parameters import (
+    CODE_EDITS,
+    DATA_EDITS,
+    EDITS,
+    FORETOLD,
+    LIBRARY_EDITS,
+    FileEdit,
+)
 
 EXPENSIVE = {
     *("pretrain_text", "pretrain_vision", "pretrain_model"),
@@ -58,7 +65,11 @@ def nodes_that_ran(words: str) -> list[str]:
     return re.findall(r"Running (\w+):", words)
 
 
-def places_of_nodes() -> dict[str, tuple[set[str], set[str]]]:
+Places = Mapping[str, tuple[set[str], set[str]]]
+"""Where each node's outputs lie, and its inputs."""
+
+
+def places_of_nodes() -> Places:
     """Where each node's outputs lie, and its inputs."""
     from kedro.framework.project import configure_project, pipelines
 
@@ -309,28 +320,30 @@ def _try_all(todo: list[str], place: Path) -> Iterator[dict[str, Any]]:
             yield try_in_copy(copy, KINDS[name], name, whole, base)
 
 
-def foretold(name: str) -> tuple[str, ...]:
-    """Nodes that an edit makes stale."""
-    if name in EDITS:
-        return EDITS[name]
-    files = {**CODE_EDITS, **DATA_EDITS}
-    return files[name].stale if name in files else LIBRARY_EDITS[name][1]
+def nodes_that_changed(row: Mapping[str, Any], places: Places) -> set[str]:
+    """The nodes whose outputs a plain run after an edit made others.
+
+    Args:
+        row: What was found of the edit.
+        places: Outputs and inputs of each node.
+    """
+    changes = set(row["changes"])
+    # The report shows seconds, and so what its inputs took.
+    return {
+        node
+        for node, (outputs, inputs) in places.items()
+        if outputs & changes or (node == "write_report" and inputs & changes)
+    }
 
 
-def judge(row: Mapping[str, Any], places: Mapping[str, tuple[set[str], set[str]]]) -> list[str]:
+def judge(row: Mapping[str, Any], places: Places) -> list[str]:
     """What was wrong with an edit: all of its nodes ran that had to, and no other.
 
     Args:
         row: What `try_edit` found.
         places: Outputs and inputs of each node.
     """
-    changes, ran = set(row["changes"]), set(row["ran"])
-    # The report shows seconds, and so what its inputs took.
-    needed = {
-        node
-        for node, (outputs, inputs) in places.items()
-        if outputs & changes or (node == "write_report" and inputs & changes)
-    }
+    ran, needed = set(row["ran"]), nodes_that_changed(row, places)
     idle = ran - needed
     said = [f"run: {words}" for words in row["wrong"]]
     said += [f"differs from a plain run: {', '.join(row['differs'])}"] if row["differs"] else []
@@ -338,7 +351,7 @@ def judge(row: Mapping[str, Any], places: Mapping[str, tuple[set[str], set[str]]
     # One node may find that its outputs stay: it plans, or is what was edited.
     if len(idle) > 1 or idle & EXPENSIVE:
         said.append(f"ran for nothing: {', '.join(sorted(idle))}")
-    if unforeseen := ran - set(foretold(row["edit"])):
+    if unforeseen := ran - set(FORETOLD[row["edit"]]):
         said.append(f"not foretold: {', '.join(sorted(unforeseen))}")
     return said
 

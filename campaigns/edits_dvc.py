@@ -9,8 +9,8 @@ of others that it reads, on the folders of the package that its code reaches (ou
 sources, and on the groups of parameters that its inputs name. Its command is a stand-in: it writes
 the outputs that the plain run of `edits.py` made after the edit, that is, others where those were
 others, so that DVC stops where a rebuilt output is the same, as it does. `dvc repro` then runs
-after each edit of the results; the commands note that they ran. The rows, with what DVC reran, go
-into the file of `--output`.
+after each edit of the results; the commands note that they ran. The rows, with what DVC reran,
+go into the file of `--output`, and all that docs/staleness.md tells into `--record`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from runs import PARAMETERS, merged
 
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
-from edits_of_parameters import CODE_EDITS, DATA_EDITS, EDITS
+from edits_of_parameters import CODE_EDITS, DATA_EDITS, EDITS, RECORD
 
-from edits import nested, places_of_nodes
+from edits import nested, nodes_that_changed, places_of_nodes
 
 STAGE = """
 import json, pathlib, sys
@@ -188,8 +188,22 @@ class DvcProject:
         ran = self.reproduce(name, tuple(row["changes"]))
         path.write_bytes(before)
         self._write(self.parameters)
-        self.reproduce()
+        self._restore()
         return ran
+
+    def keep(self) -> None:
+        """Remembers the outputs, and what DVC knows of them, as every edit finds them."""
+        shutil.copytree(self.folder / "data" / "smoke", self._kept / "smoke")
+        shutil.copy(self.folder / "dvc.lock", self._kept)
+
+    def _restore(self) -> None:
+        shutil.rmtree(self.folder / "data" / "smoke")
+        shutil.copytree(self._kept / "smoke", self.folder / "data" / "smoke")
+        shutil.copy(self._kept / "dvc.lock", self.folder)
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder.with_name("kept")
 
     def _write(self, parameters: Mapping[str, Any]) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(dict(parameters)))
@@ -201,6 +215,7 @@ def main() -> None:
     parser.add_argument("--dvc", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("edits.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("edits_dvc.jsonl"))
+    parser.add_argument("--record", type=Path, default=RECORD)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     lines = options.output.read_text().splitlines() if options.output.exists() else []
@@ -210,6 +225,7 @@ def main() -> None:
         project = DvcProject(place / "project", options.dvc)
         assert len(project.reproduce()) == len(places_of_nodes()), "first, every stage runs"
         assert not project.reproduce(), "then none"
+        project.keep()
         for row in rows:
             if row["edit"] in done:
                 continue
@@ -219,6 +235,12 @@ def main() -> None:
             print(f"{row['edit']}: {len(row['dvc'])}", flush=True)
     finally:
         shutil.rmtree(place)
+    places = places_of_nodes()
+    found = {}
+    for row in map(json.loads, options.output.read_text().splitlines()):
+        changed = nodes_that_changed(row, places)
+        found[row["edit"]] = {"ran": row["ran"], "changed": sorted(changed), "dvc": row["dvc"]}
+    options.record.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

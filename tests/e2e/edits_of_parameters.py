@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 AT_LAST = ("evaluate_models", "write_report")
 UPCYCLED = ("train_dense_control", "train_experts")
@@ -203,17 +205,36 @@ LIBRARY_EDITS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Requirement of another version, and the nodes that have to look again."""
 
 
+FORETOLD: dict[str, tuple[str, ...]] = {
+    **EDITS,
+    **{name: edit.stale for name, edit in (CODE_EDITS | DATA_EDITS).items()},
+    **{name: stale for name, (_, stale) in LIBRARY_EDITS.items()},
+}
+"""Nodes that `status` names, by edit."""
+
+RECORD = Path(__file__).parents[2] / "docs" / "benchmarks" / "edits.json"
+"""What `campaigns/edits.py` and `campaigns/edits_dvc.py` found, by edit."""
+
+
 def table(nodes: list[str]) -> str:
     """The edits as the documents hold them.
 
     Args:
         nodes: Of the whole pipeline, in their order.
     """
-    lines = ["| edit | nodes that rerun | of 20 |", "|---|---|---|"]
-    for edit, stale in EDITS.items():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    lines = [
+        "| edit | nodes that `status` names | of 20 | rerun | changed | dvc repro |",
+        "|---|---|---|---|---|---|",
+    ]
+    for edit, stale in FORETOLD.items():
         listed = [node for node in nodes if node in stale]
         others = [node for node in nodes if node not in stale]
         few = len(listed) <= len(others)
         told = ", ".join(listed) if few else f"all but {', '.join(others) or 'none'}"
-        lines.append(f"| `{edit}` | {told or 'none'} | {len(listed)} |")
-    return "\n".join(lines) + "\n"
+        found = record.get(edit, {})
+        counts = [len(found[key]) if key in found else "" for key in ("ran", "changed", "dvc")]
+        name = f"`{edit}`" if edit in EDITS else edit
+        cells = (name, told or "none", len(listed), *counts)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |") + "\n"
