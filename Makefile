@@ -96,7 +96,7 @@ format: setup  ## Formats the code and mends what the linter can.
 	$(BIN)/ruff format .
 
 viz: setup  ## Builds the pipeline's picture as a static site in build/.
-	$(BIN)/kedro viz build --include-previews
+	$(BIN)/kedro mm1 viz
 
 audit: setup  ## Compares all locks with public advisories; needs the network.
 	for lock in requirements-*.txt; do \

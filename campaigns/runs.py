@@ -135,9 +135,9 @@ class Project:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "conf", folder / "conf")
         smoke = folder / "conf" / "smoke"
-        _change_yaml(smoke / "globals.yml", {"data_root": str(self.data)})
-        _change_yaml(smoke / "parameters.yml", PARAMETERS)
-        _change_yaml(smoke / "parameters.yml", dict(edits or {}))
+        change_yaml(smoke / "globals.yml", {"data_root": str(self.data)})
+        change_yaml(smoke / "parameters.yml", PARAMETERS)
+        change_yaml(smoke / "parameters.yml", dict(edits or {}))
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self.server = os.fork()
@@ -253,13 +253,16 @@ def import_everything() -> None:
         importlib.import_module(name)
 
 
-def _change_yaml(path: Path, changes: dict[str, Any]) -> None:
-    def merge(base: Any, other: Any) -> Any:
-        if not isinstance(base, dict) or not isinstance(other, dict):
-            return other
-        return {**base, **{name: merge(base.get(name), value) for name, value in other.items()}}
+def change_yaml(path: Path, changes: dict[str, Any]) -> None:
+    """Lays changes over a file of parameters."""
+    path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
 
-    path.write_text(yaml.safe_dump(merge(yaml.safe_load(path.read_text()), changes)))
+
+def merged(base: Any, other: Any) -> Any:
+    """Parameters, with others laid over them."""
+    if not isinstance(base, dict) or not isinstance(other, dict):
+        return other
+    return {**base, **{name: merged(base.get(name), value) for name, value in other.items()}}
 
 
 def _serve(folder: Path, requests: int, answers: int) -> None:

@@ -155,6 +155,21 @@ def new_env(name: str, folder: Path, conf_source: str | None) -> None:
 
 
 @mm1.command(cls=UserErrorCommand)
+@env_option
+def viz(env: str | None) -> None:
+    """Builds the pipeline's picture as a static site in build/, with stale nodes and previews."""
+    from kedro_rerun.maintenance import status
+    from kedro_rerun.session import find_project
+
+    from mm1_pipeline.viz import build_site
+
+    session = rerun.open_session(env)
+    rerun.show_in_viz(None, status(session.planner(None)))
+    site = build_site(find_project(Path.cwd()), session.data_root(), env)
+    click.echo(f"{site}: look at it with python -m http.server -d {site}")
+
+
+@mm1.command(cls=UserErrorCommand)
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--model", default=None, help="The model of RUN_A; needed if it has several.")

@@ -12,11 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from edits_of_parameters import EDITS, table
 from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.cli import cli
+from mm1_pipeline.datasets.artifact import ArtifactDataset
+from mm1_pipeline.datasets.reports import HTMLReportDataset
+from mm1_pipeline.streams.shard_index import ShardIndex
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +93,39 @@ def test_evaluation_holds_the_contracts_models_tasks_and_shots(finished):
             for shot in task["shots"].values():
                 assert {"value", "stderr", "n"} <= set(shot)
     assert {"prompts_sha256", "postprocess", "tokenizer"} <= set(evaluation["harness"])
+
+
+def test_every_artifact_and_the_report_have_a_preview(finished):
+    project, _ = finished
+    catalog = yaml.safe_load((ROOT / "conf" / "base" / "catalog.yml").read_text())
+    previewed = {}
+    for name, entry in catalog.items():
+        place = project.data / str(entry.get("path")).removeprefix("${globals:data_root}/")
+        if (place / "CURRENT").exists():
+            previewed[name] = ArtifactDataset(path=str(place), kind=entry["kind"]).preview()
+    assert {"records", "sft_records", "shards", "sft_model", "predictions"} <= previewed.keys()
+    for name, shown in previewed.items():
+        assert shown["data"], name
+        assert {len(row) for row in shown["data"]} == {len(shown["columns"])}, name
+        json.dumps(shown, allow_nan=False)
+    sources = {row[0] for row in previewed["records"]["data"]}
+    assert {"text", "web_documents", "captions_openclipart"} <= sources
+    assert {row[0] for row in previewed["predictions"]["data"]} >= {"sft", "pretrain:blind"}
+    for model in ("sft_model", "vision_encoder", "text_decoder"):
+        assert dict(previewed[model]["data"])["parameters"] > 1_000
+    page = HTMLReportDataset(filepath=str(project.reports / "report.html")).preview()
+    assert "At a glance" in page
+
+
+def test_parts_are_trained_on_shards_of_their_own_sources(finished):
+    project, _ = finished
+    names = {}
+    for name in ("shards", "text_shards", "vision_shards"):
+        folder = project.data / "05_model_input" / name
+        version = folder / (folder / "CURRENT").read_text().strip()
+        names[name] = set(ShardIndex.read(version).sources)
+    assert names["text_shards"] == {"text"}
+    assert names["vision_shards"] < names["shards"] - {"text", "captions_synthetic"}
 
 
 def test_encoder_and_decoder_are_trained_first_and_shown(finished):

@@ -37,7 +37,7 @@ from mm1_pipeline.models.convert.preflight import check_decoder_file
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.streams.loader import build_validation_loader
 from mm1_pipeline.streams.mixture import plan_part
-from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.streams.shard_index import ShardIndex, link_sources, verify_shards
 from mm1_pipeline.training import parts
 from mm1_pipeline.training.metrics import without_timing
 
@@ -158,6 +158,21 @@ def test_a_part_is_trained_on_the_mixture_that_was_planned(shards_dir, tmp_path)
     config = dataclasses.replace(TEXT, training=short)
     planned = plan_part(config, shards_dir)
     parts.make_decoder(config, MODEL.decoder, shards_dir, **where, expected_mixture=planned)
+
+
+def test_a_part_trains_on_its_own_sources_alone_as_on_all(shards_dir, tmp_path):
+    planned, alone, none = plan_part(TEXT, shards_dir), tmp_path / "alone", tmp_path / "none"
+    link_sources(shards_dir, ["books"], alone)
+    assert (
+        set(ShardIndex.read(alone).sources) == {"books"} < set(ShardIndex.read(shards_dir).sources)
+    )
+    assert plan_part(TEXT, alone) == planned
+    assert verify_shards(alone) > 0
+    link_sources(shards_dir, [], none)
+    assert [path.name for path in none.iterdir()] == ["shards.json"]
+    scratch = dataclasses.replace(TEXT, source=WeightSource.SCRATCH)
+    where = {"work_dir": tmp_path / "work", "output_dir": tmp_path / "out"}
+    assert parts.make_decoder(scratch, MODEL.decoder, none, **where) == []
 
 
 class InterruptError(Exception):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets._typing import TablePreview
 from kedro_rerun.artifacts import Artifact, Workspace, check_content, current, publish
 from kedro_rerun.context import current_context, workspace_for
 from kedro_rerun.errors import StalenessError
@@ -117,6 +118,12 @@ class ArtifactDataset(AbstractDataset[StagedArtifact, Artifact]):
             counts=data.counts,
             provenance=context.provenance if context else {},
         )
+
+    def preview(self) -> TablePreview:
+        """Records, answers, or what is known of a model, as Kedro-Viz shows it."""
+        from mm1_pipeline.datasets.previews import preview
+
+        return TablePreview(preview(self.load(), self._kind))
 
     def _exists(self) -> bool:
         return current(self._path) is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from kedro.io import AbstractDataset
-from kedro_datasets._typing import JSONPreview, PlotlyPreview
+from kedro_datasets._typing import HTMLPreview, JSONPreview, PlotlyPreview
 
 from mm1_pipeline.ground.files import write_text
 
@@ -49,6 +49,10 @@ class ReportDataset(AbstractDataset[T, T], Generic[T]):
 
 class HTMLReportDataset(ReportDataset[str]):
     """A page."""
+
+    def preview(self) -> HTMLPreview:
+        """The page itself, which needs nothing beside it."""
+        return HTMLPreview(self.load())
 
     def _parse(self, text: str) -> str:
         return text

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,7 @@ import xxhash
 
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.config.shard import ImageTransform, PackingConfig, SubImageConfig
+from mm1_pipeline.ground.files import link_or_copy, write_json
 
 SHARDS_FILE = "shards.json"
 INDEX_FILE = "index.json"
@@ -112,6 +114,27 @@ class ShardIndex:
 def dataset_directory(shards_dir: Path, source: str, split: Split) -> Path:
     """Folder of the MDS dataset of one source and split."""
     return Path(shards_dir) / source / split.value
+
+
+def link_sources(shards_dir: Path, names: Collection[str], output_dir: Path) -> None:
+    """Makes shards of some sources of others; their files are linked, and take no second room.
+
+    Who reads these depends on no other source.
+
+    Args:
+        shards_dir: What `streams.shards.write_shards` made.
+        names: Of its sources; with none, only the file that says so is written.
+        output_dir: Gets the same layout.
+    """
+    index = ShardIndex.read(shards_dir)
+    for name in names:
+        shutil.copytree(shards_dir / name, output_dir / name, copy_function=link_or_copy)
+    if names:
+        chosen = {name: index.sources[name] for name in names}
+        dataclasses.replace(index, sources=chosen).write(output_dir)
+    else:
+        # Nor on how the others are packed.
+        write_json(output_dir / SHARDS_FILE, {"schema_version": SCHEMA_VERSION, "sources": {}})
 
 
 def file_sha256(file: Path) -> str:

@@ -137,7 +137,7 @@ def status(
     rows = maintenance.status(open_session(env, conf_source, params).planner(pipeline))
     show(rows, render.render_status, as_json)
     if viz:
-        _show_in_viz(pipeline, rows)
+        show_in_viz(pipeline, rows)
     ctx.exit(maintenance.exit_code(rows))
 
 
@@ -390,8 +390,11 @@ def _tell(text: str, as_json: bool) -> None:
     click.secho(text, bold=True, err=as_json)
 
 
-def _show_in_viz(pipeline: str | None, rows: Sequence[StatusRow]) -> None:
-    """Says on standard error what came of it, as standard output may be JSON."""
+def show_in_viz(pipeline: str | None, rows: Sequence[StatusRow]) -> None:
+    """Writes a status for Kedro-Viz.
+
+    Says on standard error what came of it, as standard output may be JSON.
+    """
     from kedro.framework.project import pipelines
 
     from kedro_rerun.selection import DEFAULT_PIPELINE

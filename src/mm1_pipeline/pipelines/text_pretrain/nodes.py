@@ -13,11 +13,22 @@ from mm1_pipeline.datasets.artifact import StagedArtifact, stage
 
 
 @narrowed(config=TextPretrainConfig.mixture_part)
-def plan_text_mixture(config: TextPretrainConfig, shards: Artifact) -> dict[str, Any]:
-    """Fixes which sequences every global batch holds, if the decoder is trained."""
-    from mm1_pipeline.streams.mixture import plan_part
+def plan_text_mixture(
+    config: TextPretrainConfig, shards: Artifact
+) -> tuple[dict[str, Any], StagedArtifact]:
+    """Fixes which sequences every global batch holds, if the decoder is trained.
 
-    return plan_part(config, shards.path)
+    Their sources are passed on alone, so that another source trains no decoder anew.
+    """
+    from mm1_pipeline.streams.mixture import plan_part
+    from mm1_pipeline.streams.shard_index import link_sources
+
+    planned = plan_part(config, shards.path)
+    streams = planned.get("streams", {}).values()
+    sources = sorted({name for stream in streams for name in stream["sources"]})
+    staged = stage("text_shards")
+    link_sources(shards.path, sources, staged.directory)
+    return planned, staged.described(counts={"sources": len(sources)})
 
 
 def pretrain_text(

@@ -14,13 +14,18 @@ def create_pipeline() -> Pipeline:
             node(
                 plan_text_mixture,
                 inputs=["params:text_pretrain", "shards"],
-                outputs="text_mixture",
+                outputs=["text_mixture", "text_shards"],
                 name="plan_text_mixture",
             ),
             node(
                 pretrain_text,
                 # The decoder's part of the model alone: another encoder leaves it fresh.
-                inputs=["params:text_pretrain", "params:model.decoder", "shards", "text_mixture"],
+                inputs=[
+                    "params:text_pretrain",
+                    "params:model.decoder",
+                    "text_shards",
+                    "text_mixture",
+                ],
                 outputs=["text_decoder", "training_text_pretrain"],
                 name="pretrain_text",
                 tags="expensive",

@@ -18,7 +18,7 @@ def create_pipeline() -> Pipeline:
             node(
                 plan_vision_mixture,
                 inputs=["params:vision_pretrain", "shards"],
-                outputs="vision_mixture",
+                outputs=["vision_mixture", "vision_shards"],
                 name="plan_vision_mixture",
             ),
             node(
@@ -27,7 +27,7 @@ def create_pipeline() -> Pipeline:
                 inputs=[
                     "params:vision_pretrain",
                     "params:model.vision",
-                    "shards",
+                    "vision_shards",
                     "vision_mixture",
                 ],
                 outputs=["vision_encoder", "training_vision_pretrain"],
@@ -36,7 +36,12 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 evaluate_vision,
-                inputs=["params:evaluate", "params:vision_pretrain", "vision_encoder", "shards"],
+                inputs=[
+                    "params:evaluate",
+                    "params:vision_pretrain",
+                    "vision_encoder",
+                    "vision_shards",
+                ],
                 outputs="vision_held_out",
                 name="evaluate_vision",
             ),
