@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from mm1_pipeline.cli import cli
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.preflight.checks import CHECKS, check
 from mm1_pipeline.preflight.run import Run
+from mm1_pipeline.training import engine
 
 ROOT = Path(__file__).parents[2]
 _MOST_LINES = 12
@@ -102,6 +104,40 @@ def test_all_mistakes_are_told_at_once(smoke):
     for path in (*mistakes, "model.vision.image_size"):
         if path != "shard.image.size":
             assert sum(text.startswith(path) for text in texts) == 1, (path, texts)
+
+
+@pytest.mark.parametrize("version", [None, "0.32.1"])
+def test_a_composer_that_is_not_there_or_broken_is_refused(smoke, monkeypatch, version):
+    """In every stage that trains; `auto` says nothing, as our own loop trains."""
+    stages = {name: f"{name}.engine" for name in ("pretrain", "upcycle", "sft")}
+    stages |= {name: f"{name}.training.engine" for name in ("vision_pretrain", "text_pretrain")}
+
+    def found(name):
+        assert name == "mosaicml"
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    def import_composer():
+        raise AttributeError("torch has no _tensor")
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
+    monkeypatch.setattr(engine, "_import_composer", import_composer)
+    asked = changed(smoke.raw, dict.fromkeys(stages.values(), "composer"), Path())
+    told = smoke.refusals(asked, "__default__")
+    why = "is not installed" if version is None else "cannot be imported (AttributeError: torch has"
+    assert len(told) == len(stages)
+    for path in stages.values():
+        (text,) = (text for text in told if text.startswith(f"{path}: found composer, but "))
+        assert why in text
+        assert "Expected torch or auto" in text
+    assert (
+        smoke.refusals(
+            changed(smoke.raw, dict.fromkeys(stages.values(), "auto"), Path()), "__default__"
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
