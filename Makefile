@@ -32,7 +32,7 @@ help:  ## Shows this list.
 
 setup: $(VENV)/.installed-$(STACK)  ## Creates the environment in .venv (STACK=newest or pinned, TORCH_BACKEND=cpu).
 
-# Not resolved anew: the lock is whole, and holds what lifted limits allow (see pyproject.toml).
+# Not resolved anew: the lock is whole.
 $(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml plugins/kedro-rerun/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.installed*
