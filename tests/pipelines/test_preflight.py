@@ -167,6 +167,18 @@ def test_no_environment_has_a_mistake_but_that_its_data_is_not_here(name, smoke)
         assert [text for text in texts if "found nothing at" not in text] == [], pipeline
 
 
+def test_every_pipeline_types_what_it_reads(smoke):
+    """Kedro types parameters by the functions of the pipelines that are asked for."""
+    from kedro.validation.type_extractor import TypeExtractor
+
+    for name, pipeline in smoke.pipelines.items():
+        own = TypeExtractor({name: pipeline}).extract_types_from_pipelines()
+        read = {part.removeprefix("params:") for part in pipeline.inputs() if "params:" in part}
+        assert {group: own.get(group) for group in read} == {
+            group: smoke.types[group] for group in read
+        }, name
+
+
 def test_every_node_has_its_check(smoke):
     nodes = {node.name for pipeline in smoke.pipelines.values() for node in pipeline.nodes}
     assert nodes == set(CHECKS)
