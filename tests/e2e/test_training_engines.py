@@ -35,7 +35,7 @@ from mm1_pipeline.training.metrics import Row, without_timing
 from mm1_pipeline.training.stages import continue_from
 from mm1_pipeline.training.train import train
 
-pytest.importorskip("composer")
+pytestmark = pytest.mark.usefixtures("needs_composer")
 
 STEPS = 6
 SHORT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from mm1_pipeline.cli import cli
 from mm1_pipeline.config.validation import ParameterError, check_parameters
 from mm1_pipeline.preflight.checks import CHECKS, check
 from mm1_pipeline.preflight.run import Run
+from mm1_pipeline.training import engine
 
 ROOT = Path(__file__).parents[2]
 _MOST_LINES = 12
@@ -104,6 +106,36 @@ def test_all_mistakes_are_told_at_once(smoke):
             assert sum(text.startswith(path) for text in texts) == 1, (path, texts)
 
 
+@pytest.mark.parametrize("version", [None, "0.32.1"])
+def test_a_composer_that_is_not_there_or_broken_is_refused(smoke, monkeypatch, version):
+    """In every stage that trains; `auto` says nothing, as our own loop trains."""
+    stages = {name: f"{name}.engine" for name in ("pretrain", "sft")}
+    stages |= {name: f"{name}.training.engine" for name in ("vision_pretrain", "text_pretrain")}
+
+    def found(name):
+        assert name == "mosaicml"
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    def import_composer():
+        raise AttributeError("torch has no _tensor")
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
+    monkeypatch.setattr(engine, "_import_composer", import_composer)
+    asked = changed(smoke.raw, dict.fromkeys(stages.values(), "composer"), Path())
+    told = smoke.refusals(asked, "__default__")
+    why = "is not installed" if version is None else "cannot be imported (AttributeError: torch has"
+    assert len(told) == len(stages), told
+    for path in stages.values():
+        (text,) = (text for text in told if text.startswith(f"{path}: found composer, but "))
+        assert why in text
+        assert "Expected torch or auto" in text
+    silent = changed(smoke.raw, dict.fromkeys(stages.values(), "auto"), Path())
+    assert smoke.refusals(silent, "__default__") == []
+
+
 @pytest.mark.parametrize(
     ("pipeline", "changes"),
     [
@@ -133,6 +165,18 @@ def test_no_environment_has_a_mistake_but_that_its_data_is_not_here(name, smoke)
     for pipeline in ("__default__", "export", "ablate")[: 2 + (name == "lab")]:
         texts = environment.refusals(environment.raw, pipeline)
         assert [text for text in texts if "found nothing at" not in text] == [], pipeline
+
+
+def test_every_pipeline_types_what_it_reads(smoke):
+    """Kedro types parameters by the functions of the pipelines that are asked for."""
+    from kedro.validation.type_extractor import TypeExtractor
+
+    for name, pipeline in smoke.pipelines.items():
+        own = TypeExtractor({name: pipeline}).extract_types_from_pipelines()
+        read = {part.removeprefix("params:") for part in pipeline.inputs() if "params:" in part}
+        assert {group: own.get(group) for group in read} == {
+            group: smoke.types[group] for group in read
+        }, name
 
 
 def test_every_node_has_its_check(smoke):

@@ -6,10 +6,11 @@ together here, so that whoever follows this code, as staleness does, reaches all
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, get_type_hints
 
 from mm1_pipeline.config.evaluation import EvaluateConfig
 from mm1_pipeline.config.ingest import IngestConfig
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from mm1_pipeline.lab.grid import ArmRun
     from mm1_pipeline.lab.identity import RunScopes, Scope
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StageParameters(TypedDict):
@@ -51,6 +55,23 @@ INPUTS = [f"params:{name}" for name in StageParameters.__annotations__]
 
 _BEFORE_PRETRAINING = {"ingest", "synthesize", "shard", "vision_pretrain", "text_pretrain"}
 """Tags of the nodes whose outputs many arms share."""
+
+
+def reads_stages(run: F) -> F:
+    """Names `INPUTS` and their classes as arguments of a function that takes any number.
+
+    Kedro types parameters by the functions of the pipelines that are asked for, and by nothing
+    else: without that a grid that runs alone would get plain dictionaries.
+
+    Args:
+        run: A grid's node, `(config, *groups)`.
+    """
+    classes = get_type_hints(StageParameters)
+    config, _ = inspect.signature(run).parameters.values()
+    stages = [inspect.Parameter(name, config.kind, annotation=cls) for name, cls in classes.items()]
+    run.__annotations__.update(classes)
+    run.__signature__ = inspect.signature(run).replace(parameters=[config, *stages])  # pyright: ignore[reportFunctionMemberAccess]
+    return run
 
 
 def grid_pipeline(

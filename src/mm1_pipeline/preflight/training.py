@@ -13,7 +13,7 @@ from mm1_pipeline.config.model import MM1Config
 from mm1_pipeline.config.pretraining import VisionObjective, WeightSource
 from mm1_pipeline.config.shard import ShardConfig, shape_problems
 from mm1_pipeline.config.training import TrainingConfig
-from mm1_pipeline.preflight.run import Check, Run, is_installed, missing, refused
+from mm1_pipeline.preflight.run import Check, Run, missing, refused
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 """Files that a machine with a GPU has; without one PyTorch, which takes seconds, is not asked."""
@@ -199,11 +199,11 @@ def _kinds(
 
 def _machine(path: str, config: TrainingConfig) -> Iterator[str]:
     """Whether this machine can do it."""
-    if config.engine == "composer" and not is_installed("composer"):
-        yield (
-            f"{path}.engine: found composer, which is not installed, expected torch or auto, which "
-            "give the same losses, or the extra `composer`."
-        )
+    if config.engine == "composer":
+        from mm1_pipeline.training.engine import choose_engine
+
+        # Imports it, which takes seconds, as others' code may be installed and broken.
+        yield from _inside(path, lambda: choose_engine(config.engine))
     if not asks_pytorch(config.device) and config.num_processes is None:
         return
     from mm1_pipeline.training.device import choose_device, choose_num_processes

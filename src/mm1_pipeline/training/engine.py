@@ -138,6 +138,7 @@ def choose_engine(wanted: Literal["auto", "composer", "torch"]) -> EngineName:
     """
     if wanted == "torch":
         return "torch"
+    level = logging.DEBUG
     try:
         version = importlib.metadata.version("mosaicml")
     except importlib.metadata.PackageNotFoundError:
@@ -150,15 +151,16 @@ def choose_engine(wanted: Literal["auto", "composer", "torch"]) -> EngineName:
             _import_composer()
         except Exception as error:  # whatever an import of others' code may raise
             problem = f"Composer {version} cannot be imported ({type(error).__name__}: {error})"
-            logger.warning("%s; trainings take the engine torch.", problem)
+            level = logging.WARNING
         else:
             return "composer"
     if wanted == "composer":
         raise ValueError(
-            f"engine: found composer, but {problem}, and torch is {torch.__version__}. Use torch "
-            "or auto, which give the same losses, or install the extra `composer`."
+            f"engine: found composer, but {problem}, and torch is {torch.__version__}. Expected "
+            "torch or auto, which give the same losses, or the torch that Composer asks for: the "
+            "extra `composer` (Python 3.11 or 3.12), or `make setup STACK=pinned` in a checkout."
         )
-    logger.debug("%s; trainings take the engine torch.", problem)
+    logger.log(level, "%s; trainings take the engine torch.", problem)
     return "torch"
 
 

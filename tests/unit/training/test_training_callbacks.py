@@ -241,11 +241,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(undisturbed, tmp_path, stop
     assert torch.equal(again.weights(), whole.weights())
 
 
+@pytest.mark.usefixtures("needs_composer")
 @pytest.mark.parametrize("stop_after", [1, 6, 8])
 def test_either_engine_goes_on_where_the_other_stopped(undisturbed, engine, tmp_path, stop_after):
     """Inside an interval of checkpoints, and at one: losses and weights have the same bits."""
     whole, rows = undisturbed
-    pytest.importorskip("composer")
     with pytest.raises(InterruptedError):
         Toy(tmp_path).run(
             stop_after=stop_after, engine="torch" if engine == "composer" else "composer"
@@ -419,9 +419,8 @@ def test_a_process_that_reads_outlives_it_for_a_while(monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_composer_does_not_keep_the_signal_handlers(engine):
-    if engine != "composer":
-        pytest.skip("of Composer's import only")
+@pytest.mark.usefixtures("needs_composer")
+def test_composer_does_not_keep_the_signal_handlers():
     from mm1_pipeline.training.composer_engine import keep_signal_handlers
 
     # A process that was started in the background ignores SIGINT, so set what is expected.

@@ -69,8 +69,12 @@ def test_a_torch_that_composer_does_not_know_takes_our_own_loop(composer, monkey
 def test_without_composer_our_own_loop_trains(composer):
     composer["version"] = None
     assert choose_engine("auto") == "torch"
-    with pytest.raises(ValueError, match=r"engine: found composer, but .* is not installed, and"):
+    with pytest.raises(
+        ValueError, match=r"engine: found composer, but .* is not installed, and"
+    ) as e:
         choose_engine("composer")
+    assert "Expected torch or auto" in str(e.value)
+    assert "STACK=pinned" in str(e.value)
 
 
 @pytest.mark.parametrize("error", [ImportError("_post_backward_final_callback"), RuntimeError()])
@@ -79,8 +83,10 @@ def test_a_composer_that_cannot_be_imported_is_told_and_left(composer, caplog, e
     with caplog.at_level(logging.WARNING):
         assert choose_engine("auto") == "torch"
     assert f"cannot be imported ({type(error).__name__}: {error}); trainings" in caplog.text
+    caplog.clear()
     with pytest.raises(ValueError, match=r"found composer, but Composer 0.32.1 cannot be imported"):
         choose_engine("composer")
+    assert not caplog.records, "nothing trains, by whatever engine"
 
 
 def test_all_of_the_training_is_imported_with_a_composer_that_is_broken(tmp_path):

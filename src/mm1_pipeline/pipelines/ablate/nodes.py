@@ -8,9 +8,10 @@ from kedro_rerun.artifacts import Artifact
 
 from mm1_pipeline.config.lab import AblateConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact
-from mm1_pipeline.pipelines.lab_inputs import run_stages
+from mm1_pipeline.pipelines.lab_inputs import reads_stages, run_stages
 
 
+@reads_stages
 def run_arms(config: AblateConfig, *groups: Any) -> tuple[StagedArtifact, dict[str, Any]]:
     """Trains and evaluates every arm from every seed, each as an ordinary run."""
     return run_stages("arms", config.grid, groups)

@@ -8,9 +8,10 @@ from kedro_rerun.artifacts import Artifact
 
 from mm1_pipeline.config.lab import LrLawConfig
 from mm1_pipeline.datasets.artifact import StagedArtifact
-from mm1_pipeline.pipelines.lab_inputs import run_stages
+from mm1_pipeline.pipelines.lab_inputs import reads_stages, run_stages
 
 
+@reads_stages
 def run_rates(config: LrLawConfig, *groups: Any) -> tuple[StagedArtifact, dict[str, Any]]:
     """Trains every size at every rate, each as an ordinary run."""
     from mm1_pipeline.lab.grid import learning_rate_grid
