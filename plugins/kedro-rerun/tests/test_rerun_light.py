@@ -40,12 +40,18 @@ def parameters():
     ]  # fmt: skip
 
 
+def copy_mode(catalog, name):
+    dataset = catalog[name]
+    assert isinstance(dataset, MemoryDataset)
+    return dataset._copy_mode
+
+
 def test_parameters_are_copied_as_kedro_copies_them():
     for value in parameters():
         catalog, kedros = LeanCatalog(), DataCatalog()
         catalog["params:a"] = value
         kedros["params:a"] = value
-        mode = catalog["params:a"]._copy_mode or _infer_copy_mode(value)
+        mode = copy_mode(catalog, "params:a") or _infer_copy_mode(value)
         assert mode == _infer_copy_mode(value), value
         assert (catalog.load("params:a") is value) == (kedros.load("params:a") is value), value
     assert sum(map(is_copied_deeply, parameters())) == 10
@@ -65,7 +71,7 @@ def test_datasets_and_other_values_are_kedros():
     catalog["params:a"] = catalog["b"] = dataset
     catalog["c"] = [1]
     assert catalog["params:a"] is catalog["b"] is catalog["own"] is dataset
-    assert catalog["c"]._copy_mode is None
+    assert copy_mode(catalog, "c") is None
 
 
 def test_a_catalogue_that_a_project_names_stays():
@@ -78,7 +84,9 @@ def test_a_catalogue_that_a_project_names_stays():
         def __init__(self):
             pass
 
-        def _get_catalog(self, catalog_class=DataCatalog, save_version=None, load_versions=None):
+        def _get_catalog(
+            self, catalog_class=DataCatalog, save_version=None, load_versions=None
+        ) -> Any:
             made.append((catalog_class, save_version))
 
     context = Context()
