@@ -67,9 +67,7 @@ def main() -> None:
     texts = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
     found = slow_tests(line for text in texts for line in text.splitlines())
     if len(found) == 1:
-        sys.exit(
-            f"{', '.join(sys.argv[1:])}: found no durations, expected the output of --durations=0 -vv."
-        )
+        sys.exit(f"{sys.argv[1:]}: found no durations, expected the output of --durations=0 -vv.")
     about = (
         "# Tests that are marked `slow`: folders, files, and functions of the other files.",
         f"# Written by benchmarks/{Path(__file__).name}, which says by which rule.",

@@ -16,6 +16,7 @@ from kedro.io.memory_dataset import _infer_copy_mode
 
 from kedro_rerun import components, hash_cache
 from kedro_rerun.catalog import LeanCatalog, is_copied_deeply, make_lean
+from kedro_rerun.preflight import Mistake, PreflightError
 from kedro_rerun.shapes import ShapeError, restore
 from staleness_dummy import DummyProject
 
@@ -280,3 +281,23 @@ def test_ways_are_told_of_known_code(followed):
     followed.number = 0
     assert project.status()["train"].reasons == first
     assert any("reached by" in text for text in first)
+
+
+def test_mistakes_are_looked_for_where_something_runs(tmp_path, monkeypatch):
+    project, asked = DummyProject(tmp_path), []
+
+    def look(graph):
+        asked.append(len(graph.nodes))
+        return [Mistake("mend it", frozenset({"summary"}))]
+
+    settings = dataclasses.replace(project.settings, preflight=look)
+    project.run()
+    monkeypatch.setattr(DummyProject, "settings", settings)
+    assert project.run() == []
+    assert asked == []
+    project.set("evaluate", shots=5)
+    assert project.run() == ["evaluate", "report"]
+    assert asked == [6]
+    project.edit("common.py", "return text.upper()", "return text.upper() + '!'")
+    with pytest.raises(PreflightError, match="mend it"):
+        project.run()
