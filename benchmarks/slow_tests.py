@@ -1,8 +1,11 @@
 """Which tests are `slow`: writes tests/slow.txt from how long each took in a run of all.
 
     pytest -n 2 --dist loadfile --durations=0 -vv > times.txt
-    python benchmarks/slow_tests.py times.txt
+    python benchmarks/slow_tests.py times.txt [fast.txt]
 
+What one test makes and others find made (a cache, a session's fixture) falls to another one where
+the first is left out: `fast.txt` is the output of a run of the fast ones, and the longer time
+counts.
 A file whose tests took MAX_FILE seconds or less together, fixtures included, is fast. In another
 one the functions from MIN_FUNCTION seconds on are slow, with all of their parameters; the whole
 file is if what is left still takes too long, or is little. Whole stages, in tests/e2e, are anyway.
@@ -33,23 +36,26 @@ def slow_tests(lines: Iterator[str]) -> list[str]:
     Args:
         lines: of pytest's output with `--durations=0 -vv`.
     """
-    functions: dict[str, Counter[str]] = defaultdict(Counter)
-    tests: dict[str, Counter[str]] = defaultdict(Counter)
-    setup: Counter[str] = Counter()
+    longest: dict[tuple[str, str, str], float] = defaultdict(float)
     for match in filter(None, map(_LINE.match, lines)):
-        seconds, when, file, test = match.groups()
+        seconds, *key = match.groups()
+        longest[key[0], key[1], key[2]] = max(longest[key[0], key[1], key[2]], float(seconds))
+    functions: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    tests: dict[str, Counter[str]] = defaultdict(Counter)
+    setup: dict[str, float] = defaultdict(float)
+    for (when, file, test), seconds in longest.items():
         function = test.partition("[")[0]
         tests[file][function] += when == "call"
         # What a file's fixtures take stays while one of its tests is run.
         if when == "setup":
-            setup[file] += float(seconds)
-        functions[file][function] += float(seconds) if when != "setup" else 0.0
+            setup[file] += seconds
+        functions[file][function] += seconds if when != "setup" else 0.0
     found = [FOLDER]
     for file, times in sorted(functions.items()):
-        if file.startswith(FOLDER) or times.total() + setup[file] <= MAX_FILE:
+        if file.startswith(FOLDER) or sum(times.values()) + setup[file] <= MAX_FILE:
             continue
         slow = sorted(name for name, seconds in times.items() if seconds >= MIN_FUNCTION)
-        left = times.total() - sum(times[name] for name in slow) + setup[file]
+        left = sum(times.values()) - sum(times[name] for name in slow) + setup[file]
         share = 1 - sum(tests[file][name] for name in slow) / max(1, tests[file].total())
         whole = left > MAX_FILE or share < MIN_SHARE
         found += [file] if whole else [f"{file}::{name}" for name in slow]
@@ -58,10 +64,10 @@ def slow_tests(lines: Iterator[str]) -> list[str]:
 
 def main() -> None:
     """Writes the list."""
-    with Path(sys.argv[1]).open(encoding="utf-8") as lines:
-        found = slow_tests(lines)
+    texts = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
+    found = slow_tests(line for text in texts for line in text.splitlines())
     if len(found) == 1:
-        sys.exit(f"{sys.argv[1]}: found no durations, expected the output of --durations=0 -vv.")
+        sys.exit(f"{sys.argv[1:]}: found no durations, expected the output of --durations=0 -vv.")
     about = (
         "# Tests that are marked `slow`: folders, files, and functions of the other files.",
         f"# Written by benchmarks/{Path(__file__).name}, which says by which rule.",

@@ -532,13 +532,14 @@ def compare_times(ours: Project, dvc: Project) -> dict[str, dict[str, float]]:
     print("|---|---|---|---|---|")
     told = {}
     for name, command in (("status", Project.status), ("noop", Project.run_fresh)):
-        command(ours), command(dvc)  # Caches of modules and hashes fill.
+        for project in (ours, dvc):
+            command(project)  # Caches of modules and hashes fill.
         pairs = [(command(ours), command(dvc)) for _ in range(NUM_PAIRS)]
         cells, numbers = [name], {}
-        for project, times in zip(("ours", "dvc"), zip(*pairs, strict=True), strict=True):
+        for tool, times in zip(("ours", "dvc"), zip(*pairs, strict=True), strict=True):
             medians = Seconds(*(statistics.median(column) for column in zip(*times, strict=True)))
             cells.append(f"{medians.wall:.2f} s, {medians.cpu:.2f} s")
-            numbers |= {f"{project}_wall": medians.wall, f"{project}_cpu": medians.cpu}
+            numbers |= {f"{tool}_wall": medians.wall, f"{tool}_cpu": medians.cpu}
         for kind in Seconds._fields:
             ratios = sorted(getattr(theirs, kind) / getattr(own, kind) for own, theirs in pairs)
             middle = statistics.median(ratios)
@@ -551,7 +552,7 @@ def compare_times(ours: Project, dvc: Project) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Builds both projects, times what finds nothing to do, and applies the edits."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", action="store_true", help="Leaves the edits out.")
     parser.add_argument("--dvc", type=Path, help="A virtual environment that has DVC.")
     arguments = parser.parse_args()

@@ -93,7 +93,7 @@ def module_file(module: str) -> Path | None:
 
 def main() -> None:
     """Builds DVC's project from the session's graph, and times both."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("env")
     parser.add_argument("--conf-source", type=Path, default=ROOT / "conf")
     parser.add_argument("--dvc", type=Path, help="A virtual environment that has DVC.")

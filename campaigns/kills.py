@@ -83,7 +83,8 @@ def observe(project: Project, place: Path) -> Whole:
     shutil.rmtree(place, ignore_errors=True)
     shutil.move(project.data, place)
     # What is known of the project's code is left to runs that are processes of their own.
-    (place / ".staleness" / "cache" / "code.json").unlink(missing_ok=True)
+    for name in ("code.json", "closures.json"):
+        (place / ".staleness" / "cache" / name).unlink(missing_ok=True)
     start, changes = (
         (*outcome.content.changes, outcome.content.bytes) for outcome in (fresh, whole)
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import CatalogProtocol
@@ -216,3 +217,21 @@ def test_no_node_depends_on_all_of_the_code():
         code = index.closure(describe_function(function).entries).parts
         reached = {part.partition(":")[0] for part in code}
         assert not {"mm1_pipeline.chat_page", "mm1_pipeline.cli"} & reached, name
+
+
+def test_parameters_are_resolved_once_in_a_session(monkeypatch):
+    read, original = [], OmegaConfigLoader._read_raw_config
+
+    def counted(loader, key):
+        read.append(key)
+        return original(loader, key)
+
+    monkeypatch.setattr(OmegaConfigLoader, "_read_raw_config", counted)
+    for rate in (1e-3, 2e-3):
+        read.clear()
+        given = {"pretrain": {"optimizer": {"learning_rate": rate}}}
+        session = KedroSession.create(ROOT, env="smoke", runtime_params=given)
+        context = session.load_context()
+        assert context.params["pretrain"].optimizer.learning_rate == rate
+        assert context.catalog.load("params:pretrain").optimizer.learning_rate == rate
+        assert read.count("parameters") == 1

@@ -16,6 +16,7 @@ from kedro.io.memory_dataset import _infer_copy_mode
 
 from kedro_rerun import components, hash_cache
 from kedro_rerun.catalog import LeanCatalog, is_copied_deeply, make_lean
+from kedro_rerun.preflight import Mistake, PreflightError
 from kedro_rerun.shapes import ShapeError, restore
 from staleness_dummy import DummyProject
 
@@ -40,12 +41,18 @@ def parameters():
     ]  # fmt: skip
 
 
+def copy_mode(catalog, name):
+    dataset = catalog[name]
+    assert isinstance(dataset, MemoryDataset)
+    return dataset._copy_mode
+
+
 def test_parameters_are_copied_as_kedro_copies_them():
     for value in parameters():
         catalog, kedros = LeanCatalog(), DataCatalog()
         catalog["params:a"] = value
         kedros["params:a"] = value
-        mode = catalog["params:a"]._copy_mode or _infer_copy_mode(value)
+        mode = copy_mode(catalog, "params:a") or _infer_copy_mode(value)
         assert mode == _infer_copy_mode(value), value
         assert (catalog.load("params:a") is value) == (kedros.load("params:a") is value), value
     assert sum(map(is_copied_deeply, parameters())) == 10
@@ -65,7 +72,7 @@ def test_datasets_and_other_values_are_kedros():
     catalog["params:a"] = catalog["b"] = dataset
     catalog["c"] = [1]
     assert catalog["params:a"] is catalog["b"] is catalog["own"] is dataset
-    assert catalog["c"]._copy_mode is None
+    assert copy_mode(catalog, "c") is None
 
 
 def test_a_catalogue_that_a_project_names_stays():
@@ -78,7 +85,9 @@ def test_a_catalogue_that_a_project_names_stays():
         def __init__(self):
             pass
 
-        def _get_catalog(self, catalog_class=DataCatalog, save_version=None, load_versions=None):
+        def _get_catalog(
+            self, catalog_class=DataCatalog, save_version=None, load_versions=None
+        ) -> Any:
             made.append((catalog_class, save_version))
 
     context = Context()
@@ -272,3 +281,23 @@ def test_ways_are_told_of_known_code(followed):
     followed.number = 0
     assert project.status()["train"].reasons == first
     assert any("reached by" in text for text in first)
+
+
+def test_mistakes_are_looked_for_where_something_runs(tmp_path, monkeypatch):
+    project, asked = DummyProject(tmp_path), []
+
+    def look(graph):
+        asked.append(len(graph.nodes))
+        return [Mistake("mend it", frozenset({"summary"}))]
+
+    settings = dataclasses.replace(project.settings, preflight=look)
+    project.run()
+    monkeypatch.setattr(DummyProject, "settings", settings)
+    assert project.run() == []
+    assert asked == []
+    project.set("evaluate", shots=5)
+    assert project.run() == ["evaluate", "report"]
+    assert asked == [6]
+    project.edit("common.py", "return text.upper()", "return text.upper() + '!'")
+    with pytest.raises(PreflightError, match="mend it"):
+        project.run()

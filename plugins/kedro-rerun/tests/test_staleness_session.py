@@ -106,7 +106,7 @@ bootstrap_project(Path.cwd())
 with settings.SESSION_CLASS.create() as session:
     rows = maintenance.status(session.planner())
 assert session.known_nodes() == {row.node for row in rows}
-heavy = {"torch", "composer", "streaming", "dummy.training"} & set(sys.modules)
+heavy = {"torch", "composer", "streaming", "pandas", "numpy", "dummy.training"} & set(sys.modules)
 print(maintenance.exit_code(rows), sorted(heavy))
 """
 

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 
 from kedro_rerun.code import Closure, locate
@@ -44,13 +45,13 @@ class ClosureCache:
     ) -> None:
         self._path = path
         self._changed = False
-        self._is_settled = True
-        now = time.time_ns()
+        self._hashes = hashes
+        self._looked_at = time.time_ns()
+        self._signatures: list[list[int]] = []
 
         def look(file: Path) -> str:
-            found = signature(file)
-            self._is_settled &= hashes.is_settled(found, now)
-            return hash_json(found)
+            self._signatures.append(signature(file))
+            return hash_json(self._signatures[-1])
 
         places = {name: str(locate(name)) for name in sorted(packages)}
         files = {
@@ -64,7 +65,7 @@ class ClosureCache:
 
     def get(self, entries: Collection[tuple[str, str]]) -> Closure | None:
         """The closure of some definitions, without the ways in it; None where it is not known."""
-        found = self._entries.get(_key(entries)) if self._is_settled else None
+        found = self._entries.get(_key(entries))
         return Closure(found["parts"], frozenset(found["libraries"])) if found else None
 
     def put(self, entries: Collection[tuple[str, str]], closure: Closure) -> None:
@@ -73,6 +74,12 @@ class ClosureCache:
             kept = {"parts": dict(closure.parts), "libraries": sorted(closure.libraries)}
             self._entries[_key(entries)] = kept
             self._changed = True
+
+    @cached_property
+    def _is_settled(self) -> bool:
+        # Asked where something is new alone, as a file is written to know the disk's clock.
+        at = self._looked_at
+        return all(self._hashes.is_settled(found, at) for found in self._signatures)
 
     def save(self) -> None:
         """Writes them for the next process when there are new ones."""
