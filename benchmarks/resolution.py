@@ -57,6 +57,7 @@ from mm1_pipeline.evaluation.tasks import load_task
 from mm1_pipeline.models.checkpoint import load_model
 from mm1_pipeline.models.initialization import build_model
 from mm1_pipeline.models.next_token import NextToken
+from mm1_pipeline.streams.conversations import tokenize_conversation
 from mm1_pipeline.streams.shard_index import ShardIndex
 from mm1_pipeline.streams.shards import write_shards
 from mm1_pipeline.streams.tokenizer import Tokenizer, train_tokenizer
@@ -93,7 +94,14 @@ def prepare(folder: Path, tokenizer: Tokenizer) -> dict[str, Path]:
             validation_fraction=0.0,
         )
         shards[name] = folder / f"shards_{name}"
-        write_shards(config, folder / "records", tokenizer, kinds, shards[name])
+        write_shards(
+            config,
+            folder / "records",
+            tokenizer,
+            kinds,
+            shards[name],
+            tokenize=tokenize_conversation,
+        )
     return shards
 
 

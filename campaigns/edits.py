@@ -41,6 +41,7 @@ from edits_of_parameters import (
     EDITS,
     FORETOLD,
     LIBRARY_EDITS,
+    LOGS,
     FileEdit,
 )
 
@@ -346,8 +347,9 @@ def judge(row: Mapping[str, Any], places: Places) -> list[str]:
     ran, needed = set(row["ran"]), nodes_that_changed(row, places)
     idle = ran - needed
     said = [f"run: {words}" for words in row["wrong"]]
-    said += [f"differs from a plain run: {', '.join(row['differs'])}"] if row["differs"] else []
-    said += [f"missed: {', '.join(sorted(needed - ran))}"] if needed - ran else []
+    if row["edit"] not in LOGS:
+        said += [f"differs from a plain run: {name}" for name in row["differs"]]
+        said += [f"missed: {name}" for name in sorted(needed - ran)]
     # One node may find that its outputs stay: it plans, or is what was edited.
     if len(idle) > 1 or idle & EXPENSIVE:
         said.append(f"ran for nothing: {', '.join(sorted(idle))}")

@@ -48,10 +48,10 @@ EDITS: dict[str, tuple[str, ...]] = {
     "vision_pretrain.training.optimizer.learning_rate=0.002": (*VISION, *FROM_PRETRAIN),
     "text_pretrain.source=scratch": ("plan_text_mixture", "pretrain_text", *FROM_PRETRAIN),
     "model.vision.num_heads=1": (*VISION, *FROM_PRETRAIN),
-    "model.decoder.num_layers=1": ("pretrain_text", *FROM_PRETRAIN),
+    "model.decoder.num_layers=4": ("pretrain_text", *FROM_PRETRAIN),
     "model.connector.kind=average_pooling": FROM_PRETRAIN,
     "pretrain.optimizer.max_grad_norm=0.5": FROM_PRETRAIN,
-    "pretrain.schedule.warmup_steps=1": FROM_PRETRAIN,
+    "pretrain.schedule.warmup_steps=0": FROM_PRETRAIN,
     "pretrain.seed=3": ("plan_mixture", *FROM_PRETRAIN),
     "upcycle.expert_noise=0.1": ("train_experts", *AT_LAST),
     "upcycle.moe.num_experts=3": ("train_experts", *AT_LAST),
@@ -63,6 +63,9 @@ EDITS: dict[str, tuple[str, ...]] = {
     "report.title=Another": AT_LAST[1:],
 }
 """By `path=value`; a table of the documents, which `campaigns/edits.py` tries."""
+
+LOGS = {"pretrain.log_interval_steps=2"}
+"""What they alter is how many steps a log tells of, which makes nothing stale."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ CODE_EDITS: dict[str, FileEdit] = {
         f"{SRC}/models/clip.py",
         "        return ObjectiveOutput(losses @ in_sequence,",
         "        return ObjectiveOutput(losses * 0.5 @ in_sequence,",
-        (*VISION, *FROM_PRETRAIN),
+        ("pretrain_text", *VISION, *FROM_PRETRAIN),
     ),
     "the decoder's feed-forward layer": FileEdit(
         f"{SRC}/models/decoder.py",
@@ -145,13 +148,13 @@ CODE_EDITS: dict[str, FileEdit] = {
         f"{SRC}/models/connectors.py",
         "return F.silu(hidden + self.shortcut(x))",
         "return F.silu(hidden * 0.5 + self.shortcut(x))",
-        FROM_PRETRAIN,
+        ("pretrain_text", *VISION, *FROM_PRETRAIN),
     ),
     "the loss that balances experts": FileEdit(
         f"{SRC}/models/moe.py",
         "return routing.chosen.shape[-1] * (share * mean).sum(dim=-1)",
         "return 2.0 * routing.chosen.shape[-1] * (share * mean).sum(dim=-1)",
-        ("train_experts", *AT_LAST),
+        (*VISION, "pretrain_text", *FROM_PRETRAIN),
     ),
     "the score of VQA answers": FileEdit(
         f"{SRC}/evaluation/scoring/metrics.py",
@@ -175,17 +178,17 @@ DATA_EDITS: dict[str, FileEdit] = {
         "LED Rounded W (Reds)",
         FROM_RECORDS,
     ),
-    "an answer of one SFT source": FileEdit(
+    "an answer in a file of one SFT and one evaluation source": FileEdit(
         "data/sample/sft_llava/llava_instruct.json",
         '"value": "rectangle"',
         '"value": "an oblong"',
-        ("ingest_conversations", "report_sources", *FROM_CONVERSATIONS),
+        EVERYTHING,
     ),
     "answers of one evaluation file": FileEdit(
         "data/sample/eval_vqa_v2/annotations.json",
         '"answer": "triangle"',
         '"answer": "tetragon"',
-        ("ingest_evaluation", *AT_LAST),
+        EVERYTHING,
     ),
     "a question of one evaluation file": FileEdit(
         "data/sample/eval_vqa_v2/questions.json",

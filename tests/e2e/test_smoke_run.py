@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from edits_of_parameters import EDITS, table
+from edits_of_parameters import EDITS, FORETOLD, LOGS, RECORD, UPCYCLED, table
 from kedro.framework.startup import bootstrap_project
 
 from mm1_pipeline.cli import cli
@@ -159,8 +159,8 @@ IN_ALL_STAGES = (
     "ingest.sources.eval_vqa.max_records=30",
     "shard.packing.overflow=truncate",
     "vision_pretrain.objective=aim",
-    "model.decoder.num_layers=1",
-    "pretrain.schedule.warmup_steps=1",
+    "model.decoder.num_layers=4",
+    "pretrain.schedule.warmup_steps=0",
     "upcycle.moe.num_experts=3",
     "sft.seed=5",
     "evaluate.tasks.sample_digits.max_new_tokens=5",
@@ -199,6 +199,18 @@ def test_the_documents_hold_the_edits():
     text = (ROOT / "docs" / "staleness.md").read_text(encoding="utf-8")
     expected = table([node.name for node in pipelines["__default__"].nodes])
     assert f"<!-- edits: begin -->\n{expected}<!-- edits: end -->" in text, expected
+
+
+def test_the_record_of_edits_shows_nothing_missed_and_no_training_for_nothing():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert set(record) <= set(FORETOLD)
+    assert len(record) >= 20
+    trainings = {"pretrain_text", "pretrain_vision", "pretrain_model", "fine_tune", *UPCYCLED}
+    for edit, found in record.items():
+        ran, changed = set(found["ran"]), set(found["changed"])
+        assert ran <= set(FORETOLD[edit]), edit
+        assert edit in LOGS or changed <= ran, edit
+        assert not (ran - changed) & trainings, edit
 
 
 def test_status_tells_what_a_run_with_other_parameters_would_do(finished):

@@ -26,6 +26,7 @@ from typing import Protocol
 import numpy as np
 
 from mm1_pipeline.config.shard import PackingConfig
+from mm1_pipeline.corpus.records import Record
 from mm1_pipeline.streams.serialization import SegmentLike, TokenizedDocument, join_texts
 from mm1_pipeline.streams.tokenizer import Tokenizer
 
@@ -153,6 +154,17 @@ def fit_conversation(
             shown = document.images[:num_images]
             return TokenizedDocument(document.input_ids[:end], document.loss_mask[:end], shown)
     return None
+
+
+def tokenize_conversation(
+    record: Record, tokenizer: Tokenizer, packing: PackingConfig, num_sub_images: Sequence[int]
+) -> tuple[TokenizedDocument | None, int]:
+    """A conversation in tokens, cut to fit, and its positions (`partition_writer.Tokenize`)."""
+    whole = serialize_conversation(
+        record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
+    )
+    fitting = fit_conversation(whole, tokenizer, packing, num_sub_images)
+    return fitting, len(whole.input_ids)
 
 
 def _turn_parts(role: str | None, parts: list[str | int]) -> list[str | int]:

@@ -30,16 +30,15 @@ from typing import Any
 import numpy as np
 
 from mm1_pipeline.config.ingest import RecordKind
-from mm1_pipeline.config.shard import ImageTransform, ShardConfig, SubImageConfig
+from mm1_pipeline.config.shard import ImageTransform, PackingConfig, ShardConfig, SubImageConfig
 from mm1_pipeline.corpus.images import open_image
 from mm1_pipeline.corpus.records import SYNTHETIC_OF, Record
 from mm1_pipeline.ground.files import write_text
-from mm1_pipeline.streams.conversations import fit_conversation, serialize_conversation
 from mm1_pipeline.streams.images import encode_image
 from mm1_pipeline.streams.mds import MDSWriter, check_content
 from mm1_pipeline.streams.packing import PackedSequence, Piece, make_packer
 from mm1_pipeline.streams.partitions import Partition, read_partition
-from mm1_pipeline.streams.serialization import serialize
+from mm1_pipeline.streams.serialization import TokenizedDocument, serialize
 from mm1_pipeline.streams.shard_index import Split
 from mm1_pipeline.streams.shard_store import ShardStore
 from mm1_pipeline.streams.sub_images import count_sub_images, decompose
@@ -86,6 +85,14 @@ class SplitCounts:
         }
 
 
+Tokenize = Callable[
+    [Record, Tokenizer, PackingConfig, Sequence[int]], tuple[TokenizedDocument | None, int]
+]
+"""Gives a record's tokens out of the sub-images of each of its images, None where nothing of it
+fits a sequence; and how many positions all of it has. Given to whoever packs, so that packing
+documents depends on no rule for conversations."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionJob:
     """Everything a process needs to pack a partition.
@@ -99,6 +106,7 @@ class PartitionJob:
         folder: Where its files wait; a finished partition has COMPLETED there.
         store: Where its files go as soon as they are written; None leaves them in `folder`.
         identity: What the files depend on; files of another identity are not reused.
+        tokenize: Turns records into tokens.
     """
 
     config: ShardConfig
@@ -109,6 +117,7 @@ class PartitionJob:
     folder: Path
     store: ShardStore | None
     identity: str
+    tokenize: Tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +258,7 @@ class _SplitPacker:
 
     def __init__(self, job: PartitionJob, emit: Callable[[PackedSequence], None]) -> None:
         self._config, self._emit = job.config, emit
-        self._tokenizer = _load_tokenizer(job.tokenizer)
+        self._tokenizer, self._tokenize = _load_tokenizer(job.tokenizer), job.tokenize
         self._packer = make_packer(
             job.kind,
             job.config.packing,
@@ -259,12 +268,17 @@ class _SplitPacker:
         self.counts = SplitCounts()
 
     def add(self, record: Record, sub_images: list[list[bytes]]) -> None:
-        piece, num_positions = _to_piece(self._config, record, sub_images, self._tokenizer)
+        num_sub_images = [len(image) for image in sub_images]
+        tokens, num_positions = self._tokenize(
+            record, self._tokenizer, self._config.packing, num_sub_images
+        )
         self.counts.records += 1
         self.counts.truncated_positions += num_positions
-        if piece is None:
+        if tokens is None:
             self.counts.dropped_records += 1
             return
+        in_order = tuple(each for index in tokens.images for each in sub_images[index])
+        piece = Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order)
         for sequence in self._packer.add(piece):
             self._take(sequence)
 
@@ -283,26 +297,15 @@ class _SplitPacker:
         self._emit(sequence)
 
 
-def _to_piece(
-    config: ShardConfig, record: Record, sub_images: list[list[bytes]], tokenizer: Tokenizer
-) -> tuple[Piece | None, int]:
-    """A record as what is packed, and how many positions it had before it was cut to fit."""
-    packing, num_sub_images = config.packing, [len(image) for image in sub_images]
-    if record.kind == RecordKind.CONVERSATION:
-        whole = serialize_conversation(
-            record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
-        )
-        tokens = fit_conversation(whole, tokenizer, packing, num_sub_images)
-    else:
-        whole = serialize(
-            record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
-        )
-        tokens = whole
-    if tokens is None:
-        return None, len(whole.input_ids)
-    in_order = tuple(each for index in tokens.images for each in sub_images[index])
-    piece = Piece(record.key, tokens.input_ids, tokens.loss_mask, in_order)
-    return piece, len(whole.input_ids)
+def tokenize_document(
+    record: Record, tokenizer: Tokenizer, packing: PackingConfig, num_sub_images: Sequence[int]
+) -> tuple[TokenizedDocument, int]:
+    """A caption, a document or a text in tokens, and how many they are. See `Tokenize`."""
+    assert record.kind != RecordKind.CONVERSATION, "name streams.conversations' rule"
+    whole = serialize(
+        record.segments, tokenizer, packing.image_tokens, num_sub_images=num_sub_images
+    )
+    return whole, len(whole.input_ids)
 
 
 def encode_sub_images(

@@ -40,11 +40,13 @@ from mm1_pipeline.streams.partition_writer import (
     PartitionJob,
     PartitionPlan,
     SplitCounts,
+    Tokenize,
     WrittenPartition,
     plan_partition,
     read_completed,
     shard_files,
     split_of,
+    tokenize_document,
     write_partition,
 )
 from mm1_pipeline.streams.partitions import cut_partitions, record_files, source_costs
@@ -104,6 +106,7 @@ def write_shards(
     sources: dict[str, RecordKind],
     output_dir: Path | str,
     *,
+    tokenize: Tokenize = tokenize_document,
     part: Callable[[str], Path] | None = None,
 ) -> dict[str, Any]:
     """Plans, packs and writes a training and a validation dataset of each source.
@@ -120,6 +123,8 @@ def write_shards(
         output_dir: Gets `<source>/train`, `<source>/validation` and `shards.json`. A folder, or a
             URL that fsspec opens: then each partition is uploaded when it is finished and takes
             no room here any more.
+        tokenize: Turns records into tokens; of conversations
+            `streams.conversations.tokenize_conversation`.
         part: Gives the folder for a source's finished partitions by a name that tells what they
             were made from, on the output's file system: those that lie there are not made again.
             None keeps them with the output until all are there, or, for a URL, not at all.
@@ -132,7 +137,7 @@ def write_shards(
     """
     with _working_folder(output_dir, part) as folder, _processes(config.num_workers) as run:
         store = ShardStore(str(output_dir)) if is_url(output_dir) else None
-        jobs = _jobs(config, records_dir, tokenizer, sources, folder, store, run)
+        jobs = _jobs(config, records_dir, tokenizer, sources, folder, store, run, tokenize)
         plan = _plan(config, jobs, run)
         plan.log()
         written = _write_partitions(jobs, plan, run)
@@ -188,6 +193,7 @@ def _jobs(
     part: Callable[[str], Path],
     store: ShardStore | None,
     run: Run,
+    tokenize: Tokenize,
 ) -> list[PartitionJob]:
     """All partitions of all sources, source by source."""
     content = tokenizer.to_json()
@@ -207,6 +213,7 @@ def _jobs(
                 folder / f"{partition.number:05d}",
                 store,
                 made_from,
+                tokenize,
             )
             for partition in cut_partitions(source, costs, config.partition_bytes)
         ]

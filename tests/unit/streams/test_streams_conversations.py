@@ -26,6 +26,7 @@ from mm1_pipeline.streams.conversations import (
     CHAT_TEMPLATE,
     fit_conversation,
     serialize_conversation,
+    tokenize_conversation,
 )
 from mm1_pipeline.streams.loader import read_sequences
 from mm1_pipeline.streams.shard_index import ShardIndex, Split, dataset_directory
@@ -180,7 +181,9 @@ def test_shards_of_conversations(
     sources = conversation_sources(conversations_dir)
     assert sources == {"chats": RecordKind.CONVERSATION}
     assert pretraining_sources(conversations_dir) == {}
-    report = write_shards(config, conversations_dir, tokenizer, sources, tmp_path)
+    report = write_shards(
+        config, conversations_dir, tokenizer, sources, tmp_path, tokenize=tokenize_conversation
+    )
     assert ShardIndex.read(tmp_path).sub_images == SubImageConfig(grid=2)
     counts = [report["sources"]["chats"][split] for split in ("train", "validation")]
     assert sum(count["records"] for count in counts) == 60
@@ -211,7 +214,9 @@ def test_a_conversation_that_fits_no_sequence_is_counted(
     sources = conversation_sources(conversations_dir)
     packing = PackingConfig(sequence_length=30, max_images=4, image_tokens=20)
     config = replace(shard_config, packing=packing)
-    report = write_shards(config, conversations_dir, tokenizer, sources, tmp_path)
+    report = write_shards(
+        config, conversations_dir, tokenizer, sources, tmp_path, tokenize=tokenize_conversation
+    )
     counts = report["sources"]["chats"]
     dropped = sum(counts[split]["dropped_records"] for split in ("train", "validation"))
     assert dropped == 40, "those with an image"

@@ -45,6 +45,7 @@ def pack_conversations(
 ) -> tuple[StagedArtifact, dict[str, Any]]:
     """Packs the conversations of every SFT source into sequences of one length."""
     from mm1_pipeline.corpus.records import conversation_sources
+    from mm1_pipeline.streams.conversations import tokenize_conversation
     from mm1_pipeline.streams.shards import write_shards
     from mm1_pipeline.streams.tokenizer import Tokenizer
 
@@ -55,6 +56,7 @@ def pack_conversations(
         Tokenizer.load(tokenizer.path),
         conversation_sources(records.path),
         staged.directory,
+        tokenize=tokenize_conversation,
         part=staged.workspace.part,
     )
     return staged.described(counts=report["streams"]), report
