@@ -69,9 +69,9 @@ if importlib.util.find_spec("mcli") is None:
 with keep_signal_handlers(), warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
-    import composer
-    from composer.core import Event
-    from composer.utils import reproducibility
+    import composer  # pyright: ignore[reportMissingImports]
+    from composer.core import Event  # pyright: ignore[reportMissingImports]
+    from composer.utils import reproducibility  # pyright: ignore[reportMissingImports]
 
 
 @contextlib.contextmanager
