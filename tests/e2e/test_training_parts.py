@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,13 @@ def test_a_part_trains_on_its_own_sources_alone_as_on_all(shards_dir, tmp_path):
     )
     assert plan_part(TEXT, alone) == planned
     assert verify_shards(alone) > 0
+    other, again = tmp_path / "other", tmp_path / "again"
+    shutil.copytree(shards_dir, other)
+    index = ShardIndex.read(shards_dir)
+    packing = dataclasses.replace(index.packing, overflow="truncate", window=7)
+    dataclasses.replace(index, packing=packing).write(other)
+    link_sources(other, ["books"], again)
+    assert (again / "shards.json").read_text() == (alone / "shards.json").read_text()
     link_sources(shards_dir, [], none)
     assert [path.name for path in none.iterdir()] == ["shards.json"]
     scratch = dataclasses.replace(TEXT, source=WeightSource.SCRATCH)

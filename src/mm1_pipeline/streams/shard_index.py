@@ -131,7 +131,10 @@ def link_sources(shards_dir: Path, names: Collection[str], output_dir: Path) -> 
         shutil.copytree(shards_dir / name, output_dir / name, copy_function=link_or_copy)
     if names:
         chosen = {name: index.sources[name] for name in names}
-        dataclasses.replace(index, sources=chosen).write(output_dir)
+        # What became of long documents stands in the files alone; no reader asks for the rule.
+        usual = PackingConfig()
+        packing = dataclasses.replace(index.packing, overflow=usual.overflow, window=usual.window)
+        dataclasses.replace(index, sources=chosen, packing=packing).write(output_dir)
     else:
         # Nor on how the others are packed.
         write_json(output_dir / SHARDS_FILE, {"schema_version": SCHEMA_VERSION, "sources": {}})
