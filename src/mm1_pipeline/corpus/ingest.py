@@ -183,12 +183,13 @@ def without_records(report: Mapping[str, Any]) -> list[str]:
 
     Returns:
         A text for each: no damage costs a whole source unsaid, nor does a format that it is not.
+        What is passed over is of the format and not wanted, such as entries of another `ids`.
     """
     problems = []
     for name, found in report["sources"].items():
         of_reader = found["steps"]["read"]
-        if not of_reader["kept"]:
-            rejected = {**of_reader["rejected"], **found["passed_over"]}
+        if not of_reader["kept"] and not found["passed_over"]:
+            rejected = of_reader["rejected"]
             reasons = ", ".join(f"{why} ({n})" for why, n in rejected.items()) or "nothing at all"
             problems.append(
                 f"ingest.sources.{name}: found no record of format {found['format']}, but "
@@ -529,13 +530,16 @@ def _report_of(reports: dict[str, Any], index: Path | None) -> dict[str, Any]:
 def _warn_if_little_is_kept(name: str, report: dict[str, Any]) -> None:
     if report["kept"] * 2 >= report["read"] > 0:
         return
-    commonest = next(iter(report["rejected"]), "none")
+    if not report["read"]:
+        passed_over = ", ".join(f"{n} as {why}" for why, n in report["passed_over"].items())
+        logger.warning("%s: no record; passed over were %s.", name, passed_over or "none")
+        return
     logger.warning(
         "%s: kept %d of %d records; the commonest reason is %s. Each one is listed in "
         "quarantine/%s.parquet.",
         name,
         report["kept"],
         report["read"],
-        commonest,
+        next(iter(report["rejected"])),
         name,
     )

@@ -99,6 +99,8 @@ def test_a_source_without_a_record_is_told_by_its_report(tmp_path):
     (text,) = without_records({"sources": {"source": result.report}})
     assert "no record of format coco_captions" in text
     assert "invalid_json (1)" in text
+    of_other_ids = {"sources": {"s": {**result.report, "passed_over": {"other_entry": 20}}}}
+    assert without_records(of_other_ids) == [], "they are of the format"
     Writer(tmp_path / "good").image_csv("x.csv", ["a", "b"])
     result = run(tmp_path / "out2", "caption", "image_csv", tmp_path / "good")
     assert without_records({"sources": {"source": result.report}}) == []
