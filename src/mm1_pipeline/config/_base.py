@@ -232,24 +232,34 @@ def parameters(cls: type[T]) -> type[T]:
     does: a stage whose optimizer is AdaFactor keeps it when only its learning rate is changed.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    check = classmethod(_keep_defaults)
-    cls._keep_defaults = model_validator(mode="before")(check)  # pyright: ignore
+    given = [getattr(value, "default", value) for value in vars(cls).values()]
+    if any(map(dataclasses.is_dataclass, given)):
+        check = classmethod(_keep_defaults)
+        cls._keep_defaults = model_validator(mode="before")(check)  # pyright: ignore
     return dataclass(frozen=True, kw_only=True, config=config)(cls)  # pyright: ignore[reportReturnType]
 
 
-def _keep_defaults(cls: type, given: Any) -> Any:
+def _keep_defaults(cls: type, given: Any, info: ValidationInfo) -> Any:
     """Fills what YAML leaves out of nested groups from the defaults of this class.
 
     Args:
         cls: The class.
         given: Values by name, as YAML gives them or, from Kedro, as arguments.
+        info: Of the validation.
     """
     values = given.kwargs if isinstance(given, ArgsKwargs) else given
     if not isinstance(values, Mapping):
         return given
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     whole = {name: _over(defaults.get(name), value) for name, value in values.items()}
+    if info.mode == "json":
+        # What a validator returns is no JSON to pydantic any more, and strictly a list is no tuple.
+        whole = {name: _as_tuples(value) for name, value in whole.items()}
     return ArgsKwargs(given.args, whole) if isinstance(given, ArgsKwargs) else whole
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _over(default: Any, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_one_field_of_a_nested_group_leaves_the_others_as_they_are(
     adapter = TypeAdapter(type(field.default))
     for inner in dataclasses.fields(field.default):
         given = {field.name: {inner.name: getattr(field.default, inner.name)}}
-        filled = group._keep_defaults(given)  # pyright: ignore[reportAttributeAccessIssue]
+        filled = group._keep_defaults(given, SimpleNamespace(mode="python"))  # pyright: ignore[reportAttributeAccessIssue]
         assert adapter.validate_python(filled[field.name]) == field.default, inner.name
 
 
@@ -73,3 +74,9 @@ def test_a_wrong_name_inside_is_still_refused():
     assert problems == [
         "sft.optimizer.learnin_rate: unknown parameter; did you mean `learning_rate`?"
     ]
+
+
+def test_what_is_dumped_as_json_is_read_back_strictly():
+    adapter = TypeAdapter(SFTConfig)
+    made = adapter.validate_python({"mixture": MIXTURE, "optimizer": {"betas": [0.5, 0.6]}})
+    assert adapter.validate_json(adapter.dump_json(made), strict=True) == made
