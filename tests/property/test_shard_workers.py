@@ -223,8 +223,10 @@ def test_the_plan_foretells_the_shards(
         assert 0.6 < ratio < 1.2, (source, ratio)
     with caplog.at_level("INFO"):
         plan.log()
-    assert "pairs: plans" in caplog.text
-    assert "fill 0." in caplog.text
+    pairs = report["sources"]["pairs"]
+    total = sum(pairs[split]["sequences"] for split in ("train", "validation"))
+    full = f"{100 * pairs['train']['fill']:.0f} % full"
+    assert f"pairs: {total} sequences, {full}, " in caplog.text
 
 
 def test_images_are_stored_at_training_resolution(

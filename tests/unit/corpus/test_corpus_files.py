@@ -95,6 +95,7 @@ def test_progress_follows_the_bytes_the_records_or_the_limit(tmp_path):
 
 def test_without_a_terminal_progress_goes_to_the_log(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("mm1_pipeline.ground.progress._LOG_SECONDS", 0.0)
+    monkeypatch.setattr("mm1_pipeline.corpus.progress._ETA_AFTER", 0.0)
     files = SourceFiles(str(tmp_path))
     files.expected_records = 4
     with caplog.at_level(logging.INFO):
