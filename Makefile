@@ -47,7 +47,7 @@ $(VENV)/.installed-$(STACK): requirements-$(STACK).txt pyproject.toml plugins/ke
 # list is its own constraint, as uv takes what lifts a limit in pyproject.toml for all that is wanted.
 $(VENV)/.installed-beside: requirements-$(STACK)-beside.txt $(VENV)/.installed-$(STACK)
 	rm -rf $(VENV)/accelerate $(VENV)/other-transformers
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/accelerate --constraint $< accelerate
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/accelerate --constraint $< accelerate psutil
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/other-transformers --constraint $< -r $<
 	touch $@
 

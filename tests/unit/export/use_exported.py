@@ -671,6 +671,14 @@ class SeveralDevices(TorchFunctionMode):
 
 @check
 def snippets_of_the_docs_run():
+    # A reader's folder: a published export, and a picture of the sample.
+    exported = ROOT / "reader/data/base/06_models/exported_pretrain"
+    shutil.copytree(OWN, exported / "version", dirs_exist_ok=True)
+    (exported / "CURRENT").write_text("version\n")
+    sample = ROOT / "reader/data/sample/eval_coco_captions/images/000000.jpg"
+    sample.parent.mkdir(parents=True, exist_ok=True)
+    picture(1).save(sample)
+    os.chdir(ROOT / "reader")
     for code in PLAN["snippets"]:
         place = LLAVA if "Llava" in code else OWN
         scope = {"directory": str(place), "image": picture(1), "transformers": transformers}
