@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from mm1_pipeline.config.pretraining import TextPretrainConfig, VisionPretrainConfig, WeightSource
 from mm1_pipeline.config.training import MixtureConfig, TrainingConfig
 from mm1_pipeline.streams.permutation import fair_turns, permute
-from mm1_pipeline.streams.shard_index import ShardIndex
+from mm1_pipeline.streams.shard_index import ShardIndex, link_sources
 
 MAX_PERIOD = 65_536
 """Finest step of a source's weight inside its stream; finer weights are rounded to it."""
@@ -275,6 +275,22 @@ def plan_part(
     if config.source is not WeightSource.TRAIN:
         return {}
     return MixtureSnapshot.of_training(config.training, shards_dir).describe()
+
+
+def link_drawn(planned: Mapping[str, Any], shards_dir: Path, output_dir: Path) -> int:
+    """Passes on the sources that a mixture draws, and no others.
+
+    Args:
+        planned: What `plan_part` says.
+        shards_dir: Of all sources.
+        output_dir: Gets theirs, by `link_sources`.
+
+    Returns:
+        How many they are.
+    """
+    sources = {name for stream in planned.get("streams", {}).values() for name in stream["sources"]}
+    link_sources(shards_dir, sorted(sources), output_dir)
+    return len(sources)
 
 
 def mixture_problems(mixture: MixtureConfig, sources: Collection[str]) -> list[str]:

@@ -107,24 +107,26 @@ def choose_microbatch_size(
     Raises:
         ValueError: Not even one sequence fits.
     """
-    rows = config.global_batch_size // num_ranks
-    is_bfloat16 = config.precision == "bfloat16"
-    is_known = objective.activation_bytes(1, packing, in_bfloat16=is_bfloat16) is not None
-    if config.microbatch_size or device != "cuda" or objective.compares_batch or not is_known:
+    if config.microbatch_size or device != "cuda" or objective.compares_batch:
         return config.microbatch_size
+    is_bfloat16 = config.precision == "bfloat16"
+    one = objective.activation_bytes(1, packing, in_bfloat16=is_bfloat16)
+    if one is None:
+        return None
 
     def activations(num_sequences: int) -> int:
         kept = objective.activation_bytes(num_sequences, packing, in_bfloat16=is_bfloat16)
         assert kept is not None, objective
         return kept
 
+    rows = config.global_batch_size // num_ranks
     memory = torch.cuda.get_device_properties(0).total_memory
     num_parameters = sum(weight.numel() for weight in objective.parameters())
     states = state_bytes(num_parameters, config.optimizer.kind) / num_ranks
     chosen = largest_microbatch(rows, activations, USABLE_SHARE * memory - states)
     if chosen is None:
         raise ValueError(
-            f"microbatch_size: found {compact(states + activations(1))} bytes for weights, "
+            f"microbatch_size: found {compact(states + one)} bytes for weights, "
             f"gradients, optimizer and one sequence on each of {num_ranks} GPUs, expected at most "
             f"{USABLE_SHARE:.0%} of {compact(memory)}: more GPUs share the weights, "
             "model.gradient_checkpointing and bfloat16 save activations, and `kedro mm1 plan` "

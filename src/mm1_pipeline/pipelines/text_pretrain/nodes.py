@@ -20,15 +20,12 @@ def plan_text_mixture(
 
     Their sources are passed on alone, so that another source trains no decoder anew.
     """
-    from mm1_pipeline.streams.mixture import plan_part
-    from mm1_pipeline.streams.shard_index import link_sources
+    from mm1_pipeline.streams.mixture import link_drawn, plan_part
 
     planned = plan_part(config, shards.path)
-    streams = planned.get("streams", {}).values()
-    sources = sorted({name for stream in streams for name in stream["sources"]})
     staged = stage("text_shards")
-    link_sources(shards.path, sources, staged.directory)
-    return planned, staged.described(counts={"sources": len(sources)})
+    num_sources = link_drawn(planned, shards.path, staged.directory)
+    return planned, staged.described(counts={"sources": num_sources})
 
 
 def pretrain_text(
