@@ -87,7 +87,7 @@ def measure(size: str, num_sequences: int) -> dict[str, Any]:
         StreamMixture,
         TrainingConfig,
     )
-    from mm1_pipeline.lab.plan import plan_pretraining
+    from mm1_pipeline.lab.plan import plan_training
     from mm1_pipeline.models.initialization import build_model
 
     length, images = 256, 4
@@ -106,7 +106,7 @@ def measure(size: str, num_sequences: int) -> dict[str, Any]:
     packing = PackingConfig(sequence_length=length, max_images=images, image_tokens=16)
     labelled = (length - images * 16 - 1) / length
     cluster = ClusterConfig(num_devices=1, images_per_sequence=images, labelled_share=labelled)
-    row = plan_pretraining(model, packing, training, cluster)["memory"][0]
+    row = plan_training(model, packing, training, cluster)["memory"][0]
 
     ids = torch.randint(4, 512, (num_sequences, length))
     ids[:, : images * 16] = 3

@@ -36,3 +36,5 @@ class ClusterConfig:
     """Share of the positions that predict a token; image tokens never do."""
     bytes_per_image: Count = 50_000
     """Mean size of a stored image."""
+    disk_bytes_per_second: Annotated[float, bounds(gt=0)] = 1e9
+    """What the first rank's host writes; checkpoints are gathered and written there."""

@@ -1,4 +1,4 @@
-"""What a pre-training will take: parameters, operations, memory, hours, cost, data.
+"""What an environment's trainings will take: parameters, operations, memory, hours, cost, disk.
 
 Counts are exact for the shapes (`models.flops`, weights on torch's meta device). Memory is the
 estimate of `models.memory`.
@@ -6,60 +6,146 @@ estimate of `models.memory`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from mm1_pipeline.config.model import MM1Config
+from mm1_pipeline.config.model import DecoderConfig, MM1Config
 from mm1_pipeline.config.plan import ClusterConfig
+from mm1_pipeline.config.pretraining import (
+    TextPretrainConfig,
+    VisionObjective,
+    VisionPretrainConfig,
+    WeightSource,
+)
 from mm1_pipeline.config.shard import PackingConfig, ShardConfig
+from mm1_pipeline.config.stages import SFTConfig, SFTStart, UpcycleConfig
 from mm1_pipeline.config.training import TrainingConfig
-from mm1_pipeline.config.validation import build_parameters
+from mm1_pipeline.config.validation import ParameterError, build_parameters
 from mm1_pipeline.ground.devices import DeviceLimits, device_limits
+from mm1_pipeline.models.aim import PatchPrediction
+from mm1_pipeline.models.clip import Contrastive
 from mm1_pipeline.models.connectors import connector_flops
+from mm1_pipeline.models.decoder import Decoder
 from mm1_pipeline.models.flops import (
     TRAINED,
     PackedSizes,
     decoder_flops,
-    training_flops,
+    linear_flops,
     vision_flops,
 )
 from mm1_pipeline.models.memory import (
     FLOAT32,
     USABLE_SHARE,
     activation_bytes,
+    decoder_bytes,
     largest_microbatch,
     state_bytes,
 )
 from mm1_pipeline.models.mm1 import MM1
+from mm1_pipeline.models.vit import VisionTransformer
 
 GIB = 1 << 30
+_POSITION_BYTES = 5
+"""What a shard holds of a position: its token (int32) and whether it is predicted (uint8)."""
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """What one step of a training computes, by part, and what it keeps for the backward pass."""
+
+    parameters: Mapping[str, int]
+    flops: Mapping[str, int]
+    """Of a step, by part; of parts that are trained, with the backward pass."""
+    num_images: int
+    """Encoded images of a step."""
+    activations: Callable[[int, bool], int] | None
+    """Bytes for a number of sequences, with or without recomputing; None where nobody counted."""
 
 
 def plan_environment(parameters: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans `pretrain` from raw parameters.
+    """Plans every training of the default run from raw parameters.
 
     Args:
         parameters: Of an environment, by group.
         cluster: Values that replace those of the group `cluster`.
 
+    Returns:
+        JSON values: `stages`, each as `plan_training` gives it; `evaluation`, of each model whether
+        its weights fit a device; `total`; `assumptions`.
+
     Raises:
-        ParameterError: A parameter cannot be used.
+        ParameterError: A parameter cannot be used, or the devices do not divide a batch.
     """
-    found = {**parameters.get("cluster", {}), **cluster}
-    return plan_pretraining(
-        build_parameters(MM1Config, "model", parameters["model"]),
-        build_parameters(ShardConfig, "shard", parameters["shard"]).packing,
-        build_parameters(TrainingConfig, "pretrain", parameters["pretrain"]),
-        build_parameters(ClusterConfig, "cluster", found),
-    )
+
+    def group(cls: type[Any], name: str) -> Any:
+        return build_parameters(cls, name, parameters[name])
+
+    model: MM1Config = group(MM1Config, "model")
+    packing: PackingConfig = group(ShardConfig, "shard").packing
+    pretrain: TrainingConfig = group(TrainingConfig, "pretrain")
+    sft: SFTConfig = group(SFTConfig, "sft")
+    upcycle: UpcycleConfig = group(UpcycleConfig, "upcycle")
+    vision: VisionPretrainConfig = group(VisionPretrainConfig, "vision_pretrain")
+    text: TextPretrainConfig = group(TextPretrainConfig, "text_pretrain")
+    given = {**parameters.get("cluster", {}), **cluster}
+    devices = build_parameters(ClusterConfig, "cluster", given)
+
+    experts = replace(model, decoder=replace(model.decoder, moe=upcycle.moe))
+    chat = experts if sft.init_from is SFTStart.UPCYCLE else model
+    chat_packing = group(ShardConfig, "sft_shard").packing
+    trained_on = upcycle.training(pretrain)
+    stages = {}
+    if vision.source is WeightSource.TRAIN:
+        stages["vision_pretrain"] = _plan(
+            _encoder(model, vision, packing, devices), packing, vision.training, devices
+        )
+    if text.source is WeightSource.TRAIN:
+        stages["text_pretrain"] = _plan(
+            _decoder(model.decoder, packing, text.training, devices),
+            packing,
+            text.training,
+            devices,
+        )
+    stages["pretrain"] = plan_training(model, packing, pretrain, devices)
+    stages["upcycle"] = plan_training(experts, packing, trained_on, devices)
+    stages["dense_control"] = plan_training(model, packing, trained_on, devices)
+    # What is known of the mixture's images says nothing of the conversations'.
+    others = replace(devices, images_per_sequence=None)
+    stages["sft"] = plan_training(chat, chat_packing, sft, others)
+
+    trainings = dict.fromkeys(("pretrain", "upcycle", "dense_control"), pretrain)
+    trainings |= {"sft": sft, "vision_pretrain": vision.training, "text_pretrain": text.training}
+    problems = [
+        _undivided(name, trainings[name].global_batch_size, devices.num_devices)
+        for name in stages
+        if trainings[name].global_batch_size % devices.num_devices
+    ]
+    if problems:
+        raise ParameterError("\n".join(problems))
+    models = {"pretrained": model, "upcycled": experts, "dense_control": model, "sft": chat}
+    return {
+        "stages": stages,
+        "evaluation": {name: _asked(config, devices) for name, config in models.items()},
+        "total": _total(stages, devices),
+        "assumptions": {
+            "device": devices.device.value,
+            "num_devices": devices.num_devices,
+            "model_flops_utilisation": devices.model_flops_utilisation,
+            "labelled_share": devices.labelled_share,
+            "disk_bytes_per_second": devices.disk_bytes_per_second,
+            "document": "one a sequence, which counts most attention",
+        },
+    }
 
 
-def plan_pretraining(
+def plan_training(
     model: MM1Config, packing: PackingConfig, training: TrainingConfig, cluster: ClusterConfig
 ) -> dict[str, Any]:
-    """Plans `pretrain` for an environment and a cluster.
+    """Plans one training of a whole model.
 
     Args:
         model: Its shapes.
@@ -68,59 +154,31 @@ def plan_pretraining(
         cluster: Devices and what is assumed of the data.
 
     Returns:
-        JSON values: parameters, flops, memory, time, data, assumptions.
+        JSON values: parameters, flops_per_step, memory, time, data, checkpoint.
     """
-    images = _images_per_sequence(packing, cluster)
-    counts = count_parameters(model)
     step = _step_sizes(packing, training, cluster)
+    images = _images_per_sequence(packing, cluster)
     num_images = round(images * training.global_batch_size)
-    flops = training_flops(model, step, num_images)
-    peak = _limits(cluster).peak(training.precision)
-    assert peak is not None, cluster.device
-    speed = cluster.model_flops_utilisation * peak * cluster.num_devices
-    seconds = flops / speed
-    steps = training.schedule.num_steps
-    hours = steps * seconds / 3600
-    positions = steps * step.num_positions
-    image_positions = steps * num_images * packing.image_tokens
-    return {
-        "parameters": counts,
-        "flops_per_step": {
-            "vision": TRAINED * num_images * vision_flops(model.vision),
-            "connector": TRAINED
-            * num_images
-            * connector_flops(model.connector, model.vision, model.decoder.d_model),
-            "decoder": TRAINED * decoder_flops(model.decoder, step),
-            "total": flops,
-        },
-        "memory": _memory(model, packing, training, cluster, images, counts["total"]),
-        "time": {
-            "seconds_per_step": seconds,
-            "positions_per_second": step.num_positions / seconds,
-            "hours": hours,
-            "device_hours": hours * cluster.num_devices,
-            "cost": None
-            if cluster.price_per_device_hour is None
-            else hours * cluster.num_devices * cluster.price_per_device_hour,
-        },
-        "data": {
-            "sequences": steps * training.global_batch_size,
-            "positions": positions,
-            "text_tokens": positions - image_positions,
-            "images": steps * num_images,
-            "image_bytes": steps * num_images * cluster.bytes_per_image,
-        },
-        "assumptions": {
-            "device": cluster.device.value,
-            "num_devices": cluster.num_devices,
-            "peak_flops": peak,
-            "model_flops_utilisation": cluster.model_flops_utilisation,
-            "precision": training.precision,
-            "images_per_sequence": images,
-            "labelled_share": cluster.labelled_share,
-            "document": "one a sequence, which counts most attention",
-        },
+    connector = connector_flops(model.connector, model.vision, model.decoder.d_model)
+
+    def activations(num_sequences: int, recompute: bool) -> int:
+        positions = num_sequences * packing.sequence_length
+        return activation_bytes(
+            model,
+            positions,
+            round(num_sequences * images),
+            round(positions * cluster.labelled_share),
+            in_bfloat16=training.precision == "bfloat16",
+            recompute=recompute,
+        ).total
+
+    flops = {
+        "vision": TRAINED * num_images * vision_flops(model.vision),
+        "connector": TRAINED * num_images * connector,
+        "decoder": TRAINED * decoder_flops(model.decoder, step),
     }
+    work = _Workload(count_parameters(model), flops, num_images, activations)
+    return _plan(work, packing, training, cluster)
 
 
 def count_parameters(model: MM1Config) -> dict[str, int]:
@@ -132,37 +190,180 @@ def count_parameters(model: MM1Config) -> dict[str, int]:
     """
     with torch.device("meta"):
         built = MM1(model, image_token_id=0)
-    config = model.decoder
-    total = sum(weight.numel() for weight in built.parameters())
-    vision, connector, decoder = (
-        sum(weight.numel() for weight in part.parameters())
-        for part in (built.vision, built.connector, built.decoder)
-    )
-    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    vision, connector = _count(built.vision), _count(built.connector)
+    decoder = _decoder_parameters(model.decoder, built.decoder)
+    others = {name: vision + connector + decoder.pop(name) for name in ("total", "active")}
+    return {"vision": vision, "connector": connector, **decoder, **others}
+
+
+def _decoder_parameters(config: DecoderConfig, built: nn.Module) -> dict[str, int]:
     experts = sum(
         weight.numel() for name, weight in built.named_parameters() if ".experts." in name
     )
-    idle = config.num_parameters - config.num_active_parameters
+    embeddings = config.vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    total = _count(built)
     return {
-        "vision": vision,
-        "connector": connector,
         "embeddings": embeddings,
-        "decoder": decoder - embeddings - experts,
+        "decoder": total - embeddings - experts,
         "experts": experts,
         "total": total,
-        "active": total - idle,
+        "active": total - (config.num_parameters - config.num_active_parameters),
     }
 
 
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _decoder(
+    config: DecoderConfig, packing: PackingConfig, training: TrainingConfig, cluster: ClusterConfig
+) -> _Workload:
+    """A decoder alone; sequences of text have a label at every position."""
+    with torch.device("meta"):
+        built = Decoder(config)
+    step = _step_sizes(packing, training, replace(cluster, labelled_share=1.0))
+
+    def activations(num_sequences: int, recompute: bool) -> int:
+        positions = num_sequences * packing.sequence_length
+        how = {"in_bfloat16": training.precision == "bfloat16", "recompute": recompute}
+        return sum(decoder_bytes(config, positions, positions, **how))
+
+    flops = {"decoder": TRAINED * decoder_flops(config, step)}
+    return _Workload(_decoder_parameters(config, built), flops, 0, activations)
+
+
+def _encoder(
+    model: MM1Config, config: VisionPretrainConfig, packing: PackingConfig, cluster: ClusterConfig
+) -> _Workload:
+    """An encoder with what is thrown away, or kept beside it, after its training.
+
+    Texts are taken to fill what images leave of a sequence; comparing them is small beside.
+    """
+    batch = config.training.global_batch_size
+    num_images = round(_images_per_sequence(packing, cluster) * batch)
+    flops = {"vision": TRAINED * num_images * vision_flops(model.vision)}
+    with torch.device("meta"):
+        encoder = VisionTransformer(model.vision)
+        if config.objective is VisionObjective.AIM:
+            built: nn.Module = PatchPrediction(encoder, config.aim, seed=0)
+            head = linear_flops(built.get_submodule("head"), model.vision.num_patches)
+            flops["head"] = TRAINED * num_images * head
+        else:
+            tower = Contrastive(
+                encoder,
+                config.clip,
+                vocab_size=model.decoder.vocab_size,
+                image_token_id=0,
+                seed=0,
+            )
+            built = tower
+            length = batch * packing.sequence_length - num_images * packing.image_tokens
+            text = length // max(1, num_images)
+            sizes = PackedSizes(length, num_images * text * (text + 1) // 2, num_labels=0)
+            flops["text_tower"] = TRAINED * decoder_flops(tower.text_tower.config, sizes)
+    counts = {"vision": _count(encoder), "heads": _count(built) - _count(encoder)}
+    return _Workload({**counts, "total": sum(counts.values())}, flops, num_images, None)
+
+
+def _plan(
+    work: _Workload, packing: PackingConfig, training: TrainingConfig, cluster: ClusterConfig
+) -> dict[str, Any]:
+    peak = _limits(cluster).peak(training.precision)
+    assert peak is not None, cluster.device
+    total = sum(work.flops.values())
+    seconds = total / (cluster.model_flops_utilisation * peak * cluster.num_devices)
+    steps = training.schedule.num_steps
+    hours = steps * seconds / 3600
+    num_positions = training.global_batch_size * packing.sequence_length
+    image_positions = steps * work.num_images * packing.image_tokens
+    image_bytes = steps * work.num_images * cluster.bytes_per_image
+    return {
+        "parameters": dict(work.parameters),
+        "flops_per_step": {**work.flops, "total": total},
+        "memory": _memory(work, training, cluster),
+        "time": {
+            "steps": steps,
+            "seconds_per_step": seconds,
+            "positions_per_second": num_positions / seconds,
+            "hours": hours,
+            "device_hours": hours * cluster.num_devices,
+            "cost": _cost(hours, cluster),
+        },
+        "data": {
+            "sequences": steps * training.global_batch_size,
+            "positions": steps * num_positions,
+            "text_tokens": steps * num_positions - image_positions,
+            "images": steps * work.num_images,
+            "image_bytes": image_bytes,
+            "shard_bytes_if_seen_once": image_bytes + steps * num_positions * _POSITION_BYTES,
+        },
+        "checkpoint": _checkpoint(work.parameters["total"], training, seconds, cluster),
+        "assumptions": {
+            "peak_flops": peak,
+            "precision": training.precision,
+            "images_per_sequence": work.num_images / training.global_batch_size,
+        },
+    }
+
+
+def _checkpoint(
+    num_parameters: int, training: TrainingConfig, seconds: float, cluster: ClusterConfig
+) -> dict[str, float]:
+    """Weights and the optimizer's state, gathered on the first rank's host and written there."""
+    # All that a training keeps but the gradients.
+    size = state_bytes(num_parameters, training.optimizer.kind) - num_parameters * FLOAT32
+    write = size / cluster.disk_bytes_per_second
+    interval = training.checkpoint.interval_steps * seconds
+    return {
+        "gib": size / GIB,
+        # One more than are kept: the old ones stay until the new one is whole.
+        "disk_gib": (training.checkpoint.keep + 1) * size / GIB,
+        "host_memory_gib": size / GIB,
+        "hours_between": interval / 3600,
+        "seconds_to_write": write,
+        "share_of_time": write / (write + interval),
+    }
+
+
+def _asked(model: MM1Config, cluster: ClusterConfig) -> dict[str, Any]:
+    """Weights that a device holds whole when a model is asked: float32, whatever is computed in."""
+    memory = _limits(cluster).memory_gib
+    assert memory is not None, cluster.device
+    weights = count_parameters(model)["total"] * FLOAT32 / GIB
+    return {"weights_gib": weights, "fits": weights < USABLE_SHARE * memory}
+
+
+def _total(stages: Mapping[str, Mapping[str, Any]], cluster: ClusterConfig) -> dict[str, Any]:
+    hours = sum(stage["time"]["hours"] for stage in stages.values())
+    return {
+        "hours": hours,
+        "device_hours": hours * cluster.num_devices,
+        "cost": _cost(hours, cluster),
+    }
+
+
+def _cost(hours: float, cluster: ClusterConfig) -> float | None:
+    price = cluster.price_per_device_hour
+    return None if price is None else hours * cluster.num_devices * price
+
+
+def _undivided(stage: str, batch: int, num_devices: int) -> str:
+    possible = (count for count in range(1, batch + 1) if batch % count == 0)
+    nearest = sorted(possible, key=lambda count: abs(count - num_devices))[:2]
+    return (
+        f"cluster.num_devices: found {num_devices}, expected a number that divides the batch of "
+        f"{batch} sequences of {stage}; nearest possible: "
+        f"{' or '.join(map(str, sorted(nearest)))}."
+    )
+
+
 def _memory(
-    model: MM1Config,
-    packing: PackingConfig,
-    training: TrainingConfig,
-    cluster: ClusterConfig,
-    images: float,
-    num_parameters: int,
+    work: _Workload, training: TrainingConfig, cluster: ClusterConfig
 ) -> list[dict[str, Any]]:
-    """A row for each way to lay a training out."""
+    """A row for each way to lay a training out; none where activations are not counted."""
+    if work.activations is None:
+        return []
+    num_parameters = work.parameters["total"]
     per_device = max(1, training.global_batch_size // cluster.num_devices)
     memory = _limits(cluster).memory_gib
     assert memory is not None, cluster.device
@@ -170,24 +371,17 @@ def _memory(
     for sharded in (False, True) if cluster.num_devices > 1 else (False,):
         shards = cluster.num_devices if sharded else 1
         states = state_bytes(num_parameters, training.optimizer.kind) / shards
+        free = USABLE_SHARE * memory * GIB - states
+        weights = num_parameters * FLOAT32 / shards
         for recompute in (False, True):
 
-            def activations(num_sequences: int, *, recompute: bool = recompute) -> int:
-                positions = num_sequences * packing.sequence_length
-                return activation_bytes(
-                    model,
-                    positions,
-                    round(num_sequences * images),
-                    round(positions * cluster.labelled_share),
-                    in_bfloat16=training.precision == "bfloat16",
-                    recompute=recompute,
-                ).total
+            def kept(num_sequences: int, *, recompute: bool = recompute) -> int:
+                assert work.activations is not None
+                return work.activations(num_sequences, recompute)
 
-            free = USABLE_SHARE * memory * GIB - states
             wanted = training.microbatch_size
             chosen = min(wanted, per_device) if wanted else None
-            chosen = chosen or largest_microbatch(per_device, activations, free) or 1
-            weights = num_parameters * FLOAT32 / shards
+            chosen = chosen or largest_microbatch(per_device, kept, free) or 1
             rows.append(
                 {
                     "sharded": sharded,
@@ -196,9 +390,9 @@ def _memory(
                     "weights_gib": weights / GIB,
                     "gradients_gib": weights / GIB,
                     "optimizer_gib": (states - 2 * weights) / GIB,
-                    "activations_gib": activations(chosen) / GIB,
-                    "total_gib": (states + activations(chosen)) / GIB,
-                    "fits": activations(chosen) < free,
+                    "activations_gib": kept(chosen) / GIB,
+                    "total_gib": (states + kept(chosen)) / GIB,
+                    "fits": kept(chosen) < free,
                 }
             )
     return rows

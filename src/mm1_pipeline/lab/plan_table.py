@@ -12,20 +12,66 @@ _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "
 
 
 def render_plan(plan: Mapping[str, Any]) -> Group:
-    """Tables of what `plan_pretraining` gives."""
+    """Tables of what `plan_environment` gives: stages side by side, then what differs inside."""
+    stages: Mapping[str, Mapping[str, Any]] = plan["stages"]
     return Group(
-        _pairs("Parameters", plan["parameters"]),
-        _pairs("Operations a step", plan["flops_per_step"]),
-        _memory(plan["memory"]),
-        _pairs("Time", {name: value for name, value in plan["time"].items() if value is not None}),
-        _pairs("Data", plan["data"]),
+        *(
+            _stages(title, {name: stage[part] for name, stage in stages.items()})
+            for title, part in _PARTS.items()
+        ),
+        *(
+            _memory(f"Memory a device, GiB: {' = '.join(names)}", rows)
+            for names, rows in _equal({n: s["memory"] for n, s in stages.items() if s["memory"]})
+        ),
+        _stages("Weights that one device holds in an evaluation", plan["evaluation"]),
+        _pairs("All trainings", {n: v for n, v in plan["total"].items() if v is not None}),
         _pairs("Assumed", plan["assumptions"]),
     )
 
 
+_PARTS = {
+    "Parameters": "parameters",
+    "Operations a step": "flops_per_step",
+    "Time": "time",
+    "Data": "data",
+    "Checkpoint": "checkpoint",
+    "Assumed of each": "assumptions",
+}
+
+
+def _equal(tables: Mapping[str, Any]) -> list[tuple[list[str], Any]]:
+    """Stages whose tables are the same, once."""
+    found: list[tuple[list[str], Any]] = []
+    for name, table in tables.items():
+        for names, other in found:
+            if other == table:
+                names.append(name)
+                break
+        else:
+            found.append(([name], table))
+    return found
+
+
+def _stages(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A column a stage; what none of them has is left out."""
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("", min_width=26)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    names = dict.fromkeys(name for values in columns.values() for name in values)
+    for name in sorted(names, key=lambda name: name in {"total", "active"}):
+        found = [values.get(name) for values in columns.values()]
+        if any(value is not None for value in found):
+            cells = ("" if value is None else short(value) for value in found)
+            table.add_row(name.replace("_", " ").replace("gib", "GiB"), *cells)
+    return table
+
+
 def short(value: Any) -> str:
     """A number with three digits and a unit; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     for size, unit in _UNITS:
         if abs(value) >= size:
@@ -42,9 +88,9 @@ def _pairs(title: str, values: Mapping[str, Any]) -> Table:
     return table
 
 
-def _memory(rows: list[dict[str, Any]]) -> Table:
+def _memory(title: str, rows: list[dict[str, Any]]) -> Table:
     """Columns are the ways to lay a training out."""
-    table = Table(title="Memory a device, GiB", title_justify="left", box=None)
+    table = Table(title=title, title_justify="left", box=None)
     table.add_column("", min_width=26)
     for row in rows:
         names = {"sharded": "sharded", "gradient_checkpointing": "recomputing"}
@@ -52,5 +98,6 @@ def _memory(rows: list[dict[str, Any]]) -> Table:
         table.add_column(" + ".join(kinds) or "plain", justify="right")
     for name in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib", "total_gib"):
         table.add_row(name.removesuffix("_gib"), *(f"{row[name]:.2f}" for row in rows))
-    table.add_row("fits", *("yes" if row["fits"] else "no" for row in rows))
+    table.add_row("sequences at once", *(str(row["microbatch_size"]) for row in rows))
+    table.add_row("fits", *(short(row["fits"]) for row in rows))
     return table
