@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,37 @@ def check_evaluation(*models: str) -> Check:
         yield from check_device(run)
 
     return check
+
+
+def check_index(run: Run) -> Iterator[str]:
+    """There is something to keep out of training, and all files of it, whole as far as it shows."""
+    rules, config = run.get("ingest").decontamination, run.get("evaluate")
+    known = config.benchmarks(lambda name: True)
+    path = "ingest.decontamination"
+    for name in rules.benchmarks:
+        if name not in known:
+            yield unknown(f"{path}.benchmarks", name, known, "tasks that name files")
+    named = config.benchmarks(rules.compares_with)
+    sources = run.get("ingest").evaluation_part().sources
+    if rules.required and rules.is_wanted and not named and not sources:
+        yield (
+            f"{path}.required: found true, but neither an evaluation source in ingest.sources nor "
+            "a benchmark in evaluate.tasks, expected one to keep out of training; name it, or set "
+            "this to false."
+        )
+    for name, parameter in named.items():
+        task = config.tasks.get(name) or config.text_tasks[name]
+        problems = _places(parameter, task)
+        yield from problems
+        if not problems and _is_small(task.files) and _is_small(task.shot_files):
+            yield from run.once(("index", name, task), partial(_unreadable, config, name))
+
+
+def _unreadable(config: EvaluateConfig, name: str) -> list[str]:
+    """What is wrong with the files of a benchmark, which are small."""
+    from mm1_pipeline.evaluation.benchmarks import read_benchmarks
+
+    return refused("evaluate", lambda: deque(read_benchmarks(config, [name]), maxlen=0))
 
 
 def check_device(run: Run) -> Iterator[str]:
@@ -169,12 +201,7 @@ def _count_records(
 
 def _official(path: str, task: TaskConfig) -> Iterator[str]:
     """A task out of the files of its benchmark."""
-    problems = [
-        text
-        for field, files in (("files", task.files), ("shot_files", task.shot_files))
-        for role, place in (files or {}).items()
-        for text in missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
-    ]
+    problems = _places(path, task)
     yield from problems
     if problems or not _is_small(task.files) or not _is_small(task.shot_files):
         return
@@ -203,9 +230,17 @@ def _too_few(path: str, task: TaskConfig, available: int, where: str) -> str:
 def _text_task(path: str, task: TextTaskConfig) -> Iterator[str]:
     if task.files is None:
         yield f"{path}.files: found none, expected the paths of the benchmark's files."
-    for field, files in (("files", task.files), ("shot_files", task.shot_files)):
-        for role, place in (files or {}).items():
-            yield from missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
+    yield from _places(path, task)
+
+
+def _places(path: str, task: TaskConfig | TextTaskConfig) -> list[str]:
+    """Files of a benchmark that are not there."""
+    return [
+        text
+        for field, files in (("files", task.files), ("shot_files", task.shot_files))
+        for role, place in (files or {}).items()
+        for text in missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
+    ]
 
 
 def _is_small(files: Mapping[str, str] | None) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mm1_pipeline.config.task_formats import TaskFormat
+from mm1_pipeline.corpus.images import ImageSource
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
-    ImageSource,
     RawItem,
     data_files,
     letter,
