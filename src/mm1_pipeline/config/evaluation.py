@@ -101,6 +101,9 @@ class MixedResolution:
     takes those that the model was trained with: the overview where training had no others."""
     num_high_shots: Shots = 3
     """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
+    max_high_images: Count | None = None
+    """Images of one example up to which it stays high; one with more of them, such as a question of
+    MMMU on seven pictures, shows the overview of each. Our choice; None sets no limit."""
     max_positions: Count = 4_096
     """Positions of prompt and answer that the model was trained on."""
 
@@ -407,6 +410,9 @@ class EvaluateConfig:
     """Of answers; held-out losses are computed in float32."""
     batch_size: Count = operational(default=32)
     """Prompts generated together."""
+    beyond_training: bool = operational(default=False)
+    """Asks prompts that are longer than any sequence a model was trained on, instead of refusing
+    them before the run."""
     max_positions: Count = operational(default=8_192)
     """Positions of a prompt with its answer above which nothing is run: the key-value cache's
     limit."""

@@ -18,6 +18,8 @@ from mm1_pipeline.config.ingest import (
     SourceConfig,
     SourceSplit,
 )
+from mm1_pipeline.config.shard import ShardConfig
+from mm1_pipeline.config.task_formats import MAX_IMAGES, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.preflight.run import Check, Run, missing, refused, unknown
 from mm1_pipeline.preflight.training import asks_pytorch
@@ -44,6 +46,7 @@ def check_evaluation(*models: str) -> Check:
                 "here or under evaluate.text_tasks."
             )
         yield from _positions(config, run)
+        yield from _trained_length(config, run, models)
         for name, task in config.tasks.items():
             path = f"evaluate.tasks.{name}"
             yield from _models(path, task, models)
@@ -143,6 +146,53 @@ def _positions(config: EvaluateConfig, run: Run) -> Iterator[str]:
         if task.resolution is not None and needed[name] > task.resolution.max_positions:
             path = f"evaluate.tasks.{name}.resolution.max_positions"
             yield said(path, task.resolution.max_positions, name)
+
+
+def _trained_length(config: EvaluateConfig, run: Run, models: Iterable[str]) -> Iterator[str]:
+    """What images and answer take fits the longest sequence of a model's training.
+
+    Fine-tuning goes on from a model of longer sequences, and their positions stay learnt.
+    """
+    shard, sft_shard = run.get("shard"), run.get("sft_shard")
+    if config.beyond_training or shard is None:
+        return
+    for model in models:
+        shards = sft_shard if model == "sft" else shard
+        if shards is None:
+            continue
+        length = max(shard.packing.sequence_length, shards.packing.sequence_length)
+        for name, task in config.tasks.items():
+            images = _most_images(task, shards) if task.is_asked_of(model) else []
+            needed = 1 + sum(images) * shards.packing.image_tokens + task.max_new_tokens
+            if not images or needed <= length:
+                continue
+            field = "shots" if len(task.shots) > 1 or max(task.shots) else "resolution"
+            yield (
+                f"evaluate.tasks.{name}.{field}: found a prompt of {needed:,} positions or more "
+                f"for {model} (images as {' + '.join(map(str, images))} sub-images of "
+                f"{shards.packing.image_tokens}, and an answer of {task.max_new_tokens} tokens), "
+                f"expected at most {length:,}, the longest sequence it is trained on. Ask for "
+                f"fewer shots, give evaluate.tasks.{name}.resolution with fewer num_high_shots or "
+                "max_high_images, or set evaluate.beyond_training to true."
+            )
+
+
+def _most_images(task: TaskConfig, shards: ShardConfig) -> list[int]:
+    """Sub-images of each example of the longest prompt, at least, the query last."""
+    from mm1_pipeline.evaluation.prompts.resolution import high_resolution, sub_images_per_example
+
+    rules = high_resolution(task.resolution, shards.sub_images)
+    # Elsewhere the images decide, which are not looked at before they are asked about.
+    is_known = rules.grid > 1 and rules.enlarge and not rules.skip_empty
+    high = 1 + rules.grid**2 if is_known else 1
+    numbers = range(1, MAX_IMAGES + 1) if task.format is TaskFormat.MMMU else [1]
+    longest = (
+        sub_images_per_example(
+            [[""]] * max(task.shots) + [[""] * number], task.resolution, lambda image: high
+        )
+        for number in numbers
+    )
+    return max(([sum(example) for example in found] for found in longest), key=sum)
 
 
 def _ingested(path: str, task: TaskConfig, run: Run) -> Iterator[str]:

@@ -80,12 +80,16 @@ def sub_images_per_example(
 
     Args:
         images: SHA-256 of the images of each example, the query last.
-        resolution: How many examples stay high; None keeps all.
+        resolution: Which examples stay high; None keeps all.
         count: Sub-images of an image at high resolution.
     """
-    first_high = 0 if resolution is None else len(images) - 1 - resolution.num_high_shots
+    first_high, most = 0, None
+    if resolution is not None:
+        first_high, most = len(images) - 1 - resolution.num_high_shots, resolution.max_high_images
     return tuple(
-        tuple(count(image) if place >= first_high else 1 for image in example)
+        tuple(count(image) for image in example)
+        if place >= first_high and (most is None or len(example) <= most)
+        else (1,) * len(example)
         for place, example in enumerate(images)
     )
 
