@@ -44,7 +44,11 @@ TEXTS = {
     *("triviaqa", "webqs"),
 }
 RULES = DecontaminationConfig()
-SAME_FILES = {"vqav2_sft": "vqav2", "textvqa_sft": "textvqa", "seed_image": "seed_all"}
+SAME_FILES = {
+    "vqav2_sft": "vqav2",
+    "textvqa_sft": "textvqa",
+    "seed_image": "seed_all",
+}
 """Tasks that ask what another asks."""
 
 
@@ -129,7 +133,7 @@ def test_missing_files_are_told_in_one_list_before_the_run(recipe):
 
 
 @pytest.mark.parametrize("name", sorted(TABLE_4 | FEW_SHOT | TEXTS))
-def test_every_layout_is_kept_out_of_training(recipe, name):
+def test_every_layout_is_kept_out_of_training(recipe, name: str):
     counts = recipe.summary["benchmarks"][name]
     assert counts["failed"] == 0
     num_items = COUNT - (name == "seed_image")  # one of SEED's is a video
@@ -275,13 +279,15 @@ def test_prompts_fit_what_the_model_was_trained_on(recipe):
     assert told() == []
     (text,) = told(coco=None)
     # Nine images of 720 positions, the first token, and an answer of 30.
-    assert text.startswith("evaluate.tasks.coco.shots: found a prompt of 6,511 positions")
-    assert "for sft" in text
+    assert text.startswith("evaluate.tasks.coco.shots: found 8 shots and a query that take 6,511")
+    assert "of sft (9 x 720 = 6,480 of images, and an answer of 30)" in text
     assert "expected at most 4,096, the longest sequence it is trained on" in text
     (text,) = told(mmmu_val=None)
-    assert text.startswith("evaluate.tasks.mmmu_val.resolution: found a prompt of 5,297 positions")
+    assert text.startswith("evaluate.tasks.mmmu_val.resolution: found 0 shots and a query")
+    assert "take 5,297 positions or more of sft (7 x 720 = 5,040 of images" in text
     (text,) = told(mmmu_val=MixedResolution(max_high_images=6))
     assert "4,577 positions" in text
+    assert "(6 x 720 = 4,320" in text
     allowed = dataclasses.replace(
         recipe.evaluate,
         tasks={"coco": dataclasses.replace(recipe.evaluate.tasks["coco"], resolution=None)},

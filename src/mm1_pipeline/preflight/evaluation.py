@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mm1_pipeline.config.evaluation import CaptionWords, EvaluateConfig, Metric, TaskConfig
 from mm1_pipeline.config.ingest import (
@@ -23,6 +24,9 @@ from mm1_pipeline.config.task_formats import MAX_IMAGES, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.preflight.run import Check, Run, missing, refused, unknown
 from mm1_pipeline.preflight.training import asks_pytorch
+
+if TYPE_CHECKING:
+    from mm1_pipeline.evaluation.prompts.resolution import SubImageCounts
 
 _READ_BYTES = 32_000_000
 """Size of a task's files up to which they are read already now, in a second or so; of larger ones
@@ -156,28 +160,36 @@ def _trained_length(config: EvaluateConfig, run: Run, models: Iterable[str]) -> 
     shard, sft_shard = run.get("shard"), run.get("sft_shard")
     if config.beyond_training or shard is None:
         return
-    for model in models:
-        shards = sft_shard if model == "sft" else shard
-        if shards is None:
-            continue
-        length = max(shard.packing.sequence_length, shards.packing.sequence_length)
-        for name, task in config.tasks.items():
-            images = _most_images(task, shards) if task.is_asked_of(model) else []
-            needed = 1 + sum(images) * shards.packing.image_tokens + task.max_new_tokens
-            if not images or needed <= length:
-                continue
-            field = "shots" if len(task.shots) > 1 or max(task.shots) else "resolution"
-            yield (
-                f"evaluate.tasks.{name}.{field}: found a prompt of {needed:,} positions or more "
-                f"for {model} (images as {' + '.join(map(str, images))} sub-images of "
-                f"{shards.packing.image_tokens}, and an answer of {task.max_new_tokens} tokens), "
-                f"expected at most {length:,}, the longest sequence it is trained on. Ask for "
-                f"fewer shots, give evaluate.tasks.{name}.resolution with fewer num_high_shots or "
-                "max_high_images, or set evaluate.beyond_training to true."
-            )
+    shards = {model: sft_shard if model == "sft" else shard for model in models}
+    for name, task in config.tasks.items():
+        found = [
+            _beyond(f"evaluate.tasks.{name}", task, model, made, shard)
+            for model, made in shards.items()
+            if made is not None and task.is_asked_of(model)
+        ]
+        yield from max(found, key=lambda one: one[0], default=(0, []))[1]
 
 
-def _most_images(task: TaskConfig, shards: ShardConfig) -> list[int]:
+def _beyond(
+    path: str, task: TaskConfig, model: str, shards: ShardConfig, pretrained: ShardConfig
+) -> tuple[int, list[str]]:
+    """How many positions a task's longest prompt is too long for a model, and what to say."""
+    from mm1_pipeline.evaluation.prompts.resolution import formula
+
+    images, tokens = _most_images(task, shards), shards.packing.image_tokens
+    length = max(shards.packing.sequence_length, pretrained.packing.sequence_length)
+    needed = 1 + sum(map(sum, images)) * tokens + task.max_new_tokens
+    text = (
+        f"{path}.{'shots' if len(images) > 1 else 'resolution'}: found {max(task.shots)} shots and "
+        f"a query that take {needed:,} positions or more of {model} ({formula(images, tokens)} of "
+        f"images, and an answer of {task.max_new_tokens}), expected at most {length:,}, the "
+        f"longest sequence it is trained on. Ask for fewer shots, give {path}.resolution with "
+        "fewer num_high_shots or max_high_images, or set evaluate.beyond_training to true."
+    )
+    return needed - length, [text] if needed > length else []
+
+
+def _most_images(task: TaskConfig, shards: ShardConfig) -> SubImageCounts:
     """Sub-images of each example of the longest prompt, at least, the query last."""
     from mm1_pipeline.evaluation.prompts.resolution import high_resolution, sub_images_per_example
 
@@ -192,7 +204,7 @@ def _most_images(task: TaskConfig, shards: ShardConfig) -> list[int]:
         )
         for number in numbers
     )
-    return max(([sum(example) for example in found] for found in longest), key=sum)
+    return max(longest, key=lambda found: sum(map(sum, found)))
 
 
 def _ingested(path: str, task: TaskConfig, run: Run) -> Iterator[str]:
