@@ -5,7 +5,7 @@
     python campaigns/kills.py --only 7                 # chain 7 again; its data root is kept
 
 A chain is one data root of a cut smoke environment. Chain after chain, it is what a whole run left
-without what one of its 20 nodes made, or without the record of it alone, or it is empty. Before
+without what one of its 21 nodes made, or without the record of it alone, or it is empty. Before
 a drawn change of a file, by whichever call of the system and process, the run that makes it up is
 killed (SIGKILL to all its processes, or to the one that makes the change, half of a write made or
 none), or from a drawn byte on its disk is full. It is started again, and so on; after its last

@@ -280,7 +280,7 @@ def test_with_everything_fresh_nothing_runs_and_nothing_heavy_is_imported(finish
     )
     output = finished_process.stdout + finished_process.stderr
     assert finished_process.returncode == 0, output
-    assert ("Ran 0 of 20 nodes" if command == ("run",) else "everything is fresh") in output
+    assert ("Ran 0 of 21 nodes" if command == ("run",) else "everything is fresh") in output
 
 
 def test_same_seed_gives_the_same_reports(finished, make_smoke, tmp_path):

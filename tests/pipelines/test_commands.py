@@ -186,12 +186,12 @@ def run_installed(site: Path, folder: Path, *arguments: str) -> subprocess.Compl
 def test_the_wheel_runs_in_a_folder_with_configuration_and_data(installed, user_folder):
     below = user_folder / "notes"
     below.mkdir()
-    nodes = ("ingest_evaluation", "ingest_pretraining")
+    nodes = ("ingest_evaluation", "index_evaluation", "ingest_pretraining")
     node = ("--env=smoke", f"--nodes={','.join(nodes)}")
     few = "--params=ingest.sources.web_documents.max_records=1"
     ran = run_installed(installed, below, "run", *node, few)
     assert ran.returncode == 0, ran.stderr
-    assert "Ran 2 of 2 nodes" in ran.stdout
+    assert "Ran 3 of 3 nodes" in ran.stdout
     assert (user_folder / "data" / "smoke" / "03_primary" / "records" / "CURRENT").exists()
     assert list(below.iterdir()) == []
     # The same code and data, found through the sources and from above: nothing is stale.
@@ -222,7 +222,7 @@ def test_the_wheel_outside_of_a_project_says_what_it_needs(installed, tmp_path, 
         tmp_path,
         "run",
         "--env=smoke",
-        "--nodes=ingest_evaluation,ingest_pretraining",
+        "--nodes=ingest_evaluation,index_evaluation,ingest_pretraining",
         "--conf-source=user/conf",
     )
     assert elsewhere.returncode == 1
@@ -282,7 +282,7 @@ def test_what_lets_in_of_an_address_is_in_no_message_and_no_file(smoke_project):
     for command in (
         (
             "run",
-            "--nodes=ingest_evaluation,ingest_pretraining,ingest_conversations",
+            "--nodes=ingest_evaluation,index_evaluation,ingest_pretraining,ingest_conversations",
             *options,
             param,
         ),

@@ -97,7 +97,7 @@ def test_model_and_shards_agree_in_every_environment():
         assert params["model"].decoder.vocab_size == params["tokenizer"].vocab_size
 
 
-INGESTED = {"ingest_evaluation", "ingest_pretraining"}
+INGESTED = {"ingest_evaluation", "index_evaluation", "ingest_pretraining"}
 SHARDED = {*INGESTED, "synthesize_captions", "prepare_tokenizer", "pack_shards"}
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from mm1_pipeline.config.corpus_rules import DecontaminationConfig
 from mm1_pipeline.config.ingest import IngestConfig, RecordKind
-from mm1_pipeline.corpus.decontamination import Decontaminator, build_index
+from mm1_pipeline.corpus.decontamination import Decontaminator, build_index, items_of
 from mm1_pipeline.corpus.images import look_at_image
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.records import Record, RecordImage, Segment, read_records
@@ -64,8 +64,8 @@ def decontaminator() -> Decontaminator:
         record(n, encode(scene(n, (320, 240) if n % 2 else (200, 260))), sentence(n, 8 + n))
         for n in range(12)
     ]
-    build_index(records, DecontaminationConfig(), folder)
-    return Decontaminator(folder, DecontaminationConfig())
+    build_index(items_of(records), DecontaminationConfig(), folder)
+    return Decontaminator(folder)
 
 
 @st.composite
@@ -140,12 +140,9 @@ def test_copies_of_every_image_of_the_sample_are_found(tmp_path):
     if not files:
         pytest.skip("the embedded sample is not checked out")
     chosen = files[::6]
-    build_index(
-        [record(n, file.read_bytes(), "") for n, file in enumerate(chosen)],
-        DecontaminationConfig(),
-        tmp_path,
-    )
-    index = Decontaminator(tmp_path, DecontaminationConfig())
+    records = [record(n, file.read_bytes(), "") for n, file in enumerate(chosen)]
+    build_index(items_of(records), DecontaminationConfig(), tmp_path)
+    index = Decontaminator(tmp_path)
     missed = []
     for file in chosen:
         image = Image.open(file).convert("RGB")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from mm1_pipeline.config._base import (
     Count,
+    Name,
     NgramWords,
     Number,
     Seed,
@@ -244,10 +245,18 @@ class DeduplicationConfig:
 class DecontaminationConfig:
     """What of the evaluation data must not be learnt from.
 
-    Every source with `split: evaluation` counts: its images, its questions and its references.
-    MM1 does not describe decontamination: our choice.
+    Every source with `split: evaluation` counts, and every benchmark whose files `evaluate` names:
+    images, questions, options, references. Examples that are only shown in prompts (`shot_files`,
+    `shot_subset`) are kept out of pre-training; fine-tuning learns from the training splits that
+    they are drawn from. MM1 does not describe decontamination: our choice.
     """
 
+    benchmarks: dict[Name, bool] = dataclasses.field(default_factory=dict)
+    """Tasks of `evaluate` whose files are not compared with (`vqav2: false`); those that are not
+    named are. Reading them takes some 20 ms an image, once."""
+    required: bool = True
+    """Refuses to go on where there is nothing to compare with, or where a benchmark gives no item,
+    image or text. False goes on; the report then says 0."""
     images: bool = True
     """Rejects a training record that shows an evaluation image: resized, compressed, or with up
     to `max_crop` cut off."""
@@ -264,6 +273,15 @@ class DecontaminationConfig:
     min_words: NgramWords = 8
     """An evaluation text shorter than `ngram_words` counts as one n-gram, unless it has fewer
     words than this: that much is common language. The report says how many texts that are."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is compared at all."""
+        return self.images or self.texts
+
+    def compares_with(self, task: str) -> bool:
+        """Whether the files of a task are kept out of training."""
+        return self.is_wanted and self.benchmarks.get(task, True)
 
     def __post_init__(self) -> None:
         if self.min_words > self.ngram_words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from mm1_pipeline.config._base import (
     only,
     operational,
     parameters,
+    with_fields,
 )
 from mm1_pipeline.config.shard import SubImageConfig
 from mm1_pipeline.config.task_files import complete_task
@@ -99,6 +101,9 @@ class MixedResolution:
     takes those that the model was trained with: the overview where training had no others."""
     num_high_shots: Shots = 3
     """Last shots that stay high; our choice: 8 shots then take 5 x 144 + 4 x 720 = 3,600."""
+    max_high_images: Count | None = None
+    """Images of one example up to which it stays high; one with more of them, such as a question of
+    MMMU on seven pictures, shows the overview of each. Our choice; None sets no limit."""
     max_positions: Count = 4_096
     """Positions of prompt and answer that the model was trained on."""
 
@@ -229,6 +234,17 @@ class TaskConfig:
     max_items: Annotated[int, bounds(ge=2, le=MOST)] | None = None
     """Scores only the first items (after a seeded shuffle); None scores all. One item has no
     standard error."""
+
+    def data_part(self) -> TaskConfig:
+        """What of the files is read; a subset that shots come from, only where shots are shown."""
+        part = only(
+            self,
+            *("format", "files", "subset", "image_name", "hidden_answers"),
+            *("shot_files", "shot_subset", "shot_image_name"),
+        )
+        if self.shot_files is None and max(self.shots) == 0:
+            return with_fields(part, shot_subset=None)
+        return part
 
     def is_asked_of(self, model: str) -> bool:
         """Whether a model of this name is asked."""
@@ -394,6 +410,9 @@ class EvaluateConfig:
     """Of answers; held-out losses are computed in float32."""
     batch_size: Count = operational(default=32)
     """Prompts generated together."""
+    beyond_training: bool = operational(default=False)
+    """Asks prompts that are longer than any sequence a model was trained on, instead of refusing
+    them before the run."""
     max_positions: Count = operational(default=8_192)
     """Positions of a prompt with its answer above which nothing is run: the key-value cache's
     limit."""
@@ -414,6 +433,33 @@ class EvaluateConfig:
     def vision_part(self) -> EvaluateConfig:
         """What measuring an encoder at its own task depends on."""
         return only(self, "device", "max_validation_items")
+
+    def benchmarks(self, is_wanted: Callable[[str], bool]) -> dict[str, str]:
+        """Tasks whose official files are named, each with the parameter that has it.
+
+        Args:
+            is_wanted: Whether a task of a name is meant.
+        """
+        tasks = [name for name, task in self.tasks.items() if task.format is not None]
+        texts = [name for name, task in self.text_tasks.items() if task.files is not None]
+        named = {name: f"evaluate.tasks.{name}" for name in tasks}
+        named |= {name: f"evaluate.text_tasks.{name}" for name in texts}
+        return {name: parameter for name, parameter in named.items() if is_wanted(name)}
+
+    def benchmark_part(self) -> EvaluateConfig:
+        """Which official files are read, and as what; not what is asked about them."""
+        return with_fields(
+            only(self),
+            tasks={
+                name: task.data_part()
+                for name, task in self.tasks.items()
+                if task.format is not None
+            },
+            text_tasks={
+                name: only(task, "format", "files", "shot_files")
+                for name, task in self.text_tasks.items()
+            },
+        )
 
     def asked_of(self, *models: str) -> EvaluateConfig:
         """The same with the tasks that ask one of some models.

@@ -17,6 +17,7 @@ from mm1_pipeline.config._base import (
     bounds,
     check_order,
     input_path,
+    only,
     operational,
     parameters,
     with_fields,
@@ -302,6 +303,10 @@ class IngestConfig:
             decontamination=DecontaminationConfig(),
         )
 
+    def index_part(self) -> IngestConfig:
+        """What the index of evaluation data depends on, beside that data."""
+        return only(self, "decontamination")
+
     def pretraining_part(self) -> IngestConfig:
         """What the records of captions, interleaved documents and text depend on."""
         return self._only(
@@ -327,9 +332,13 @@ class IngestConfig:
         return list(self.sources)
 
     def _only(self, is_wanted: Callable[[SourceConfig], bool], **others: Any) -> IngestConfig:
-        """Some of the sources, none of them where the recipe has no such; values are checked."""
+        """Some of the sources, none of them where the recipe has no such; values are checked.
+
+        Which benchmarks are in the index is for who makes it: to the others its content counts.
+        """
         sources = {name: source for name, source in self.sources.items() if is_wanted(source)}
-        return with_fields(self, sources=sources, **others)
+        rules = with_fields(self.decontamination, benchmarks={}, required=True)
+        return with_fields(self, sources=sources, **{"decontamination": rules, **others})
 
     def deduplication_of(self, source: SourceConfig) -> DeduplicationConfig:
         """How repetitions in a source are found."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+MAX_IMAGES = 7
+"""Images a question of MMMU may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskLayout:

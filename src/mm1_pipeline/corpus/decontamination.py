@@ -1,7 +1,9 @@
 """Keeps the evaluation data out of training: pictures by perceptual hashes, texts by their n-grams.
 
-The index is made of the evaluation sources once they are ingested, before any training source is
-read, and lies on disk as arrays that all workers map into memory.
+The index is made of the evaluation sources once they are ingested, and of the official files of
+benchmarks, before any training source is read. It lies on disk as arrays that all workers map into
+memory. What is asked comes first in it, then the examples that are only shown: fine-tuning, which
+learns from the training splits that they are drawn from, is compared with the first part alone.
 """
 
 from __future__ import annotations
@@ -9,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ import numpy as np
 import xxhash
 
 from mm1_pipeline.config.corpus_rules import DecontaminationConfig
-from mm1_pipeline.corpus.images import RejectedImage, open_image
+from mm1_pipeline.corpus.images import ImageSource, RejectedImage, encoded, open_image
 from mm1_pipeline.corpus.perceptual_hash import (
     BLOCKS,
     Box,
@@ -33,6 +38,8 @@ from mm1_pipeline.corpus.perceptual_hash import (
 )
 from mm1_pipeline.corpus.records import Record
 from mm1_pipeline.ground.rejects import Reason, Rejected
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "decontamination.json"
 
@@ -51,25 +58,58 @@ _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def build_index(records: Iterable[Record], config: DecontaminationConfig, folder: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class EvaluationItem:
+    """One thing that a model is asked, or shown, when it is evaluated."""
+
+    benchmark: str
+    """Name of the evaluation source or task."""
+    key: str
+    images: tuple[ImageSource, ...] = ()
+    texts: tuple[str, ...] = ()
+    """Whatever somebody wrote for it: questions, options, captions, answers."""
+    is_shown: bool = False
+    """Whether it is only an example in prompts, which may come from a training split."""
+    failure: str | None = None
+    """Why it is no item; None if it is one."""
+
+
+def items_of(records: Iterable[Record]) -> Iterator[EvaluationItem]:
+    """The records of evaluation sources as items."""
+    for record in records:
+        images = tuple(image.bytes for image in record.images)
+        texts = (*(s.text for s in record.segments if s.text), *record.references)
+        yield EvaluationItem(record.source, record.key, images, texts)
+
+
+def build_index(
+    items: Iterable[EvaluationItem], config: DecontaminationConfig, folder: Path
+) -> dict[str, Any]:
     """Writes what training records are compared with.
 
     Args:
-        records: of the evaluation sources.
+        items: those that are asked before those that are shown.
         config: which parts are wanted, and the crops to expect.
         folder: gets the arrays and `decontamination.json`; is empty.
+
+    Returns:
+        The summary: how many records, images and texts, the same for each benchmark, and the
+        digest of the arrays.
     """
     images, texts = _ImageRows(config), _TextRows(config)
-    num_records = 0
-    for record in records:
-        num_records += 1
-        name = f"{record.source}/{record.key}"
-        if config.images:
-            for image in record.images:
-                images.add(name, image.sha256, image.bytes)
-        if config.texts:
-            texts.add_all(name, [*(s.text for s in record.segments if s.text), *record.references])
-    arrays = {**images.arrays(), **texts.arrays()}
+    asked, shown = _Counts(), _Counts()
+    borders: tuple[int, int] | None = None
+    for item in items:
+        assert item.is_shown or borders is None, "what is asked comes first"
+        if item.is_shown and borders is None:
+            borders = len(images.names), len(texts.names)
+        _add(item, config, images, texts, (shown if item.is_shown else asked).of(item.benchmark))
+    num_images, num_texts = borders or (len(images.names), len(texts.names))
+    arrays = {
+        **images.arrays(),
+        **texts.arrays(),
+        "num_asked": np.array([num_images, num_texts], np.int64),
+    }
     for array_name, values in arrays.items():
         np.save(folder / f"{array_name}.npy", values)
     names = {"images": images.names, "texts": texts.names}
@@ -77,15 +117,73 @@ def build_index(records: Iterable[Record], config: DecontaminationConfig, folder
     digest = hashlib.sha256()
     for array_name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[array_name]).tobytes())
+    benchmarks: dict[str, Any] = {name: counts.to_json() for name, counts in asked.found.items()}
+    for name, counts in shown.found.items():
+        benchmarks.setdefault(name, {})["shots"] = counts.to_json()
+    every = [*asked.found.values(), *shown.found.values()]
     summary = {
-        "records": num_records,
+        "records": sum(counts.numbers["records"] for counts in every),
         "images": len(images.names),
         "texts": texts.num_texts,
         "texts_too_short": texts.num_short,
+        "failed": sum(counts.numbers["failed"] for counts in every),
         "ngrams": sum(len(v) for n, v in arrays.items() if n.startswith("ngrams")),
+        "benchmarks": benchmarks,
         "digest": digest.hexdigest(),
     }
     (folder / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+    return summary
+
+
+@dataclass
+class _Benchmark:
+    """What one benchmark holds, whether or not another one holds it as well."""
+
+    numbers: Counter[str] = field(default_factory=Counter)
+    images: set[str] = field(default_factory=set)
+    texts: set[bytes] = field(default_factory=set)
+
+    def to_json(self) -> dict[str, int]:
+        counts = {"images": len(self.images), "texts": len(self.texts)}
+        return {"records": self.numbers["records"], **counts, "failed": self.numbers["failed"]}
+
+
+class _Counts:
+    """By benchmark, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, _Benchmark] = {}
+
+    def of(self, name: str) -> _Benchmark:
+        return self.found.setdefault(name, _Benchmark())
+
+
+def _add(
+    item: EvaluationItem,
+    config: DecontaminationConfig,
+    images: _ImageRows,
+    texts: _TextRows,
+    counts: _Benchmark,
+) -> None:
+    """Takes an item in; one with a bad image keeps its other images and its texts."""
+    counts.numbers["records"] += 1
+    name, failure = f"{item.benchmark}/{item.key}", item.failure
+    for image in item.images if config.images else ():
+        try:
+            counts.images.add(images.add(name, image))
+        except (RejectedImage, ValueError) as error:
+            failure = failure or f"image: {error}"
+    if config.texts:
+        counts.texts |= texts.add_all(name, item.texts)
+    if failure is not None:
+        counts.numbers["failed"] += 1
+        if counts.numbers["failed"] == 1:
+            logger.warning(
+                "%s: cannot be compared with as a whole (%s); the report counts how many of the "
+                "benchmark cannot.",
+                name,
+                failure,
+            )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -93,25 +191,73 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
 
 
+def index_problems(
+    summary: Mapping[str, Any], config: DecontaminationConfig, benchmarks: Mapping[str, str]
+) -> list[str]:
+    """What an index lacks that it was to hold.
+
+    Args:
+        summary: Of `build_index`.
+        config: Whether anything is required, and which parts are wanted.
+        benchmarks: Those whose files were read: by name the parameter that has it, such as
+            `evaluate.tasks.coco`, or `evaluate.text_tasks.piqa`, whose items have no images.
+
+    Returns:
+        A text for each.
+    """
+    if not config.required or not config.is_wanted:
+        return []
+    out = "ingest.decontamination"
+    problems = []
+    if not summary["images"] and not summary["texts"]:
+        problems.append(
+            f"{out}.required: found nothing to compare training data with (0 images and 0 texts of "
+            f"{summary['records']} records), expected an evaluation source in ingest.sources "
+            "(split: evaluation) or a benchmark whose files evaluate.tasks names. Name one, or set "
+            "it to false to learn from data that nothing is kept out of."
+        )
+    for name, parameter in benchmarks.items():
+        found = summary["benchmarks"].get(name, {})
+        has_images = config.images and parameter.startswith("evaluate.tasks.")
+        for files, counts in (("files", found), ("shot_files", found.get("shots"))):
+            if counts is None:
+                continue
+            lacks = "records" if not counts.get("records") else "images" if has_images else "texts"
+            if counts.get(lacks) or (lacks == "texts" and not config.texts):
+                continue
+            problems.append(
+                f"{parameter}.{files}: found 0 {lacks} to keep out of training, of "
+                f"{counts.get('records', 0)} items, expected files of its format, whole, and "
+                f"images where they are. Correct the paths, set {out}.benchmarks.{name} to "
+                f"false to leave it out, or {out}.required to false."
+            )
+    return problems
+
+
 class Decontaminator:
     """Looks whether training records hold evaluation data.
 
     Args:
         folder: what `build_index` wrote.
-        config: the tolerances.
+        with_shots: whether to look for the examples that are only shown, too.
     """
 
-    def __init__(self, folder: Path, config: DecontaminationConfig) -> None:
+    def __init__(self, folder: Path, *, with_shots: bool = True) -> None:
         self._folder = folder
         self._names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-        self._luma, self._chroma = self._load("luma"), self._load("chroma")
-        self._tolerances = self._load("tolerances")
-        self._blocks = np.asarray(self._load("blocks"))
-        self._limits = np.asarray(self._load("limits"))
-        self._reach = np.asarray(self._load("reach"))
+        num_images, num_texts = map(int, self._load("num_asked"))
+        # The first that has an image or an n-gram owns it, so what is asked is never among these.
+        self._num_texts = len(self._names["texts"]) if with_shots else num_texts
+        first = slice(None if with_shots else num_images)
+        self._luma, self._chroma = self._load("luma")[first], self._load("chroma")[first]
+        self._tolerances = self._load("tolerances")[first]
+        self._blocks = np.asarray(self._load("blocks")[first])
+        self._limits = np.asarray(self._load("limits")[first])
+        self._reach = np.asarray(self._load("reach")[first])
         self._squares = np.sum(self._blocks**2, axis=2)
         self._ngrams: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for size in range(config.min_words, config.ngram_words + 1):
+        sizes = (file.stem.removeprefix("ngrams") for file in folder.glob("ngrams*.npy"))
+        for size in sorted(map(int, sizes)):
             hashes = self._load(f"ngrams{size}")
             if len(hashes):
                 self._ngrams[size] = (hashes, self._load(f"ngram_owners{size}"))
@@ -201,7 +347,7 @@ class Decontaminator:
                 continue
             places = np.searchsorted(hashes, found)
             places[places == len(hashes)] = 0
-            hits = np.flatnonzero(hashes[places] == found)
+            hits = np.flatnonzero((hashes[places] == found) & (owners[places] < self._num_texts))
             if len(hits):
                 name = self._names["texts"][int(owners[places[hits[0]]])]
                 detail = f"holds {size} words in a row of {name}, from word {hits[0] + 1} on"
@@ -215,18 +361,35 @@ class _ImageRows:
         self._steps = np.linspace(0, config.max_crop, _CROP_STEPS) if config.max_crop else [0.0]
         self._max_difference = config.max_difference
         self._seen: set[str] = set()
+        self._files: dict[Path, str] = {}
         self._rows: list[bytes] = []
         self._tolerances: list[float] = []
         self.names: list[str] = []
 
-    def add(self, name: str, sha256: str, data: bytes) -> None:
-        if sha256 in self._seen:
-            return
-        self._seen.add(sha256)
-        image = open_image(data)
-        self._rows += [row.to_bytes() for row in perceptual_hashes(image, self._boxes(*image.size))]
-        self._tolerances.append(self._max_difference * (1 + _SMALL_SIDE / min(image.size)))
-        self.names.append(name)
+    def add(self, name: str, source: ImageSource) -> str:
+        """Takes an image in that is not there yet; a file is read once.
+
+        Returns:
+            SHA-256 of the encoded image.
+
+        Raises:
+            RejectedImage: it does not decode, or breaks a limit of size.
+            ValueError: there is no such file.
+        """
+        if isinstance(source, Path) and source in self._files:
+            return self._files[source]
+        data = encoded(source)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in self._seen:
+            image = open_image(data)
+            rows = perceptual_hashes(image, self._boxes(*image.size))
+            self._rows.append(b"".join(row.to_bytes() for row in rows))
+            self._tolerances.append(self._max_difference * (1 + _SMALL_SIDE / min(image.size)))
+            self.names.append(name)
+            self._seen.add(sha256)
+        if isinstance(source, Path):
+            self._files[source] = sha256
+        return sha256
 
     def _boxes(self, width: int, height: int) -> Iterator[Box]:
         for left, top, right, bottom in itertools.product(self._steps, repeat=4):
@@ -267,12 +430,16 @@ class _TextRows:
         self.names: list[str] = []
         self.num_texts = self.num_short = 0
 
-    def add_all(self, name: str, texts: list[str]) -> None:
+    def add_all(self, name: str, texts: Iterable[str]) -> set[bytes]:
+        """Takes texts in; gives a digest of each, the same for texts of the same words."""
+        digests = set()
         for text in texts:
             words = word_hashes(text)
-            if words.tobytes() in self._seen:
+            digest = xxhash.xxh3_128_digest(words.tobytes())
+            digests.add(digest)
+            if digest in self._seen:
                 continue
-            self._seen.add(words.tobytes())
+            self._seen.add(digest)
             self.num_texts += 1
             size = min(len(words), self._config.ngram_words)
             if size < self._config.min_words:
@@ -281,6 +448,7 @@ class _TextRows:
             for value in ngram_hashes(words, size).tolist():
                 self._hashes[size].setdefault(value, len(self.names))
             self.names.append(name)
+        return digests
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -68,8 +69,31 @@ _LOOKED_AT_BYTES = 512
 _TRUNCATED = ("truncated", "premature end", "unexpected end", "incomplete")
 
 
+ImageSource = Path | bytes
+"""A file, or an encoded image."""
+
+
 class RejectedImage(Rejected):
     """An image that is not kept, with the reason."""
+
+
+def encoded(source: ImageSource) -> bytes:
+    """The encoded image, out of its file where it lies in one.
+
+    Raises:
+        ValueError: There is no such file, or it is larger than any image may be.
+    """
+    if isinstance(source, bytes):
+        return source
+    try:
+        if not source.is_file():
+            raise ValueError(f"found no file {source.name} in {source.parent.name}")
+        size = source.stat().st_size
+        if size > SAFE.max_bytes:
+            raise ValueError(f"found {size} bytes in {source.name}, allowed {SAFE.max_bytes}")
+        return source.read_bytes()
+    except OSError:
+        raise ValueError(f"found no file {source.name} in {source.parent.name}") from None
 
 
 def open_image(data: bytes, rules: ImageRules = SAFE) -> Image.Image:

@@ -1,11 +1,11 @@
 """Raw sources to clean records, partition by partition, in memory that does not grow.
 
-Evaluation sources come first, because what they hold must not be in the others; an earlier call may
-have made their records. Each source is parted into partitions of whole files (`partitions.py`),
-which pass through the steps of `steps.py`; between the steps, queries over tables of keys find what
-only the whole source shows. Everything that is finished stays: a run that was killed goes on with
-the partitions it lacks, and one with other parameters or files takes the sources that they do not
-touch as they are.
+Evaluation sources come first, because what they hold must not be in the others; where it was read
+before, the others are given an index of it. Each source is parted into partitions of whole files
+(`partitions.py`), which pass through the steps of `steps.py`; between the steps, queries over
+tables of keys find what only the whole source shows. Everything that is finished stays: a run that
+was killed goes on with the partitions it lacks, and one with other parameters or files takes the
+sources that they do not touch as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mm1_pipeline.config.ingest import (
     SourceSplit,
 )
 from mm1_pipeline.corpus.caption_scores import SCORES_VERSION, LoadScorer, ScorerReference
-from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, read_summary
+from mm1_pipeline.corpus.decontamination import SUMMARY, build_index, items_of, read_summary
 from mm1_pipeline.corpus.deduplication import find_frequent, find_repeats
 from mm1_pipeline.corpus.earlier_sources import is_wanted_later, keep_keys, open_earlier
 from mm1_pipeline.corpus.engine import Engine
@@ -40,7 +40,7 @@ from mm1_pipeline.corpus.partitions import plan_partitions
 from mm1_pipeline.corpus.preflight import check_sources
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA, Tally
 from mm1_pipeline.corpus.readers.dispatch import input_listing, open_files, unread_files
-from mm1_pipeline.corpus.records import RECORDS, read_parts, read_sources, write_sources
+from mm1_pipeline.corpus.records import RECORDS, read_parts, write_sources
 from mm1_pipeline.corpus.steps import QUARANTINE as PARTITION_QUARANTINE
 from mm1_pipeline.corpus.steps import (
     STEPS,
@@ -82,7 +82,7 @@ def ingest(
     config: IngestConfig,
     output_dir: Path,
     *,
-    evaluation_dir: Path | None = None,
+    evaluation_index: Path | None = None,
     work_dir: Path | None = None,
     part: Callable[[str], Path] | None = None,
     load_scorer: LoadScorer | None = None,
@@ -95,8 +95,8 @@ def ingest(
     Args:
         config: the sources and the rules.
         output_dir: gets `records/`, `quarantine/` and `sources.json`.
-        evaluation_dir: Records that training sources must not hold, beside those of evaluation
-            sources in `config`.
+        evaluation_index: what training sources must not hold, as `build_index` wrote it. None makes
+            one of the evaluation sources in `config`.
         work_dir: where finished partitions wait until all of a source are; a run that finds them
             there does not make them again. None takes a folder inside `output_dir`.
         part: gives the folder for a finished source by a name that tells what it was made from,
@@ -118,11 +118,11 @@ def ingest(
     reports: dict[str, Any] = {}
     fingerprints: dict[str, str] = {}
     finished: dict[str, Path] = {}
-    index: Path | None = None
+    index = evaluation_index
     with Engine(config) as engine:
         for name in _evaluation_first(config):
             if config.sources[name].split == SourceSplit.TRAIN and index is None:
-                index = _index_evaluation(config, finished, evaluation_dir, work_dir)
+                index = _index_evaluation(config, finished, work_dir)
             scorer = scorers.get(name)
             earlier = [fingerprints[other] for other in config.earlier_sources(name)]
             fingerprint = _fingerprint(name, config, index, scorer, earlier)
@@ -203,14 +203,10 @@ def _evaluation_first(config: IngestConfig) -> list[str]:
     return sorted(config.sources, key=lambda name: config.sources[name].split == SourceSplit.TRAIN)
 
 
-def _index_evaluation(
-    config: IngestConfig, finished: Mapping[str, Path], evaluation_dir: Path | None, work_dir: Path
-) -> Path:
-    """Makes the index of all evaluation records, unless an earlier run made the same."""
+def _index_evaluation(config: IngestConfig, finished: Mapping[str, Path], work_dir: Path) -> Path:
+    """Makes the index of the evaluation sources, unless an earlier run made the same."""
     names = [n for n, s in config.sources.items() if s.split == SourceSplit.EVALUATION]
     places = [finished[name] / RECORDS for name in names]
-    if evaluation_dir is not None:
-        places += [evaluation_dir / RECORDS / name for name in read_sources(evaluation_dir)]
     files = [file for place in places for file in sorted(place.glob("part-*.parquet"))]
     rules = config.decontamination
     made_from = identity(rules=rules, records=[hash_file(file) for file in files])
@@ -219,7 +215,7 @@ def _index_evaluation(
         shutil.rmtree(folder.parent, ignore_errors=True)
         records = (record for place in places for record in read_parts(place))
         with whole_folder(folder) as unfinished:
-            build_index(records, rules, unfinished)
+            build_index(items_of(records), rules, unfinished)
     return folder
 
 

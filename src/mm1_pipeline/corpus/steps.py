@@ -23,7 +23,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from mm1_pipeline.config.corpus_rules import DecontaminationConfig
 from mm1_pipeline.config.ingest import IngestConfig, RecordKind, SourceConfig, SourceSplit
 from mm1_pipeline.corpus.caption_scores import (
     Checked,
@@ -244,7 +243,9 @@ def _read_source(task: PartitionTask, folder: Path) -> None:
     is_training = settings.split == SourceSplit.TRAIN
     decontaminator = None
     if is_training and task.decontamination is not None:
-        decontaminator = _open_decontaminator(task.decontamination, task.config.decontamination)
+        # Fine-tuning learns from the training splits of benchmarks, which shots are drawn from.
+        with_shots = settings.kind != RecordKind.CONVERSATION
+        decontaminator = _open_decontaminator(task.decontamination, with_shots=with_shots)
     hashes_wanted = _wants_hashes(task)
     checker = ImageChecker(settings.image_rules, decontaminator, hashes_wanted)
     counts = Counts(steps={"read": Tally(), "check": Tally()}, passed_over=passed_over)
@@ -314,8 +315,8 @@ def _check_alone(
 
 
 @lru_cache(1)
-def _open_decontaminator(folder: Path, config: DecontaminationConfig) -> Decontaminator:
-    return Decontaminator(folder, config)
+def _open_decontaminator(folder: Path, *, with_shots: bool) -> Decontaminator:
+    return Decontaminator(folder, with_shots=with_shots)
 
 
 def _wants_hashes(task: PartitionTask) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from mm1_pipeline.config.evaluation import Metric, TaskConfig
-from mm1_pipeline.corpus.images import SAFE, RejectedImage, check_image
+from mm1_pipeline.corpus.images import ImageSource, RejectedImage, check_image, encoded
 from mm1_pipeline.corpus.records import Record, SegmentType, read_records
-from mm1_pipeline.evaluation.formats.base import FormatFiles, ImageSource, RawItem, letter
+from mm1_pipeline.evaluation.benchmarks import asked_files, shown_files
+from mm1_pipeline.evaluation.formats.base import RawItem, letter
 from mm1_pipeline.evaluation.formats.dispatch import read_items
 from mm1_pipeline.evaluation.scoring.metrics import NUM_ANSWERS
 
@@ -195,9 +196,7 @@ def _load_source(name: str, config: TaskConfig, source: str, records_dir: Path, 
 def _load_files(name: str, config: TaskConfig, seed: int) -> Task:
     """Images of the asked items are read and checked; those of the pool when they are drawn."""
     assert config.format is not None
-    assert config.files is not None
-    asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
-    found = list(read_items(config.format, asked))
+    found = list(read_items(config.format, asked_files(config)))
     raw = _unique(name, (item for item in found if item.is_asked))
     _check_count(name, config, len(raw))
     images = ImageStore()
@@ -227,9 +226,7 @@ def num_examples(name: str, config: TaskConfig) -> tuple[int, int]:
         ValueError: A file is missing, or not in the format.
     """
     assert config.format is not None
-    assert config.files is not None
-    asked = _files(config.files, config.subset, config.image_name, hidden=config.hidden_answers)
-    items = [item for item in read_items(config.format, asked) if item.is_asked]
+    items = [item for item in read_items(config.format, asked_files(config)) if item.is_asked]
     if max(config.shots) == 0:
         return len(items), 0
     shots = _shot_items(name, config, items)
@@ -239,23 +236,12 @@ def num_examples(name: str, config: TaskConfig) -> tuple[int, int]:
 
 def _shot_items(name: str, config: TaskConfig, asked: list[RawItem]) -> list[RawItem]:
     """Items of the training files or subset where there are; else those that are asked."""
-    if max(config.shots) == 0 or (config.shot_files is None and config.shot_subset is None):
+    files = shown_files(config) if max(config.shots) > 0 else None
+    if files is None:
         return asked
     assert config.format is not None
-    assert config.files is not None
-    own_files = config.shot_files is None
-    subset = config.shot_subset if config.shot_subset is not None else config.subset
-    image_name = config.image_name if own_files else config.shot_image_name or config.image_name
-    paths = config.files if config.shot_files is None else config.shot_files
-    found = read_items(config.format, _files(paths, subset, image_name))
+    found = read_items(config.format, files)
     return _unique(f"{name}, shots", (item for item in found if item.is_asked))
-
-
-def _files(
-    paths: Mapping[str, str], subset: str, image_name: str, *, hidden: bool = False
-) -> FormatFiles:
-    by_role = {role: Path(path) for role, path in paths.items()}
-    return FormatFiles(by_role, subset, image_name, hidden)
 
 
 def _unique(name: str, items: Iterable[T]) -> list[T]:
@@ -428,7 +414,7 @@ class ImageStore(Mapping[str, bytes]):
         """
         if isinstance(source, Path) and source in self._hashes:
             return self._hashes[source]
-        data = _read_task_file(source)
+        data = encoded(source)
         check_image(data)
         digest = hashlib.sha256(data).hexdigest()
         self._sources.setdefault(digest, source)
@@ -437,7 +423,7 @@ class ImageStore(Mapping[str, bytes]):
         return digest
 
     def __getitem__(self, digest: str) -> bytes:
-        return _read_task_file(self._sources[digest])
+        return encoded(self._sources[digest])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -449,17 +435,3 @@ class ImageStore(Mapping[str, bytes]):
 def image_failure(error: Exception) -> str:
     """Why an image cannot be shown, as an item's failure."""
     return f"image: {error}"
-
-
-def _read_task_file(source: ImageSource) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    try:
-        if not source.is_file():
-            raise ValueError(f"found no file {source.name} in {source.parent.name}")
-        size = source.stat().st_size
-        if size > SAFE.max_bytes:
-            raise ValueError(f"found {size} bytes in {source.name}, allowed {SAFE.max_bytes}")
-        return source.read_bytes()
-    except OSError:
-        raise ValueError(f"found no file {source.name} in {source.parent.name}") from None

@@ -20,6 +20,7 @@ def _of_run(run: Run) -> Iterator[str]:
 
 CHECKS: Mapping[str, Check | None] = {
     "ingest_evaluation": data.check_ingest(IngestConfig.evaluation_part),
+    "index_evaluation": evaluation.check_index,
     "ingest_pretraining": data.check_ingest(IngestConfig.pretraining_part),
     "ingest_conversations": data.check_ingest(IngestConfig.conversation_part),
     "report_sources": None,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mm1_pipeline.config.evaluation import CaptionWords, EvaluateConfig, Metric, TaskConfig
 from mm1_pipeline.config.ingest import (
@@ -17,9 +19,14 @@ from mm1_pipeline.config.ingest import (
     SourceConfig,
     SourceSplit,
 )
+from mm1_pipeline.config.shard import ShardConfig
+from mm1_pipeline.config.task_formats import MAX_IMAGES, TaskFormat
 from mm1_pipeline.config.text_tasks import TextTaskConfig
 from mm1_pipeline.preflight.run import Check, Run, missing, refused, unknown
 from mm1_pipeline.preflight.training import asks_pytorch
+
+if TYPE_CHECKING:
+    from mm1_pipeline.evaluation.prompts.resolution import SubImageCounts
 
 _READ_BYTES = 32_000_000
 """Size of a task's files up to which they are read already now, in a second or so; of larger ones
@@ -43,6 +50,7 @@ def check_evaluation(*models: str) -> Check:
                 "here or under evaluate.text_tasks."
             )
         yield from _positions(config, run)
+        yield from _trained_length(config, run, models)
         for name, task in config.tasks.items():
             path = f"evaluate.tasks.{name}"
             yield from _models(path, task, models)
@@ -61,6 +69,37 @@ def check_evaluation(*models: str) -> Check:
         yield from check_device(run)
 
     return check
+
+
+def check_index(run: Run) -> Iterator[str]:
+    """There is something to keep out of training, and all files of it, whole as far as it shows."""
+    rules, config = run.get("ingest").decontamination, run.get("evaluate")
+    known = config.benchmarks(lambda name: True)
+    path = "ingest.decontamination"
+    for name in rules.benchmarks:
+        if name not in known:
+            yield unknown(f"{path}.benchmarks", name, known, "tasks that name files")
+    named = config.benchmarks(rules.compares_with)
+    sources = run.get("ingest").evaluation_part().sources
+    if rules.required and rules.is_wanted and not named and not sources:
+        yield (
+            f"{path}.required: found true, but neither an evaluation source in ingest.sources nor "
+            "a benchmark in evaluate.tasks, expected one to keep out of training; name it, or set "
+            "this to false."
+        )
+    for name, parameter in named.items():
+        task = config.tasks.get(name) or config.text_tasks[name]
+        problems = _places(parameter, task)
+        yield from problems
+        if not problems and _is_small(task.files) and _is_small(task.shot_files):
+            yield from run.once(("index", name, task), partial(_unreadable, config, name))
+
+
+def _unreadable(config: EvaluateConfig, name: str) -> list[str]:
+    """What is wrong with the files of a benchmark, which are small."""
+    from mm1_pipeline.evaluation.benchmarks import read_benchmarks
+
+    return refused("evaluate", lambda: deque(read_benchmarks(config, [name]), maxlen=0))
 
 
 def check_device(run: Run) -> Iterator[str]:
@@ -111,6 +150,61 @@ def _positions(config: EvaluateConfig, run: Run) -> Iterator[str]:
         if task.resolution is not None and needed[name] > task.resolution.max_positions:
             path = f"evaluate.tasks.{name}.resolution.max_positions"
             yield said(path, task.resolution.max_positions, name)
+
+
+def _trained_length(config: EvaluateConfig, run: Run, models: Iterable[str]) -> Iterator[str]:
+    """What images and answer take fits the longest sequence of a model's training.
+
+    Fine-tuning goes on from a model of longer sequences, and their positions stay learnt.
+    """
+    shard, sft_shard = run.get("shard"), run.get("sft_shard")
+    if config.beyond_training or shard is None:
+        return
+    shards = {model: sft_shard if model == "sft" else shard for model in models}
+    for name, task in config.tasks.items():
+        found = [
+            _beyond(f"evaluate.tasks.{name}", task, model, made, shard)
+            for model, made in shards.items()
+            if made is not None and task.is_asked_of(model)
+        ]
+        yield from max(found, key=lambda one: one[0], default=(0, []))[1]
+
+
+def _beyond(
+    path: str, task: TaskConfig, model: str, shards: ShardConfig, pretrained: ShardConfig
+) -> tuple[int, list[str]]:
+    """How many positions a task's longest prompt is too long for a model, and what to say."""
+    from mm1_pipeline.evaluation.prompts.resolution import formula
+
+    images, tokens = _most_images(task, shards), shards.packing.image_tokens
+    length = max(shards.packing.sequence_length, pretrained.packing.sequence_length)
+    needed = 1 + sum(map(sum, images)) * tokens + task.max_new_tokens
+    text = (
+        f"{path}.{'shots' if len(images) > 1 else 'resolution'}: found {max(task.shots)} shots and "
+        f"a query that take {needed:,} positions or more of {model} ({formula(images, tokens)} of "
+        f"images, and an answer of {task.max_new_tokens}), expected at most {length:,}, the "
+        f"longest sequence it is trained on. Ask for fewer shots, give {path}.resolution with "
+        "fewer num_high_shots or max_high_images, or set evaluate.beyond_training to true."
+    )
+    return needed - length, [text] if needed > length else []
+
+
+def _most_images(task: TaskConfig, shards: ShardConfig) -> SubImageCounts:
+    """Sub-images of each example of the longest prompt, at least, the query last."""
+    from mm1_pipeline.evaluation.prompts.resolution import high_resolution, sub_images_per_example
+
+    rules = high_resolution(task.resolution, shards.sub_images)
+    # Elsewhere the images decide, which are not looked at before they are asked about.
+    is_known = rules.grid > 1 and rules.enlarge and not rules.skip_empty
+    high = 1 + rules.grid**2 if is_known else 1
+    numbers = range(1, MAX_IMAGES + 1) if task.format is TaskFormat.MMMU else [1]
+    longest = (
+        sub_images_per_example(
+            [[""]] * max(task.shots) + [[""] * number], task.resolution, lambda image: high
+        )
+        for number in numbers
+    )
+    return max(longest, key=lambda found: sum(map(sum, found)))
 
 
 def _ingested(path: str, task: TaskConfig, run: Run) -> Iterator[str]:
@@ -169,12 +263,7 @@ def _count_records(
 
 def _official(path: str, task: TaskConfig) -> Iterator[str]:
     """A task out of the files of its benchmark."""
-    problems = [
-        text
-        for field, files in (("files", task.files), ("shot_files", task.shot_files))
-        for role, place in (files or {}).items()
-        for text in missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
-    ]
+    problems = _places(path, task)
     yield from problems
     if problems or not _is_small(task.files) or not _is_small(task.shot_files):
         return
@@ -203,9 +292,17 @@ def _too_few(path: str, task: TaskConfig, available: int, where: str) -> str:
 def _text_task(path: str, task: TextTaskConfig) -> Iterator[str]:
     if task.files is None:
         yield f"{path}.files: found none, expected the paths of the benchmark's files."
-    for field, files in (("files", task.files), ("shot_files", task.shot_files)):
-        for role, place in (files or {}).items():
-            yield from missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
+    yield from _places(path, task)
+
+
+def _places(path: str, task: TaskConfig | TextTaskConfig) -> list[str]:
+    """Files of a benchmark that are not there."""
+    return [
+        text
+        for field, files in (("files", task.files), ("shot_files", task.shot_files))
+        for role, place in (files or {}).items()
+        for text in missing(f"{path}.{field}.{role}", place, f"the {role} of {task.format}")
+    ]
 
 
 def _is_small(files: Mapping[str, str] | None) -> bool:

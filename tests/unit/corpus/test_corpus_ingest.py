@@ -24,6 +24,7 @@ from corpus_builders import (
 from mm1_pipeline.config.ingest import RecordKind
 from mm1_pipeline.corpus import ingest as ingest_module
 from mm1_pipeline.corpus import steps
+from mm1_pipeline.corpus.decontamination import build_index, items_of
 from mm1_pipeline.corpus.ingest import ingest
 from mm1_pipeline.corpus.preflight import check_sources
 from mm1_pipeline.corpus.quarantine import QUARANTINE_SCHEMA
@@ -353,9 +354,15 @@ def test_sources_ingested_apart_are_those_ingested_together(tmp_path):
     assert len(expected["decontamination"]["rejected"]) == 2
     evaluation, *training = parts_of(config)
     reports = [ingest(evaluation, tmp_path / "evaluation")]
+    index = tmp_path / "index"
+    index.mkdir()
+    records = [
+        r for name in evaluation.sources for r in read_records(tmp_path / "evaluation", name)
+    ]
+    build_index(items_of(records), config.decontamination, index)
     for number, part in enumerate(training):
         folder = tmp_path / str(number)
-        reports.append(ingest(part, folder, evaluation_dir=tmp_path / "evaluation"))
+        reports.append(ingest(part, folder, evaluation_index=index))
     found = {}
     for folder in ("evaluation", "0", "1"):
         found |= digests(tmp_path / folder)

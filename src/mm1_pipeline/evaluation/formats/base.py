@@ -11,10 +11,8 @@ from typing import Any
 from mm1_pipeline.annotations.json_files import as_utf8, parse_file, parse_list
 from mm1_pipeline.config._base import is_data
 from mm1_pipeline.corpus import decompression
+from mm1_pipeline.corpus.images import ImageSource
 from mm1_pipeline.ground.rejects import Rejected
-
-ImageSource = Path | bytes
-"""A file, or an encoded image."""
 
 _ID_FIELDS = ("question_id", "questionId", "id", "image_id", "index", "qid")
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from mm1_pipeline.config.task_formats import TaskFormat
+from mm1_pipeline.config.task_formats import MAX_IMAGES, TaskFormat
+from mm1_pipeline.corpus.images import ImageSource
 from mm1_pipeline.evaluation.formats.base import (
     FormatFiles,
-    ImageSource,
     RawItem,
     data_files,
     letter,
@@ -27,9 +27,6 @@ from mm1_pipeline.evaluation.formats.base import (
     refuse_no_file,
     text_of,
 )
-
-MAX_IMAGES = 7
-"""Images a question of MMMU may have."""
 
 LETTERS = "ABCD"
 """Of the options that MMBench and SEED-Bench have."""

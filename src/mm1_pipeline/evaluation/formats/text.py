@@ -22,6 +22,9 @@ from mm1_pipeline.evaluation.formats.base import (
 
 logger = logging.getLogger(__name__)
 
+_QUESTION, _ANSWER = "Question: ", "Answer:"
+"""Stand before a question, and on the line after it."""
+
 _BRACKETS = re.compile(r"\[.*?\]")
 _DESCRIPTION = re.compile(r'\(description (?:"(?P<quoted>[^"]+)"|(?P<plain>[^)]+))\)')
 """A name in WebQuestions. One that holds quotes keeps them all, with their backslashes, as in the
@@ -55,6 +58,17 @@ class TextItem:
             (f"{shots}{context}", f" {option}")
             for context, option in zip(contexts, self.options, strict=True)
         ]
+
+    def texts(self) -> tuple[str, ...]:
+        """What the benchmark says, without the words of the prompt that stand around it."""
+        found: list[str] = []
+        for context, continuation in self.pairs():
+            lines = context.split("\n")
+            found += [line.removeprefix(_QUESTION) for line in lines if line != _ANSWER]
+            found.append(continuation.strip())
+            if lines[-1] != _ANSWER:
+                found.append(context + continuation)
+        return tuple(dict.fromkeys(found))
 
     def solved(self) -> str:
         """The item as an example: context and the first right continuation."""
@@ -119,12 +133,16 @@ def _numbered(rows: Sequence[Any], name: str = "") -> Iterator[tuple[str, Any]]:
         )
 
 
+def _asked(question: Any) -> str:
+    return f"{_QUESTION}{question}\n{_ANSWER}"
+
+
 def _arc(key: str, row: Any) -> TextItem:
     choices = row["question"]["choices"]
     labels = [choice["label"] for choice in choices]
     return TextItem(
         key,
-        (f"Question: {row['question']['stem']}\nAnswer:",),
+        (_asked(row["question"]["stem"]),),
         tuple(str(choice["text"]) for choice in choices),
         (labels.index(row["answerKey"]),),
     )
@@ -143,7 +161,7 @@ def _piqa_rows(files: Mapping[str, Path]) -> list[Any]:
 def _piqa(key: str, pair: Any) -> TextItem:
     row, label = pair
     options = (_as_it_is(row["sol1"]), _as_it_is(row["sol2"]))
-    return TextItem(key, (f"Question: {row['goal']}\nAnswer:",), options, (_place(label, options),))
+    return TextItem(key, (_asked(row["goal"]),), options, (_place(label, options),))
 
 
 def _lambada(key: str, row: Any) -> TextItem:
@@ -184,7 +202,7 @@ def _sciq(key: str, row: Any) -> TextItem:
     support = _as_it_is(row["support"]).lstrip()
     return TextItem(
         key,
-        (f"{support}\nQuestion: {row['question']}\nAnswer:",),
+        (f"{support}\n{_asked(row['question'])}",),
         (*map(str, options), str(row["correct_answer"])),
         (3,),
     )
@@ -194,7 +212,7 @@ def _triviaqa(key: str, row: Any) -> TextItem:
     aliases = tuple(text_of(alias) for alias in row["Answer"]["Aliases"])
     if not aliases:
         raise ValueError("found no alias of the answer")
-    context = f"Question: {text_of(row['Question'])}?\nAnswer:"
+    context = _asked(f"{text_of(row['Question'])}?")
     return TextItem(key, (context,), aliases, tuple(range(len(aliases))))
 
 
@@ -209,7 +227,7 @@ def _webqs(key: str, row: Any) -> TextItem:
         raise ValueError("found no name in targetValue")
     return TextItem(
         key,
-        (f"Question: {row['utterance']}\nAnswer:",),
+        (_asked(row["utterance"]),),
         tuple(kept),
         tuple(range(len(kept))),
     )

@@ -80,12 +80,16 @@ def sub_images_per_example(
 
     Args:
         images: SHA-256 of the images of each example, the query last.
-        resolution: How many examples stay high; None keeps all.
+        resolution: Which examples stay high; None keeps all.
         count: Sub-images of an image at high resolution.
     """
-    first_high = 0 if resolution is None else len(images) - 1 - resolution.num_high_shots
+    first_high, most = 0, None
+    if resolution is not None:
+        first_high, most = len(images) - 1 - resolution.num_high_shots, resolution.max_high_images
     return tuple(
-        tuple(count(image) if place >= first_high else 1 for image in example)
+        tuple(count(image) for image in example)
+        if place >= first_high and (most is None or len(example) <= most)
+        else (1,) * len(example)
         for place, example in enumerate(images)
     )
 
@@ -125,7 +129,7 @@ def check_budget(
     rest = len(longest) + max_new_tokens - image_tokens * _total(longest.num_sub_images)
     raise ValueError(
         f"tasks.{name}.resolution: found {len(longest.num_sub_images) - 1} shots whose images take "
-        f"{_formula(longest.num_sub_images, image_tokens)} positions, beside {rest:,} of text and "
+        f"{formula(longest.num_sub_images, image_tokens)} positions, beside {rest:,} of text and "
         f"answer; allowed are {resolution.max_positions:,} together. "
         f"{_what_fits(prompts, resolution, image_tokens, max_new_tokens)}"
     )
@@ -144,8 +148,8 @@ def _what_fits(
     for num_high in reversed(range(min(num_shots, resolution.num_high_shots))):
         longest = max(prompts, key=lambda prompt: needed(prompt, num_high))
         if needed(longest, num_high) <= room:
-            formula = _formula(_lowered(longest.num_sub_images, num_high), image_tokens)
-            return f"With num_high_shots: {num_high}, the images take {formula}, which fits."
+            found = formula(_lowered(longest.num_sub_images, num_high), image_tokens)
+            return f"With num_high_shots: {num_high}, the images take {found}, which fits."
     longest = max(prompts, key=lambda prompt: needed(prompt, 0))
     query = image_tokens * sum(longest.num_sub_images[-1]) + max_new_tokens
     if num_shots == 0 or query > room:
@@ -169,8 +173,8 @@ def _total(num_sub_images: SubImageCounts) -> int:
     return sum(map(sum, num_sub_images))
 
 
-def _formula(num_sub_images: SubImageCounts, image_tokens: int) -> str:
-    """The sum as a person checks it: `5 x 144 + 4 x 720 = 3,600`."""
+def formula(num_sub_images: SubImageCounts, image_tokens: int) -> str:
+    """Positions of the images, as a person checks the sum: `5 x 144 + 4 x 720 = 3,600`."""
     counts = Counter(count for example in num_sub_images for count in example)
     terms = (f"{number} x {image_tokens * count}" for count, number in sorted(counts.items()))
     return f"{' + '.join(terms)} = {image_tokens * _total(num_sub_images):,}"

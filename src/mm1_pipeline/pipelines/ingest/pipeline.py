@@ -8,7 +8,10 @@ from mm1_pipeline.pipelines.ingest import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Raw sources -> records for evaluation, pre-training and SFT, and ingest_report."""
+    """Raw sources -> records for evaluation, pre-training and SFT, and ingest_report.
+
+    The files of benchmarks are no sources; they are read for what the records must not hold.
+    """
     reports = ["evaluation_sources", "pretraining_sources", "conversation_sources"]
     return Pipeline(
         [
@@ -19,14 +22,20 @@ def create_pipeline() -> Pipeline:
                 name="ingest_evaluation",
             ),
             node(
+                nodes.index_evaluation,
+                inputs=["params:ingest", "params:evaluate", "evaluation_records"],
+                outputs="evaluation_index",
+                name="index_evaluation",
+            ),
+            node(
                 nodes.ingest_pretraining,
-                inputs=["params:ingest", "evaluation_records"],
+                inputs=["params:ingest", "evaluation_index"],
                 outputs=["records", reports[1]],
                 name="ingest_pretraining",
             ),
             node(
                 nodes.ingest_conversations,
-                inputs=["params:ingest", "evaluation_records"],
+                inputs=["params:ingest", "evaluation_index"],
                 outputs=["sft_records", reports[2]],
                 name="ingest_conversations",
             ),

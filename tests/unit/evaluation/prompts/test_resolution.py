@@ -106,6 +106,13 @@ def index(world) -> ShardIndex:
     return dataclasses.replace(ShardIndex.read(world.shards), sub_images=GRID)
 
 
+def test_an_example_of_many_images_shows_the_overview_of_each():
+    resolution = MixedResolution(num_high_shots=1, max_high_images=2)
+    images = [["a"], ["a", "a"], ["a", "a", "a"]]
+    found = sub_images_per_example(images, resolution, lambda _image: 5)
+    assert found == ((1,), (5, 5), (1, 1, 1))
+
+
 @pytest.mark.parametrize("is_chat", [False, True], ids=["document", "chat"])
 def test_prompts_have_the_positions_of_each_image(make_task, tokenizer, index, is_chat):
     def prompts_of(sub_images, num_high):
