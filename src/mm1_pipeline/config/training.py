@@ -144,6 +144,9 @@ class CheckpointConfig:
     """How often a training can be resumed from, and how much disk that takes."""
 
     interval_steps: Count = operational(default=1_000)
+    interval_minutes: Positive | None = operational(default=None)
+    """One is written as well after the step at which the last is so old; the first rank's clock
+    decides. Other moments change nothing of what is trained."""
     keep: Count = operational(default=2)
     """Newest checkpoints kept while training runs."""
 

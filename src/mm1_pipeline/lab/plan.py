@@ -314,6 +314,8 @@ def _checkpoint(
     size = state_bytes(num_parameters, training.optimizer.kind) - num_parameters * FLOAT32
     write = size / cluster.disk_bytes_per_second
     interval = training.checkpoint.interval_steps * seconds
+    if (minutes := training.checkpoint.interval_minutes) is not None:
+        interval = min(interval, 60 * minutes)
     return {
         "gib": size / GIB,
         # One more than are kept: the old ones stay until the new one is whole.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 from mm1_pipeline.training.checkpoints import (
@@ -31,6 +32,7 @@ class Checkpointing(Callback):
     Args:
         store: where checkpoints lie.
         interval_steps: one is written every so many steps, and after the last step.
+        interval_minutes: one is written too when the last, or the start, is so long ago on rank 0.
         num_steps: steps of the whole training.
         resume_from: what `CheckpointStore.newest_good` gave, on rank 0; None on others.
         log: metrics, whose rows up to a checkpoint must be on disk before it; None on other ranks.
@@ -46,6 +48,7 @@ class Checkpointing(Callback):
         store: CheckpointStore,
         *,
         interval_steps: int,
+        interval_minutes: float | None = None,
         num_steps: int,
         resume_from: Checkpoint | None,
         log: MetricsLog | None,
@@ -56,6 +59,8 @@ class Checkpointing(Callback):
     ) -> None:
         self._store = store
         self._interval_steps = interval_steps
+        self._interval_minutes = interval_minutes
+        self._saved_at = time.monotonic()
         self._num_steps = num_steps
         self._checkpoint = resume_from
         self._rng: list[dict[str, Any]] | None = None
@@ -103,8 +108,10 @@ class Checkpointing(Callback):
         """
         step = state.step
         asked = self._termination is not None and self._termination.is_requested
-        ends = sum_counts([int(asked)]) != [0]
-        is_due = step % self._interval_steps == 0
+        # Clocks differ: one rank's decides for all, or some would wait for the others for ever.
+        is_old = self._world.leads and self._is_old()
+        ends, is_due = (count > 0 for count in sum_counts([int(asked), int(is_old)]))
+        is_due = is_due or step % self._interval_steps == 0
         if is_due and self._divergence is not None:
             is_due = self._divergence.num_above == 0
         if ends or is_due or step == self._num_steps:
@@ -115,6 +122,10 @@ class Checkpointing(Callback):
                 f"stopped by {signal.SIGTERM.name} after step {step}, which is saved; the same "
                 "call goes on from there"
             )
+
+    def _is_old(self) -> bool:
+        minutes = self._interval_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _save(self, state: LoopState) -> None:
         model, optimizer, groups = gather_state(state.objective, state.optimizer)
@@ -135,3 +146,4 @@ class Checkpointing(Callback):
             divergence=self._divergence.state_dict() if self._divergence is not None else {},
         )
         self._store.save(stated, model, optimizer)
+        self._saved_at = time.monotonic()

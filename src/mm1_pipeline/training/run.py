@@ -218,6 +218,7 @@ class TrainingRun:
         checkpointing = Checkpointing(
             self._store,
             interval_steps=config.checkpoint.interval_steps,
+            interval_minutes=config.checkpoint.interval_minutes,
             num_steps=self._num_steps,
             resume_from=self._checkpoint,
             log=self._log,

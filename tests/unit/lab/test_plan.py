@@ -26,6 +26,7 @@ from mm1_pipeline.config.model import (
 from mm1_pipeline.config.plan import ClusterConfig, Device
 from mm1_pipeline.config.shard import PackingConfig
 from mm1_pipeline.config.training import (
+    CheckpointConfig,
     MixtureConfig,
     OptimizerConfig,
     OptimizerKind,
@@ -286,6 +287,19 @@ def test_devices_that_do_not_divide_a_batch_are_refused_for_every_stage():
     lines = str(refused.value).splitlines()
     assert len(lines) == 4
     assert all("2 or 4" in line for line in lines)
+
+
+def test_the_rarer_of_two_intervals_does_not_count():
+    def hours_between(minutes: float | None) -> float:
+        checkpoint = CheckpointConfig(interval_steps=100, interval_minutes=minutes)
+        training = dataclasses.replace(TRAINING, checkpoint=checkpoint)
+        plan = plan_training(MODEL, PACKING, training, ClusterConfig(num_devices=1))
+        assert plan["checkpoint"]["share_of_time"] > 0
+        return plan["checkpoint"]["hours_between"]
+
+    by_steps = hours_between(None)
+    assert hours_between(60 * by_steps / 2) == pytest.approx(by_steps / 2)
+    assert hours_between(60 * by_steps * 2) == by_steps
 
 
 @pytest.mark.parametrize("kind", list(OptimizerKind))

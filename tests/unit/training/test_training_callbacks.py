@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from mm1_pipeline.config.training import (
 )
 from mm1_pipeline.ground.progress import Progress
 from mm1_pipeline.models.objective import ObjectiveOutput, Term
+from mm1_pipeline.training import resuming
 from mm1_pipeline.training.callbacks import (
     GradientGuard,
     LoaderGuard,
@@ -133,6 +135,7 @@ class Toy:
         folder,
         *,
         interval: int = 4,
+        minutes: float | None = None,
         log_interval: int = 1,
         data=None,
         spikes: LossSpikeConfig = LossSpikeConfig(),  # noqa: B008
@@ -144,6 +147,7 @@ class Toy:
         self.store = CheckpointStore(folder / "checkpoints", keep=2)
         self.log = MetricsLog(folder / "training.jsonl")
         self.folder, self.interval, self.log_interval = folder, interval, log_interval
+        self.minutes = minutes
         self.data = data or ToyData()
         self.model = ToyModel()
 
@@ -173,6 +177,7 @@ class Toy:
             Checkpointing(
                 self.store,
                 interval_steps=self.interval,
+                interval_minutes=self.minutes,
                 num_steps=STEPS,
                 resume_from=resume_from,
                 log=self.log,
@@ -239,6 +244,23 @@ def test_a_resumed_training_is_the_uninterrupted_one(undisturbed, tmp_path, stop
     resumed = again.run()
     assert without_timing(resumed) == without_timing(rows)
     assert torch.equal(again.weights(), whole.weights())
+
+
+def test_a_checkpoint_is_written_by_time_as_well_as_by_steps(undisturbed, tmp_path, monkeypatch):
+    whole, rows = undisturbed
+    toy = Toy(tmp_path, interval=5, minutes=1.5)
+    clock = SimpleNamespace(monotonic=lambda: 30.0 * toy.model.calls)  # half a minute a step
+    monkeypatch.setattr(resuming, "time", clock)
+    saved, save = [], toy.store.save
+
+    def noting(state, *tensors):
+        saved.append(state.step)
+        return save(state, *tensors)
+
+    monkeypatch.setattr(toy.store, "save", noting)
+    assert without_timing(toy.run()) == without_timing(rows)
+    assert saved == [3, 5, 8, 10, 12], "three steps after any other, every fifth, and the last"
+    assert torch.equal(toy.weights(), whole.weights())
 
 
 @pytest.mark.usefixtures("needs_composer")
