@@ -231,7 +231,7 @@ def test_the_run_is_remembered_with_its_scores(finished, monkeypatch):
     bootstrap_project(ROOT)
     result = CliRunner().invoke(cli, project.command("mm1", "runs", "--json")[3:])
     run = json.loads(result.stdout)["runs"][-1]
-    assert (run["run"], run["outcome"], len(run["ran"])) == (1, "done", 20)
+    assert (run["run"], run["outcome"], len(run["ran"])) == (1, "done", 21)
     losses = json.loads((project.reports / "held_out_loss.json").read_text())["models"]
     of_streams = [stream["loss"] for stream in losses["sft"]["streams"].values()]
     assert run["scores"]["sft loss"] == pytest.approx(sum(of_streams) / len(of_streams))
