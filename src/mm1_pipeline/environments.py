@@ -373,7 +373,8 @@ def _parameters(sources: list[FoundSource], folder: Path) -> tuple[dict[str, Any
     if len(tasks) == 1:
         remarks.append(
             "No pairs to hold out: name a task in `evaluate.tasks` (docs/evaluation.md) before "
-            "whole runs, or run `--pipeline=pretrain` alone."
+            "whole runs, or run `--pipeline=pretrain` alone, with "
+            "`ingest.decontamination.required: false`: nothing is there to keep out of it."
         )
     parameters["evaluate"] = {"tasks": tasks}
     return parameters, remarks

@@ -54,7 +54,10 @@ def ingest_report() -> dict[str, Any]:
         "text": {"kind": "text", "format": "jsonl", "split": "train"}
         | _part(1_000, {}, _part(0, {})),
     }
-    return {"sources": sources, "totals": {}}
+    asked = {"records": 4321, "images": 1234, "texts": 77, "failed": 2}
+    shots = {"records": 8765, "images": 4444, "texts": 0, "failed": 0}
+    decontamination = {"benchmarks": {"vqa": {**asked, "shots": shots}}}
+    return {"sources": sources, "totals": {}, "decontamination": decontamination}
 
 
 def _split(sequences: int, text: int, image: int, fill: float) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def test_all_sections_stand_in_order_and_in_the_navigation(run: Run) -> None:
         ("headline", ["12 74.2 ± 4.8 21.4 ± 2.1 12.3 ± 1.1 +52.8 48.6 to 57.5 yes"]),
         ("headline", ["+2.3 −1.9 to 7.0 not shown", "−60.1 −64.3 to −55.4 worse"]),
         ("data", ["5,000 of 5,321 records were kept (94.0 %)", "the other 321 lie in quarantine"]),
+        ("data", ["vqa asked 4,321 1,234 77 2", "shown as examples 8,765 4,444 0 0"]),
         (
             "data",
             ["4,321 4,000 321 4,321 4,000", "duplicate 300 6.9 %", "image_too_small 21 0.5 %"],

@@ -43,6 +43,7 @@ def data_section(inputs: ReportInputs) -> Section | None:
             ),
             _sources_table(sources),
             *_reasons_table(sources),
+            *_compared_table(inputs.ingest_report.get("decontamination", {})),
         ),
     )
 
@@ -98,6 +99,27 @@ def _reasons_table(sources: Mapping[str, Any]) -> tuple[Table, ...]:
         Column("of all read"),
     )
     return (Table("Why records and images were rejected", columns, without_repeats(rows)),)
+
+
+def _compared_table(decontamination: Mapping[str, Any]) -> tuple[Table, ...]:
+    """The evaluation data that records were compared with; what was found is among the reasons."""
+    rows = []
+    for name, asked in decontamination.get("benchmarks", {}).items():
+        for use, counts in (("asked", asked), ("shown as examples", asked.get("shots", {}))):
+            if "records" in counts:
+                numbers = (counts[part] for part in ("records", "images", "texts", "failed"))
+                rows.append((name, use, *map(count, numbers)))
+    if not rows:
+        return ()
+    columns = (
+        Column("Evaluation data", numeric=False),
+        Column("Used", numeric=False),
+        Column("Records"),
+        Column("Images"),
+        Column("Texts"),
+        Column("unreadable"),
+    )
+    return (Table("What no training record may hold", columns, without_repeats(rows)),)
 
 
 def _shares(source: Mapping[str, Any]) -> tuple[float, float]:
