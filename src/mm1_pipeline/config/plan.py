@@ -25,6 +25,7 @@ class ClusterConfig:
 
     device: Device = Device.H100
     num_devices: Count = 8
+    """Where it is not given, the most up to 8 that divide every batch."""
     model_flops_utilisation: Annotated[float, bounds(gt=0, le=1)] = 0.4
     """Share of the peak that trainings reach; measure it: the training log states it."""
     price_per_device_hour: Weight | None = None
@@ -36,5 +37,5 @@ class ClusterConfig:
     """Share of the positions that predict a token; image tokens never do."""
     bytes_per_image: Count = 50_000
     """Mean size of a stored image."""
-    disk_bytes_per_second: Annotated[float, bounds(gt=0)] = 1e9
+    disk_bytes_per_second: Annotated[float, bounds(gt=0, le=1e15)] = 1e9
     """What the first rank's host writes; checkpoints are gathered and written there."""

@@ -6,6 +6,7 @@ estimate of `models.memory`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +94,25 @@ def plan_environment(parameters: Mapping[str, Any], cluster: Mapping[str, Any]) 
     text: TextPretrainConfig = group(TextPretrainConfig, "text_pretrain")
     given = {**parameters.get("cluster", {}), **cluster}
     devices = build_parameters(ClusterConfig, "cluster", given)
+    batches = {
+        "vision_pretrain": vision.training.global_batch_size,
+        "text_pretrain": text.training.global_batch_size,
+        "pretrain, upcycle and dense_control": pretrain.global_batch_size,
+        "sft": sft.global_batch_size,
+    }
+    for name, source in (("vision_pretrain", vision.source), ("text_pretrain", text.source)):
+        if source is not WeightSource.TRAIN:
+            del batches[name]
+    if "num_devices" not in given:  # Nobody asked for so many.
+        common = math.gcd(*batches.values())
+        fitting = (count for count in range(devices.num_devices, 0, -1) if common % count == 0)
+        devices = replace(devices, num_devices=next(fitting))
+    if problems := [
+        _undivided(name, batch, devices.num_devices)
+        for name, batch in batches.items()
+        if batch % devices.num_devices
+    ]:
+        raise ParameterError("\n".join(problems))
 
     experts = replace(model, decoder=replace(model.decoder, moe=upcycle.moe))
     chat = experts if sft.init_from is SFTStart.UPCYCLE else model
@@ -117,15 +137,6 @@ def plan_environment(parameters: Mapping[str, Any], cluster: Mapping[str, Any]) 
     others = replace(devices, images_per_sequence=None)
     stages["sft"] = plan_training(chat, chat_packing, sft, others)
 
-    trainings = dict.fromkeys(("pretrain", "upcycle", "dense_control"), pretrain)
-    trainings |= {"sft": sft, "vision_pretrain": vision.training, "text_pretrain": text.training}
-    problems = [
-        _undivided(name, trainings[name].global_batch_size, devices.num_devices)
-        for name in stages
-        if trainings[name].global_batch_size % devices.num_devices
-    ]
-    if problems:
-        raise ParameterError("\n".join(problems))
     models = {"pretrained": model, "upcycled": experts, "dense_control": model, "sft": chat}
     return {
         "stages": stages,
