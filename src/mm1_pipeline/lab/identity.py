@@ -31,7 +31,8 @@ class Scope:
 
     Attributes:
         nodes: Their names.
-        groups: Parameters that they read, for instance `pretrain` or `model.vision`.
+        groups: Parameters that they read, for instance `pretrain` or `model.vision`, or a part that
+            a method of the group gives (`evaluate.benchmark_part`).
         code: Digest of the code that they reach.
     """
 
@@ -127,5 +128,6 @@ def _at(groups: Mapping[str, Any], path: str) -> Any:
     first, *rest = path.split(".")
     value = groups[first]
     for name in rest:
-        value = getattr(value, name)
+        found = getattr(value, name)
+        value = found() if callable(found) else found
     return value

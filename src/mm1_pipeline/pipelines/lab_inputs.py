@@ -56,6 +56,10 @@ INPUTS = [f"params:{name}" for name in StageParameters.__annotations__]
 _BEFORE_PRETRAINING = {"ingest", "synthesize", "shard", "vision_pretrain", "text_pretrain"}
 """Tags of the nodes whose outputs many arms share."""
 
+_NARROWER = {("index_evaluation", "params:evaluate"): "params:evaluate.benchmark_part"}
+"""What a node reads of a group, where all of it would part runs that do the same: other questions
+to a model are no other pre-training. As `narrowed` says it at the node."""
+
 
 def reads_stages(run: F) -> F:
     """Names `INPUTS` and their classes as arguments of a function that takes any number.
@@ -172,7 +176,11 @@ class ScopeReader:
         entries = [
             entry for node in pipeline.nodes for entry in describe_function(node.func).entries
         ]
-        read = {name for node in pipeline.nodes for name in node.inputs}
+        read = {
+            _NARROWER.get((node.name, name), name)
+            for node in pipeline.nodes
+            for name in node.inputs
+        }
         groups = sorted(name.removeprefix("params:") for name in read if name.startswith("params:"))
         code = hash_json(dict(self._index.closure(entries).parts))
         return Scope(tuple(node.name for node in pipeline.nodes), tuple(groups), code)

@@ -69,6 +69,7 @@ def test_the_parts_of_a_run(scopes):
     assert "fine_tune" not in parts.whole.nodes
     # Another fine-tuning, or other questions, is no other pre-training.
     assert not {"sft", "sft_shard", "evaluate"} & set(parts.pretrained.groups)
+    assert "evaluate.benchmark_part" in parts.pretrained.groups, "but what must not be learnt is"
     assert "evaluate" in parts.whole.groups
     codes = {parts.prepared.code, parts.pretrained.code, parts.whole.code}
     assert len(codes) == 3
