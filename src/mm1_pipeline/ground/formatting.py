@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Iterable
 
 MISSING = "–"
 """Shown where there is no number; a NaN is shown as such, never as missing."""
@@ -93,6 +94,12 @@ def interval(low: float | None, high: float | None, digits: int = 1) -> str:
     if low is None or high is None:
         return MISSING
     return f"{decimal(low, digits)} to {decimal(high, digits)}"
+
+
+def nearest(possible: Iterable[int], wanted: int) -> str:
+    """The two numbers that are nearest to one that cannot be: `5 or 10`."""
+    found = sorted(possible, key=lambda number: abs(number - wanted))[:2]
+    return " or ".join(map(str, sorted(found)))
 
 
 def visible(text: str) -> str:

@@ -27,6 +27,7 @@ from mm1_pipeline.config.stages import SFTConfig, SFTStart, UpcycleConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.config.validation import ParameterError, build_parameters
 from mm1_pipeline.ground.devices import DeviceLimits, device_limits
+from mm1_pipeline.ground.formatting import nearest
 from mm1_pipeline.models.aim import PatchPrediction
 from mm1_pipeline.models.clip import Contrastive
 from mm1_pipeline.models.connectors import connector_flops
@@ -137,10 +138,14 @@ def plan_environment(parameters: Mapping[str, Any], cluster: Mapping[str, Any]) 
     others = replace(devices, images_per_sequence=None)
     stages["sft"] = plan_training(chat, chat_packing, sft, others)
 
-    models = {"pretrained": model, "upcycled": experts, "dense_control": model, "sft": chat}
+    made_by = {"pretrained": "pretrain", "upcycled": "upcycle"}
+    made_by |= {name: name for name in ("dense_control", "sft")}
     return {
         "stages": stages,
-        "evaluation": {name: _asked(config, devices) for name, config in models.items()},
+        "evaluation": {
+            model_name: _asked(stages[stage]["parameters"]["total"], devices)
+            for model_name, stage in made_by.items()
+        },
         "total": _total(stages, devices),
         "assumptions": {
             "device": devices.device.value,
@@ -338,11 +343,11 @@ def _checkpoint(
     }
 
 
-def _asked(model: MM1Config, cluster: ClusterConfig) -> dict[str, Any]:
+def _asked(num_parameters: int, cluster: ClusterConfig) -> dict[str, Any]:
     """Weights that a device holds whole when a model is asked: float32, whatever is computed in."""
     memory = _limits(cluster).memory_gib
     assert memory is not None, cluster.device
-    weights = count_parameters(model)["total"] * FLOAT32 / GIB
+    weights = num_parameters * FLOAT32 / GIB
     return {"weights_gib": weights, "fits": weights < USABLE_SHARE * memory}
 
 
@@ -362,11 +367,9 @@ def _cost(hours: float, cluster: ClusterConfig) -> float | None:
 
 def _undivided(stage: str, batch: int, num_devices: int) -> str:
     possible = (count for count in range(1, batch + 1) if batch % count == 0)
-    nearest = sorted(possible, key=lambda count: abs(count - num_devices))[:2]
     return (
         f"cluster.num_devices: found {num_devices}, expected a number that divides the batch of "
-        f"{batch} sequences of {stage}; nearest possible: "
-        f"{' or '.join(map(str, sorted(nearest)))}."
+        f"{batch} sequences of {stage}; nearest possible: {nearest(possible, num_devices)}."
     )
 
 

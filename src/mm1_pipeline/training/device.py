@@ -10,7 +10,7 @@ import torch
 from mm1_pipeline.config.shard import PackingConfig
 from mm1_pipeline.config.training import TrainingConfig
 from mm1_pipeline.ground.devices import device_limits
-from mm1_pipeline.ground.formatting import compact
+from mm1_pipeline.ground.formatting import compact, nearest
 from mm1_pipeline.models.device import usable_device
 from mm1_pipeline.models.memory import USABLE_SHARE, largest_microbatch, state_bytes
 from mm1_pipeline.models.objective import Objective
@@ -76,10 +76,9 @@ def choose_num_processes(config: TrainingConfig, device: str) -> int:
             "sees: a process needs one of its own."
         )
     if wanted not in possible:
-        nearest = sorted(possible, key=lambda count: abs(count - wanted))[:2]
         raise ValueError(
             f"num_processes: found {wanted} on {nodes} node(s), expected a number that divides the "
-            f"global batch of {batch}; nearest possible: {' or '.join(map(str, sorted(nearest)))}."
+            f"global batch of {batch}; nearest possible: {nearest(possible, wanted)}."
         )
     return wanted
 
