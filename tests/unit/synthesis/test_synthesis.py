@@ -149,6 +149,19 @@ def test_every_image_gets_a_second_caption_with_its_provenance(
         assert record.metadata["a"] == 1
 
 
+def test_other_sentences_are_written_although_there_is_a_cache(
+    records_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit of the code reruns the node; answers of before would hide it."""
+    config = replace(CONFIG, cache=str(tmp_path / "answers.sqlite"))
+    synthesize(config, TemplateWriter(), records_dir, tmp_path / "1")
+    monkeypatch.setattr(TemplateWriter, "_sentence", lambda self, request: f"Now {request.key}.")
+    synthesize(config, TemplateWriter(), records_dir, tmp_path / "2")
+    texts = [record.segments[1].text for record in read_records(tmp_path / "2", "second")]
+    assert len(texts) == 40
+    assert all(text is not None and text.startswith("Now ") for text in texts)
+
+
 def test_an_image_is_held_out_with_both_of_its_captions(records_dir: Path, tmp_path: Path) -> None:
     """Or training would see held-out images."""
     synthesize(CONFIG, TemplateWriter(), records_dir, tmp_path / "out")

@@ -82,6 +82,9 @@ class AnswerStore:
 class CachedWriter:
     """Asks another writer only for what was not answered before. Failures are asked for again.
 
+    A writer without a model is asked always: it costs nothing, and its code, which a rerun may be
+    for, is no part of the digest.
+
     Args:
         inner: Writes what is new.
         store: Keeps a text by the digest of all that it was made from.
@@ -103,6 +106,8 @@ class CachedWriter:
     def write(self, requests: list[CaptionRequest]) -> list[str | Rejected]:
         """A caption for each request; what is new is stored before this returns."""
         provenance = self.provenance
+        if provenance["model"] is None:
+            return self._write(requests)
         hashes = [content_hash(provenance, self.prompt(request)) for request in requests]
         return _ask_new(self._store, hashes, requests, self._write)
 

@@ -38,7 +38,7 @@ class CaptionWriter(Protocol):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What every caption's record says of the writer: name, model, version."""
+        """What every caption's record says of the writer: name, model (None has none), version."""
         ...
 
     def prompt(self, request: CaptionRequest) -> str:
